@@ -1,0 +1,277 @@
+"""The compiled configuration of one workload: parts, and the manifest that names them.
+
+A *part* is a piece of meaning (the routes of one host, one backend, one authorization set, the listeners) named by the
+digest of its canonical bytes. A *manifest* maps part keys to part digests and is itself named by its digest: that
+digest is what "config" means everywhere (cohorts, acks, status). The same structs are what travels on the control
+stream, what lies on a sidecar's disk and what `backstay sidecar --config` reads.
+
+Rule: nothing in here may depend on file names, line numbers, time or endpoints, or a digest would change although
+nothing a proxy does has changed. Provenance stays with the operator (core/compile/provenance), endpoints are live data.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+SCHEMA_VERSION: Final = 1
+"""Version of the structs below; a sidecar that reads a greater one nacks with reason `SchemaVersion`."""
+
+LATENCY_BOUNDS_MS: Final = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000)
+"""Upper bounds of the latency buckets in milliseconds; one more bucket counts what is slower than the last.
+
+Envoy's default histogram with the rarely used ends dropped. Reports, metrics and the latency verdict share them."""
+
+
+class Base(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Common options: immutable, invisible to the collector (configs are trees), unknown fields refused."""
+
+
+class PathMatch(Base, frozen=True, kw_only=True):
+    kind: Literal["exact", "prefix"]
+    value: str
+    """Always starts with `/`. A prefix matches per path element: `/v1` takes `/v1` and `/v1/x`, never `/v1beta`."""
+
+
+class ValueMatch(Base, frozen=True, kw_only=True):
+    """One header or query parameter. Names of headers are lower case; all values of a repeated header are joined by
+    `,` before they are compared (threats.md H10)."""
+
+    name: str
+    kind: Literal["exact", "prefix", "present", "absent"]
+    value: str = ""
+
+
+class Match(Base, frozen=True, kw_only=True):
+    """All given fields must hold (AND); an empty match takes every request."""
+
+    path: PathMatch | None = None
+    method: str = ""
+    headers: tuple[ValueMatch, ...] = ()
+    query: tuple[ValueMatch, ...] = ()
+
+
+class WeightedBackend(Base, frozen=True, kw_only=True):
+    backend: str
+    """Key of a service port, `sa-logic.shop:80`; the backend part of that name must be in the same manifest."""
+    subset: str = ""
+    weight: int = 1
+    """Share among the rule's backends is weight / sum of weights; 0 takes nothing."""
+
+
+RetryCondition: TypeAlias = Literal["connect-failure", "reset-before-request", "reset", "gateway-error", "5xx"]
+"""Names as Envoy's retry-on. `reset-before-request`: the connection died before any response byte and either the
+method is idempotent or no byte of the request had been written."""
+
+
+class Retry(Base, frozen=True, kw_only=True):
+    attempts: int
+    """Retries after the first try."""
+    retry_on: tuple[RetryCondition, ...]
+    backoff_ms: int = 25
+    """Base of the full-jitter exponential back-off: the n-th retry waits a random time below (2**n - 1) * base,
+    capped at 10 * base (Envoy)."""
+    budget_percent: int = 20
+    """Retries in flight may be at most this share of the requests in flight (minimum 3), per backend and proxy."""
+    any_method: bool = False
+    """True retries methods that are not idempotent too; only because the document says so."""
+
+
+class Fault(Base, frozen=True, kw_only=True):
+    delay_ms: int = 0
+    delay_percent: float = 0.0
+    abort_status: int = 0
+    abort_percent: float = 0.0
+
+
+class Rule(Base, frozen=True, kw_only=True):
+    """One ordered rule of a host; the first rule with a matching match takes the request."""
+
+    name: str
+    """Stable name within the host, used in counters, logs and provenance: the document's rule name or `rule-<index>`."""
+    matches: tuple[Match, ...] = ()
+    """Alternatives (OR); none takes everything."""
+    backends: tuple[WeightedBackend, ...] = ()
+    timeout_ms: int = 15_000
+    """Whole exchange, retries included; 0 is no limit."""
+    try_timeout_ms: int = 0
+    """One attempt; 0 is no limit of its own."""
+    retry: Retry | None = None
+    fault: Fault | None = None
+
+
+class HostRoutes(Base, frozen=True, kw_only=True, tag="routes", tag_field="part"):
+    """Outbound rules for one authority. No matching rule answers 404 `no-route`."""
+
+    host: str
+    """Canonical name: `<service>.<namespace>` or a name with dots of the user's own."""
+    port: int
+    rules: tuple[Rule, ...]
+
+    @property
+    def key(self) -> str:
+        return f"routes/{self.host}:{self.port}"
+
+
+class Subset(Base, frozen=True, kw_only=True):
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    """Sorted label pairs that an endpoint must all carry."""
+
+
+class Backend(Base, frozen=True, kw_only=True, tag="backend", tag_field="part"):
+    """How to reach one service port. Endpoints are live data, matched by `service:port`."""
+
+    service: str
+    """`<name>.<namespace>`"""
+    port: int
+    protocol: Literal["http", "tcp"] = "http"
+    subsets: tuple[Subset, ...] = ()
+    balance: Literal["round_robin", "least_request"] = "least_request"
+    connect_timeout_ms: int = 5_000
+    max_connections: int = 0
+    """Open connections from one proxy to the whole backend; 0 is no limit."""
+    tls: Literal["mesh", "disable"] = "mesh"
+    """`mesh`: mTLS wherever the endpoint carries an identity. `disable`: plaintext always."""
+
+    @property
+    def key(self) -> str:
+        return f"backend/{self.service}:{self.port}"
+
+
+class Source(Base, frozen=True, kw_only=True):
+    """Who a caller may be; all non-empty fields must hold, values of one field are alternatives."""
+
+    principals: tuple[str, ...] = ()
+    """`spiffe://td/ns/shop/sa/x`, a prefix ending in `*`, or `*` (any authenticated caller)."""
+    namespaces: tuple[str, ...] = ()
+    not_principals: tuple[str, ...] = ()
+    not_namespaces: tuple[str, ...] = ()
+
+
+class Operation(Base, frozen=True, kw_only=True):
+    """What is asked; all non-empty fields must hold, values of one field are alternatives."""
+
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    """Exact, `prefix*`, `*suffix` or `*`; compared with the path that is forwarded, without the query."""
+    headers: tuple[ValueMatch, ...] = ()
+    ports: tuple[int, ...] = ()
+
+
+class PolicyRule(Base, frozen=True, kw_only=True):
+    """Sources are alternatives, operations are alternatives; an empty list of either is "any"."""
+
+    sources: tuple[Source, ...] = ()
+    operations: tuple[Operation, ...] = ()
+
+
+class Policy(Base, frozen=True, kw_only=True):
+    name: str
+    """`<namespace>/<name>` of the Authorization document, named in logs when it decides."""
+    action: Literal["allow", "deny", "audit"]
+    rules: tuple[PolicyRule, ...] = ()
+    """No rule matches nothing: an allow policy without rules lets nobody in."""
+
+
+class Authorization(Base, frozen=True, kw_only=True, tag="authorization", tag_field="part"):
+    """All policies of one workload. Deny first; then, if there is any allow policy, one must match."""
+
+    policies: tuple[Policy, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return "authorization"
+
+
+class InboundPort(Base, frozen=True, kw_only=True):
+    port: int
+    """The port the application listens on."""
+    protocol: Literal["http", "tcp"] = "http"
+    mtls: Literal["permissive", "strict", "disable"] = "permissive"
+
+
+class Listeners(Base, frozen=True, kw_only=True, tag="listeners", tag_field="part"):
+    """What the proxy itself is: whose it is, what it accepts, what it does with hosts it does not know."""
+
+    namespace: str
+    identity: str
+    """The workload's own SPIFFE ID."""
+    trust_domain: str
+    inbound: tuple[InboundPort, ...] = ()
+    egress: Literal["allow_any", "registry_only"] = "allow_any"
+    access_log: Literal["off", "failures", "all"] = "off"
+
+    @property
+    def key(self) -> str:
+        return "listeners"
+
+
+Part: TypeAlias = HostRoutes | Backend | Authorization | Listeners
+
+
+class Manifest(Base, frozen=True, kw_only=True):
+    """The config of one workload as a list of named parts."""
+
+    workload: str
+    """`<namespace>/<name>`"""
+    parts: dict[str, str]
+    """Part key -> part digest."""
+    schema: int = SCHEMA_VERSION
+
+
+_encoder: Final = msgspec.json.Encoder(order="sorted")
+_part_decoder: Final[msgspec.json.Decoder[Part]] = msgspec.json.Decoder(Part)
+
+
+def encode_part(part: Part) -> bytes:
+    """Canonical bytes of a part: the same meaning always gives the same bytes."""
+    return _encoder.encode(part)
+
+
+def decode_part(data: bytes) -> Part:
+    """Parse the bytes of a part. Raises msgspec.ValidationError for anything that is not exactly a known part."""
+    part: Part = _part_decoder.decode(data)
+    return part
+
+
+def digest_of(data: bytes) -> str:
+    """Hex SHA-256 of canonical bytes: the name of a part or of a manifest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    return _encoder.encode(manifest)
+
+
+def config_digest(manifest: Manifest) -> str:
+    """The digest that names a config: what proxies ack, what cohorts are compared by."""
+    return digest_of(encode_manifest(manifest))
+
+
+class Config(Base, frozen=True, kw_only=True):
+    """A manifest with its parts at hand: what a proxy runs and what `backstay sidecar --config` reads from one file."""
+
+    manifest: Manifest
+    parts: dict[str, Part]
+    """Part key -> part; exactly the keys of the manifest."""
+
+    @property
+    def digest(self) -> str:
+        return config_digest(self.manifest)
+
+
+def assemble(manifest: Manifest, parts: Mapping[str, bytes]) -> Config:
+    """Build a config from stored part bytes keyed by digest.
+
+    Raises KeyError(digest) for a part that is missing, ValueError for bytes that are not what their name says,
+    msgspec.ValidationError for a part this version does not understand.
+    """
+    decoded: dict[str, Part] = {}
+    for key, digest in manifest.parts.items():
+        data = parts[digest]
+        if digest_of(data) != digest:
+            raise ValueError(f"part {key!r}: content does not match its digest {digest[:12]}")
+        decoded[key] = decode_part(data)
+    return Config(manifest=manifest, parts=decoded)

@@ -1,0 +1,443 @@
+"""The intents a person writes, as types: the one source of schemas/, of the reference docs and of the CRDs to come.
+
+Field names follow Gateway API where it has the concept, then Istio, then Envoy. Descriptions and examples here become
+those of the JSON Schemas (core/validate/schema.py generates them; a test fails on drift). Values are already checked by
+the schema when one of these is made; what needs more than one document is core/validate/rules.py.
+
+Rule: no field may be called on, off, yes, no, y or n (kubectl turns such keys into booleans).
+"""
+
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+API_VERSION: Final = "backstay.dev/v1alpha1"
+
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$",
+        description="A DNS label: lower-case letters, digits and `-`, at most 63 characters.",
+        examples=["sa-logic"],
+    ),
+]
+Host = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$",
+        max_length=253,
+        description="A host name in lower case. A name without dots is a service of the document's own namespace; "
+        "`service.namespace` is one of another.",
+        examples=["sa-logic", "sa-logic.shop"],
+    ),
+]
+Duration = Annotated[
+    str,
+    Meta(
+        pattern=r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$",
+        description="A duration as Go writes it: `250ms`, `15s`, `1m30s`, `24h`. `0s` means none.",
+        examples=["15s", "250ms"],
+    ),
+]
+Port = Annotated[int, Meta(ge=1, le=65535, description="A TCP port.", examples=[80])]
+Percent = Annotated[float, Meta(ge=0, le=100, description="A percentage from 0 to 100.", examples=[10, 0.5])]
+Method = Annotated[
+    str, Meta(pattern=r"^[A-Z]{1,20}$", description="An HTTP method in capitals.", examples=["GET", "POST"])
+]
+HeaderName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$",
+        description="A header name; case does not matter.",
+        examples=["x-version"],
+    ),
+]
+SpiffeId = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)*(/?\*)?)$",
+        description="`spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`, a prefix of it ending in `*`, or `*` "
+        "for any authenticated caller.",
+        examples=["spiffe://backstay.local/ns/shop/sa/sa-webapp"],
+    ),
+]
+
+
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True, omit_defaults=True):
+    """Common options of everything a person writes."""
+
+
+# --- rollout settings (Mesh defaults, and spec.rollout of any document) ---------------------------------------------
+
+
+class ExpectRefused(Node, frozen=True, kw_only=True):
+    """Refusals that this change is meant to cause. They are not held against it; all others are."""
+
+    source: Annotated[
+        str,
+        Meta(
+            min_length=2,
+            description="Who will be refused: a SPIFFE ID or a CIDR. Never `*`: a policy that refuses everybody must "
+            "still be caught.",
+            examples=["spiffe://backstay.local/ns/shop/sa/legacy-batch", "10.2.0.0/16"],
+        ),
+    ]
+    host: Annotated[str, Meta(description="Only requests to this host; empty is any.")] = ""
+    path: Annotated[str, Meta(description="Only this path, exact or a prefix ending in `*`; empty is any.")] = ""
+
+
+class DocumentRollout(Node, frozen=True, kw_only=True):
+    """How a change of this document is rolled out. Fields left out come from the Mesh."""
+
+    strategy: Annotated[
+        Literal["Progressive", "Immediate"],
+        Meta(
+            description="`Progressive`: in waves. `Immediate`: everyone at once, for emergencies; validated as ever, and "
+            "it preempts a running rollout."
+        ),
+    ] = "Progressive"
+    on_fail: Annotated[
+        Literal["rollback", "pause", ""],
+        Meta(description="What happens when the verdict is fail. Empty: as the Mesh says."),
+    ] = ""
+    on_no_traffic: Annotated[
+        Literal["proceed", "hold", ""],
+        Meta(description="What happens at a wave's deadline when there was too little traffic to judge."),
+    ] = ""
+    expect_refused: Annotated[
+        tuple[ExpectRefused, ...], Meta(description="Refusals that this change is meant to cause.", max_length=32)
+    ] = ()
+
+
+class TrafficSteps(DocumentRollout, frozen=True, kw_only=True):
+    """A Route's rollout; it may ramp its weights instead of moving proxies."""
+
+    traffic: Annotated[
+        tuple[Annotated[float, Meta(gt=0, le=100)], ...],
+        Meta(
+            description="Percentages of the way from the old to the new weights, ascending, ending in 100. The steps "
+            "replace the waves; the cohorts are the destinations that gain weight against the others.",
+            examples=[[5, 25, 50, 100]],
+            max_length=20,
+        ),
+    ] = ()
+
+
+class MeshRollout(Node, frozen=True, kw_only=True):
+    """Defaults of every rollout in the mesh."""
+
+    shares: Annotated[
+        tuple[Annotated[float, Meta(gt=0, le=100)], ...],
+        Meta(description="Percentage of each affected workload per wave, ascending, ending in 100.", max_length=20),
+    ] = (5.0, 25.0, 60.0, 100.0)
+    soak: Annotated[Duration, Meta(description="The least time a wave lasts; evidence decides the rest.")] = "30s"
+    deadline: Annotated[Duration, Meta(description="The longest a wave waits for evidence.")] = "10m"
+    tolerance: Annotated[
+        Percent, Meta(description="Pass when the candidate is surely less than this many percentage points worse.")
+    ] = 1.0
+    margin: Annotated[
+        Percent, Meta(description="Fail when the candidate is surely more than this many percentage points worse.")
+    ] = 0.2
+    on_fail: Literal["rollback", "pause"] = "rollback"
+    on_no_traffic: Annotated[
+        Literal["proceed", "hold"],
+        Meta(
+            description="At a wave's deadline without evidence. Changes of Authorization, Authentication and Gateway "
+            "hold unless their own document says `proceed`."
+        ),
+    ] = "proceed"
+    confirm_within: Annotated[
+        Duration, Meta(description="A proxy that has no acked report for this long leaves the candidate by itself.")
+    ] = "60s"
+    bake_time: Annotated[Duration, Meta(description="How long a live change is still watched.")] = "15m"
+    on_bake_fail: Literal["rollback", "alert"] = "rollback"
+
+
+# --- Mesh -------------------------------------------------------------------------------------------------------------
+
+
+class MeshRetry(Node, frozen=True, kw_only=True):
+    attempts: Annotated[int, Meta(ge=0, le=10, description="Retries after the first try; 0 switches retries off.")] = 2
+    budget_percent: Annotated[int, Meta(ge=0, le=100, description="Retries may be at most this share of requests.")] = (
+        20
+    )
+
+
+class MeshDefaults(Node, frozen=True, kw_only=True):
+    """What holds for every route and workload that does not say otherwise."""
+
+    timeout: Annotated[Duration, Meta(description="Request timeout, retries included.")] = "15s"
+    retry: Annotated[
+        MeshRetry, Meta(description="Retries of idempotent requests after connect failures and early resets.")
+    ] = MeshRetry()
+    mtls: Annotated[
+        Literal["PERMISSIVE", "STRICT", "DISABLE"],
+        Meta(description="What servers accept. Between proxies mTLS is always used unless `DISABLE`."),
+    ] = "PERMISSIVE"
+
+
+class AccessLog(Node, frozen=True, kw_only=True):
+    mode: Annotated[Literal["none", "failures", "all"], Meta(description="Which requests are logged.")] = "none"
+
+
+class MeshSpec(Node, frozen=True, kw_only=True):
+    """Settings of the whole mesh. There is at most one Mesh document."""
+
+    trust_domain: Annotated[
+        str, Meta(pattern=r"^[a-z0-9._-]{1,255}$", description="SPIFFE trust domain of all identities.")
+    ] = "backstay.local"
+    defaults: MeshDefaults = MeshDefaults()
+    egress: Annotated[
+        Literal["ALLOW_ANY", "REGISTRY_ONLY"],
+        Meta(description="What proxies do with hosts outside the mesh: pass them through, or answer 502."),
+    ] = "ALLOW_ANY"
+    access_log: AccessLog = AccessLog()
+    rollout: MeshRollout = MeshRollout()
+
+
+# --- Route ------------------------------------------------------------------------------------------------------------
+
+
+class HTTPPathMatch(Node, frozen=True, kw_only=True):
+    type: Annotated[
+        Literal["Exact", "PathPrefix"],
+        Meta(description="`PathPrefix` is per path element: `/v1` takes `/v1` and `/v1/x`, not `/v1beta`."),
+    ] = "PathPrefix"
+    value: Annotated[str, Meta(pattern=r"^/[^\s?#]*$", max_length=1024, examples=["/analyse"])]
+
+
+class HTTPHeaderMatch(Node, frozen=True, kw_only=True):
+    name: HeaderName
+    type: Literal["Exact", "Prefix", "Present", "Absent"] = "Exact"
+    value: Annotated[str, Meta(max_length=4096, description="Left out for `Present` and `Absent`.")] = ""
+
+
+class HTTPQueryParamMatch(Node, frozen=True, kw_only=True):
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    type: Literal["Exact", "Prefix", "Present", "Absent"] = "Exact"
+    value: Annotated[str, Meta(max_length=1024)] = ""
+
+
+class HTTPRouteMatch(Node, frozen=True, kw_only=True):
+    """All given fields must hold."""
+
+    path: HTTPPathMatch | None = None
+    method: Method | None = None
+    headers: Annotated[tuple[HTTPHeaderMatch, ...], Meta(max_length=16)] = ()
+    query_params: Annotated[tuple[HTTPQueryParamMatch, ...], Meta(max_length=16)] = ()
+
+
+class BackendRef(Node, frozen=True, kw_only=True):
+    name: Annotated[Host, Meta(description="The service: `name`, or `name.namespace` for another namespace's.")]
+    port: Annotated[Port | None, Meta(description="Port of the service; left out: the route's port.")] = None
+    subset: Annotated[Name | None, Meta(description="A subset that the service's Backend document defines.")] = None
+    weight: Annotated[int, Meta(ge=0, le=1_000_000, description="Share among the rule's backendRefs.")] = 1
+
+
+class Timeouts(Node, frozen=True, kw_only=True):
+    request: Annotated[Duration | None, Meta(description="The whole exchange, retries included; `0s` is no limit.")] = (
+        None
+    )
+    backend_request: Annotated[Duration | None, Meta(description="One attempt; at most `request`.")] = None
+
+
+RetryOn: TypeAlias = Literal["connect-failure", "reset-before-request", "reset", "gateway-error", "5xx"]
+
+
+class RouteRetry(Node, frozen=True, kw_only=True):
+    attempts: Annotated[int, Meta(ge=0, le=10, description="Retries after the first try.")] = 2
+    retry_on: Annotated[tuple[RetryOn, ...], Meta(description="Conditions, named as Envoy names them.")] = (
+        "connect-failure",
+        "reset-before-request",
+    )
+    backoff: Annotated[Duration, Meta(description="Base of the full-jitter exponential back-off.")] = "25ms"
+    budget_percent: Annotated[int, Meta(ge=0, le=100)] = 20
+    any_method: Annotated[
+        bool, Meta(description="Retry requests that are not idempotent (POST, PATCH) too. Know what you do.")
+    ] = False
+
+
+class FaultDelay(Node, frozen=True, kw_only=True):
+    duration: Duration
+    percentage: Percent = 100.0
+
+
+class FaultAbort(Node, frozen=True, kw_only=True):
+    status: Annotated[int, Meta(ge=400, le=599)]
+    percentage: Percent = 100.0
+
+
+class FaultInjection(Node, frozen=True, kw_only=True):
+    delay: FaultDelay | None = None
+    abort: FaultAbort | None = None
+
+
+class RouteRule(Node, frozen=True, kw_only=True):
+    """One rule; the first rule of a route with a matching match takes the request."""
+
+    name: Name | None = None
+    matches: Annotated[
+        tuple[HTTPRouteMatch, ...], Meta(max_length=32, description="Alternatives; none takes every request.")
+    ] = ()
+    backend_refs: Annotated[tuple[BackendRef, ...], Meta(max_length=32, min_length=1)]
+    timeouts: Timeouts = Timeouts()
+    retry: RouteRetry | None = None
+    fault: Annotated[FaultInjection | None, Meta(description="Failures made on purpose, for tests of callers.")] = None
+
+
+class RouteSpec(Node, frozen=True, kw_only=True):
+    """Where requests to a host go."""
+
+    hosts: Annotated[tuple[Host, ...], Meta(min_length=1, max_length=32, description="Hosts this route is for.")]
+    port: Annotated[Port | None, Meta(description="Only this port of the hosts; left out: every HTTP port.")] = None
+    rules: Annotated[tuple[RouteRule, ...], Meta(min_length=1, max_length=256)]
+    rollout: TrafficSteps = TrafficSteps()
+
+
+# --- Backend ----------------------------------------------------------------------------------------------------------
+
+
+class SubsetSpec(Node, frozen=True, kw_only=True):
+    name: Name
+    labels: Annotated[
+        dict[str, str],
+        Meta(
+            min_length=1, max_length=16, description="Labels an instance must all carry.", examples=[{"version": "v2"}]
+        ),
+    ]
+
+
+class LoadBalancing(Node, frozen=True, kw_only=True):
+    policy: Annotated[
+        Literal["LeastRequest", "RoundRobin"], Meta(description="`LeastRequest` takes the better of two random picks.")
+    ] = "LeastRequest"
+
+
+class ConnectionLimits(Node, frozen=True, kw_only=True):
+    connect_timeout: Duration = "5s"
+    max_connections: Annotated[int, Meta(ge=0, description="From one proxy to the service; 0 is no limit.")] = 0
+
+
+class UpstreamTls(Node, frozen=True, kw_only=True):
+    mode: Annotated[
+        Literal["MESH", "DISABLE"], Meta(description="`MESH`: mTLS to every instance that has a proxy.")
+    ] = "MESH"
+
+
+class BackendSpec(Node, frozen=True, kw_only=True):
+    """How callers reach one service."""
+
+    service: Annotated[Host, Meta(description="The service this document is about.")]
+    subsets: Annotated[tuple[SubsetSpec, ...], Meta(max_length=64)] = ()
+    load_balancing: LoadBalancing = LoadBalancing()
+    connections: ConnectionLimits = ConnectionLimits()
+    tls: UpstreamTls = UpstreamTls()
+    rollout: DocumentRollout = DocumentRollout()
+
+
+# --- Authentication, Authorization ------------------------------------------------------------------------------------
+
+
+class WorkloadSelector(Node, frozen=True, kw_only=True):
+    """Which workloads of the document's namespace a policy is for; empty selects all of them."""
+
+    workloads: Annotated[tuple[Name, ...], Meta(description="Names of workloads.", max_length=64)] = ()
+
+
+class PortMtls(Node, frozen=True, kw_only=True):
+    port: Port
+    mode: Literal["PERMISSIVE", "STRICT", "DISABLE"]
+
+
+class Mtls(Node, frozen=True, kw_only=True):
+    mode: Annotated[
+        Literal["PERMISSIVE", "STRICT", "DISABLE"],
+        Meta(description="`STRICT`: only mTLS. `PERMISSIVE`: plaintext too. `DISABLE`: only plaintext."),
+    ] = "PERMISSIVE"
+    ports: Annotated[tuple[PortMtls, ...], Meta(description="Exceptions by the application's own port.")] = ()
+
+
+class AuthenticationSpec(Node, frozen=True, kw_only=True):
+    """What callers must prove."""
+
+    selector: WorkloadSelector = WorkloadSelector()
+    mtls: Mtls = Mtls()
+    rollout: DocumentRollout = DocumentRollout()
+
+
+class AuthorizationSource(Node, frozen=True, kw_only=True):
+    """Who calls. All given fields must hold; values of one field are alternatives."""
+
+    principals: Annotated[tuple[SpiffeId, ...], Meta(max_length=128)] = ()
+    service_accounts: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^([a-z0-9-]+/)?[a-z0-9-]+$", examples=["shop/sa-webapp"])], ...],
+        Meta(description="`namespace/name`, or a name of the document's namespace.", max_length=128),
+    ] = ()
+    namespaces: Annotated[tuple[Name, ...], Meta(max_length=128)] = ()
+    not_principals: Annotated[tuple[SpiffeId, ...], Meta(max_length=128)] = ()
+    not_namespaces: Annotated[tuple[Name, ...], Meta(max_length=128)] = ()
+
+
+PathPattern = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|/[^\s?#*]*\*?|\*[^\s?#*]+)$",
+        description="Exact (`/feedback`), a prefix (`/static/*`), a suffix (`*.ico`) or `*`.",
+        examples=["/analyse/*"],
+    ),
+]
+
+
+class AuthorizationOperation(Node, frozen=True, kw_only=True):
+    """What is asked. All given fields must hold; values of one field are alternatives."""
+
+    methods: Annotated[tuple[Method, ...], Meta(max_length=32)] = ()
+    paths: Annotated[tuple[PathPattern, ...], Meta(max_length=128)] = ()
+    headers: Annotated[tuple[HTTPHeaderMatch, ...], Meta(max_length=16)] = ()
+    ports: Annotated[tuple[Port, ...], Meta(description="The application's own ports.", max_length=32)] = ()
+
+
+class AuthorizationRule(Node, frozen=True, kw_only=True):
+    """Matches when one of `from` and one of `to` match; a list left out matches everything."""
+
+    from_: Annotated[tuple[AuthorizationSource, ...], Meta(description="Callers, as alternatives.", max_length=64)] = (
+        msgspec.field(default=(), name="from")
+    )
+    to: Annotated[
+        tuple[AuthorizationOperation, ...], Meta(description="Operations, as alternatives.", max_length=64)
+    ] = ()
+
+
+class AuthorizationSpec(Node, frozen=True, kw_only=True):
+    """Who may ask what of the selected workloads. Deny goes first; once there is any Allow, one must match."""
+
+    selector: WorkloadSelector = WorkloadSelector()
+    action: Literal["Allow", "Deny", "Audit"] = "Allow"
+    rules: Annotated[
+        tuple[AuthorizationRule, ...],
+        Meta(description="Alternatives. An Allow without rules lets nobody in.", max_length=256),
+    ] = ()
+    rollout: DocumentRollout = DocumentRollout()
+
+
+# --- envelope ---------------------------------------------------------------------------------------------------------
+
+
+class Metadata(Node, frozen=True, kw_only=True):
+    name: Name
+    namespace: Annotated[Name, Meta(description="Left out: the repository's default namespace.")] = "default"
+    labels: Annotated[dict[str, str], Meta(description="For people; they select nothing.")] = {}
+    annotations: Annotated[dict[str, str], Meta(description="For people.")] = {}
+
+
+Spec: TypeAlias = MeshSpec | RouteSpec | BackendSpec | AuthenticationSpec | AuthorizationSpec
+
+KINDS: Final[dict[str, Any]] = {
+    "Mesh": MeshSpec,
+    "Route": RouteSpec,
+    "Backend": BackendSpec,
+    "Authentication": AuthenticationSpec,
+    "Authorization": AuthorizationSpec,
+}
+"""Kind -> type of its spec. A new kind is added here and nowhere else first: schemas, docs and CLI follow."""

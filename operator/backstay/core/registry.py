@@ -1,0 +1,89 @@
+"""What exists now: services, the workloads that run them, and their instances.
+
+The registry is a value: platforms (local processes, Kubernetes) build one and hand it to the loop. Services, ports and
+workloads go into configs; instances only into live data.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePort:
+    port: int
+    name: str = ""
+    target_port: int
+    """The port the application listens on."""
+    protocol: Literal["http", "tcp"] = "http"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    name: str
+    namespace: str
+    ports: tuple[ServicePort, ...]
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}.{self.namespace}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    name: str
+    namespace: str
+    service_account: str
+    services: tuple[str, ...] = ()
+    """Keys of the services its instances are behind."""
+    ports: tuple[tuple[int, Literal["http", "tcp"]], ...] = ()
+    """The application's own ports with their protocols, sorted."""
+    reaches: tuple[str, ...] | None = None
+    """Hosts it declares to call (`sa-logic`, `sa-logic.shop`); None: it did not say, so it may reach every service."""
+    is_gateway: bool = False
+    engine: Literal["python", "envoy"] = "python"
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    def identity(self, trust_domain: str) -> str:
+        """SPIFFE ID of its instances, `spiffe://<trust-domain>/ns/<ns>/sa/<sa>` (Istio's form)."""
+        return f"spiffe://{trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One running copy of a workload: a process or a pod. Its id is its proxy's id as well."""
+
+    id: str
+    workload: str
+    """Key of its workload."""
+    address: str
+    inbound: Mapping[int, int] = field(default_factory=dict)
+    """Application port -> the port other proxies connect to at `address` (equal under interception)."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ready: bool = True
+    meshed: bool = True
+    zone: str = ""
+    started_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registry:
+    services: Mapping[str, Service] = field(default_factory=dict)
+    """By key `name.namespace`."""
+    workloads: Mapping[str, Workload] = field(default_factory=dict)
+    """By key `namespace/name`."""
+    instances: Mapping[str, Instance] = field(default_factory=dict)
+    """By id."""
+
+    def of_service(self, service: str) -> Iterator[Instance]:
+        """Instances behind a service, ready or not."""
+        for instance in self.instances.values():
+            workload = self.workloads.get(instance.workload)
+            if workload is not None and service in workload.services:
+                yield instance
+
+    def of_workload(self, workload: str) -> Iterator[Instance]:
+        return (instance for instance in self.instances.values() if instance.workload == workload)

@@ -1,0 +1,93 @@
+"""The Engine port: what the agent needs of whatever does the traffic.
+
+The agent owns identity, storage, leases and reports; an engine owns sockets and decisions. `engines/python` is bundled,
+`engines/envoy` drives Envoy through files. Everything an engine is given is complete and checked for integrity; what an
+engine cannot serve it refuses by ContentRefused, and then keeps serving what it served before.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from backstay.config.model import Config
+from backstay.config.wire import Endpoint, PeerRow, RefusalExpected, Row
+
+
+class ContentRefused(Exception):
+    """This config cannot be served: the document author's fault, never the machine's. `reason` is CamelCase."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplicitListener:
+    """A port on which the application finds one host without any proxy setting."""
+
+    listen: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where this sidecar stands: given by the platform at start, never by a config."""
+
+    host: str
+    """Address the sidecar binds for mesh traffic (its instance's own)."""
+    inbound: Mapping[int, int]
+    """Application port -> port the sidecar listens on for it at `host`."""
+    app_host: str = "127.0.0.1"
+    """Where the application listens on its own ports."""
+    outbound: int = 15001
+    """HTTP proxy port for the application (bound on `app_host`)."""
+    explicit: tuple[ExplicitListener, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityFiles:
+    """The current SVID on disk (0600). The same paths are rewritten atomically at renewal; then `identity` is called."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Increments since the previous call of collect."""
+
+    rows: Sequence[Row]
+    peers: Sequence[PeerRow]
+    serving: Mapping[str, float]
+    open_requests: int
+
+
+class Engine(Protocol):
+    name: str
+    capabilities: tuple[str, ...]
+
+    async def start(self, address: Address) -> None:
+        """Bind all listeners; requests wait or get 503 until the first `apply`. Raises OSError (port in use: named)."""
+
+    def apply(
+        self, stable: Config, candidate: Config | None, share: float, expect_refused: Sequence[RefusalExpected] = ()
+    ) -> None:
+        """Serve these from now on, as one atomic swap; requests under way keep what they started with. A change of share alone
+        is cheap. Open connections that the new rules refuse are closed. Raises ContentRefused and changes nothing."""
+
+    def endpoints(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> None:
+        """Live endpoints by `service.namespace:port`."""
+
+    def trust(self, bundles: Mapping[str, str], revoked: Sequence[str]) -> None:
+        """Trust domain -> PEM roots; peers whose identity is revoked are cut off at once."""
+
+    def identity(self, files: IdentityFiles) -> None:
+        """Use this certificate and key for new handshakes."""
+
+    def collect(self) -> Observed:
+        """Counters since the previous call."""
+
+    async def drain(self, timeout: float) -> None:
+        """Accept nothing new, finish what is open (at most `timeout` seconds), then close everything."""
