@@ -6,7 +6,7 @@ engine cannot serve it refuses by ContentRefused, and then keeps serving what it
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -41,6 +41,9 @@ class Address:
     """Application port -> port the sidecar listens on for it at `host`."""
     app_host: str = "127.0.0.1"
     """Where the application listens on its own ports."""
+    app_ports: Mapping[int, int] = field(default_factory=dict)
+    """Application port -> the port it really has at `app_host`, where that differs (systems with one loopback address
+    only: macOS). What is not named here is where it says it is."""
     outbound: int = 15001
     """HTTP proxy port for the application (bound on `app_host`)."""
     explicit: tuple[ExplicitListener, ...] = ()
