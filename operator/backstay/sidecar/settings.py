@@ -1,0 +1,175 @@
+"""What a sidecar is told at its start: flags, each with an environment variable `BACKSTAY_SIDECAR_<FLAG>` behind it.
+
+The platform sets these (local processes, the injection webhook); nothing in here ever comes from a config. argparse, not
+click: a sidecar starts with every pod, and the flags cost 13 ms instead of 35.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from backstay.sidecar.engine import Address, ExplicitListener
+
+ENVIRONMENT_PREFIX: Final = "BACKSTAY_SIDECAR_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    proxy: str
+    """Instance id, equal to the registry's."""
+    address: Address
+    state: Path
+    """Folder of identity, configs, leases; private to this proxy and kept over restarts."""
+    operator_host: str = ""
+    operator_port: int = 0
+    """0: no operator; then `config` names a file."""
+    trust_domain: str = "backstay.local"
+    """The operator must show `spiffe://<trust domain>/backstay/operator`."""
+    token_file: Path | None = None
+    """Holds the enrolment token; read anew at each enrolment, so the platform may replace it."""
+    trust_file: Path | None = None
+    """PEM roots to recognize the operator by before a first trust bundle has arrived; read anew at each connection."""
+    config: Path | None = None
+    """Standalone: serve this file, no operator; SIGHUP reads it again."""
+    engine: str = "python"
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 15000
+    """/config_dump; 0 is off. Ports as in Envoy and Istio sidecars. Equal ports share one listener."""
+    health_host: str = "127.0.0.1"
+    """Kubernetes' kubelet asks from outside the pod's loopback: the injector sets the pod's address here."""
+    health_port: int = 15021
+    prometheus_port: int = 15090
+    """/stats/prometheus, at `health_host`."""
+    drain_s: float = 30.0
+    """Longest wait for open requests after SIGTERM; the default of Kubernetes' grace period."""
+    report_s: float = 1.0
+    """Seconds between reports; the verdict counts in seconds."""
+    log_level: str = "info"
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from flags and environment; flags win. Exits with status 2 and a sentence for what cannot be read."""
+    parser = _parser(environment)
+    found = parser.parse_args(arguments)
+    if not found.operator and not found.config:
+        parser.error("either --operator or --config is needed: nothing else says what to serve")
+    try:
+        return _settings(found)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="backstay sidecar", description="One proxy of the mesh, beside one workload instance.", allow_abbrev=False
+    )
+
+    def flag(name: str, help_text: str, default: str = "", *, required: bool = False) -> None:
+        variable = ENVIRONMENT_PREFIX + name.upper().replace("-", "_")
+        value = environment.get(variable, default)
+        needed = required and not value
+        parser.add_argument(f"--{name}", default=value, required=needed, help=f"{help_text} [{variable}]")
+
+    flag("proxy", "id of this instance", required=True)
+    flag("state", "folder for identity and configs", required=True)
+    flag("operator", "https://HOST:PORT of the operator")
+    flag("trust-domain", "the mesh's SPIFFE trust domain", "backstay.local")
+    flag("token-file", "file with the enrolment token")
+    flag("trust-file", "PEM roots to recognize the operator by at first")
+    flag("config", "serve this config file, without an operator")
+    flag("engine", "what does the traffic: python", "python")
+    flag("host", "address for mesh traffic", "127.0.0.1")
+    flag("inbound", "APP_PORT=LISTEN_PORT, comma separated: ports of the application and where the proxy takes them")
+    flag("app-host", "where the application listens", "127.0.0.1")
+    flag("outbound", "HTTP proxy port for the application", "15001")
+    flag("explicit", "LISTEN_PORT=HOST:PORT, comma separated: one host without proxy settings")
+    flag("admin-host", "address of the admin port", "127.0.0.1")
+    flag("admin-port", "admin port, 0 is off", "15000")
+    flag("health-host", "address of the health and Prometheus ports", "127.0.0.1")
+    flag("health-port", "health port, 0 is off", "15021")
+    flag("prometheus-port", "Prometheus port, 0 is off", "15090")
+    flag("drain", "seconds to finish open requests after SIGTERM", "30")
+    flag("report-interval", "seconds between reports", "1")
+    flag("log-level", "debug, info, warning or error", "info")
+    return parser
+
+
+def _settings(found: argparse.Namespace) -> Settings:
+    host, port = operator_address(found.operator) if found.operator else ("", 0)
+    return Settings(
+        proxy=found.proxy,
+        state=Path(found.state),
+        address=Address(
+            host=found.host,
+            inbound=inbound_ports(found.inbound),
+            app_host=found.app_host,
+            outbound=_port(found.outbound, "--outbound"),
+            explicit=explicit_listeners(found.explicit),
+        ),
+        operator_host=host,
+        operator_port=port,
+        trust_domain=found.trust_domain,
+        token_file=Path(found.token_file) if found.token_file else None,
+        trust_file=Path(found.trust_file) if found.trust_file else None,
+        config=Path(found.config) if found.config else None,
+        engine=found.engine,
+        admin_host=found.admin_host,
+        admin_port=_port(found.admin_port, "--admin-port"),
+        health_host=found.health_host,
+        health_port=_port(found.health_port, "--health-port"),
+        prometheus_port=_port(found.prometheus_port, "--prometheus-port"),
+        drain_s=_seconds(found.drain, "--drain"),
+        report_s=_seconds(found.report_interval, "--report-interval"),
+        log_level=found.log_level,
+    )
+
+
+def operator_address(url: str) -> tuple[str, int]:
+    """Host and port of `https://host:port`. Raises ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.hostname or parts.port is None or parts.path not in ("", "/"):
+        raise ValueError(f"--operator: {url!r} is not of the form https://HOST:PORT")
+    return parts.hostname, parts.port
+
+
+def inbound_ports(text: str) -> dict[int, int]:
+    """`5000=15106,5001=15107` as application port -> listening port; a bare `5000` means both. Raises ValueError."""
+    ports: dict[int, int] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        application, _, listen = item.partition("=")
+        ports[_port(application, "--inbound")] = _port(listen or application, "--inbound")
+    return ports
+
+
+def explicit_listeners(text: str) -> tuple[ExplicitListener, ...]:
+    """`15101=sa-logic.shop:80,...`. Raises ValueError."""
+    listeners: list[ExplicitListener] = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        listen, _, target = item.partition("=")
+        host, _, port = target.rpartition(":")
+        if not host:
+            raise ValueError(f"--explicit: {item!r} is not of the form LISTEN_PORT=HOST:PORT")
+        listeners.append(
+            ExplicitListener(listen=_port(listen, "--explicit"), host=host, port=_port(port, "--explicit"))
+        )
+    return tuple(listeners)
+
+
+def _port(text: str, flag: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise ValueError(f"{flag}: {text!r} is not a port number")
+    return int(text)
+
+
+def _seconds(text: str, flag: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 86400:
+        raise ValueError(f"{flag}: {text!r} is not a number of seconds")
+    return value
