@@ -1,0 +1,84 @@
+"""Authentication and Authorization -> what a workload's own proxy accepts."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from backstay.config import model
+from backstay.core import intents
+from backstay.core.compile.outbound import header_match
+from backstay.core.registry import Workload
+from backstay.core.snapshot import Document
+
+if TYPE_CHECKING:
+    from backstay.core.compile.index import Index
+
+_MODES: dict[str, Literal["permissive", "strict", "disable"]] = {
+    "PERMISSIVE": "permissive",
+    "STRICT": "strict",
+    "DISABLE": "disable",
+}
+_ACTIONS: dict[str, Literal["allow", "deny", "audit"]] = {"Allow": "allow", "Deny": "deny", "Audit": "audit"}
+_LOGS: dict[str, Literal["off", "failures", "all"]] = {"none": "off", "failures": "failures", "all": "all"}
+
+
+def listeners_part(workload: Workload, document: Document | None, facts: "Index") -> model.Listeners:
+    spec = document.spec if document and isinstance(document.spec, intents.AuthenticationSpec) else None
+    mode = spec.mtls.mode if spec else facts.mesh.defaults.mtls
+    by_port = {item.port: item.mode for item in spec.mtls.ports} if spec else {}
+    return model.Listeners(
+        namespace=workload.namespace,
+        identity=workload.identity(facts.mesh.trust_domain),
+        trust_domain=facts.mesh.trust_domain,
+        inbound=tuple(
+            model.InboundPort(port=port, protocol=protocol, mtls=_MODES[by_port.get(port, mode)])
+            for port, protocol in sorted(workload.ports)
+        ),
+        egress="allow_any" if facts.mesh.egress == "ALLOW_ANY" else "registry_only",
+        access_log=_LOGS[facts.mesh.access_log.mode],
+    )
+
+
+def authorization_part(documents: Sequence[Document], facts: "Index") -> model.Authorization:
+    return model.Authorization(policies=tuple(_policy(document, facts.mesh.trust_domain) for document in documents))
+
+
+def _policy(document: Document, trust_domain: str) -> model.Policy:
+    spec = document.spec
+    if not isinstance(spec, intents.AuthorizationSpec):
+        raise TypeError(f"{document.key} is not an Authorization")
+    namespace = document.metadata.namespace
+    return model.Policy(
+        name=f"{namespace}/{document.metadata.name}",
+        action=_ACTIONS[spec.action],
+        rules=tuple(
+            model.PolicyRule(
+                sources=tuple(_source(source, namespace, trust_domain) for source in rule.from_),
+                operations=tuple(_operation(operation) for operation in rule.to),
+            )
+            for rule in spec.rules
+        ),
+    )
+
+
+def _source(spec: intents.AuthorizationSource, namespace: str, trust_domain: str) -> model.Source:
+    accounts = tuple(_principal(account, namespace, trust_domain) for account in spec.service_accounts)
+    return model.Source(
+        principals=(*spec.principals, *accounts),
+        namespaces=spec.namespaces,
+        not_principals=spec.not_principals,
+        not_namespaces=spec.not_namespaces,
+    )
+
+
+def _principal(account: str, namespace: str, trust_domain: str) -> str:
+    owner, _, name = account.rpartition("/")
+    return f"spiffe://{trust_domain}/ns/{owner or namespace}/sa/{name}"
+
+
+def _operation(spec: intents.AuthorizationOperation) -> model.Operation:
+    return model.Operation(
+        methods=spec.methods,
+        paths=spec.paths,
+        headers=tuple(header_match(header) for header in spec.headers),
+        ports=spec.ports,
+    )

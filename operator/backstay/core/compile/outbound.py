@@ -1,0 +1,177 @@
+"""Routes and Backends -> what callers do: the rules of one host, and how one service port is reached."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from backstay.config import model
+from backstay.core import intents
+from backstay.core.durations import milliseconds
+from backstay.core.registry import Service, ServicePort
+from backstay.core.snapshot import Document
+
+if TYPE_CHECKING:  # Index is made of Routed
+    from backstay.core.compile.index import Index
+
+_BALANCE: Mapping[str, Literal["round_robin", "least_request"]] = {
+    "LeastRequest": "least_request",
+    "RoundRobin": "round_robin",
+}
+_KINDS: Mapping[str, Literal["exact", "prefix", "present", "absent"]] = {
+    "Exact": "exact",
+    "Prefix": "prefix",
+    "Present": "present",
+    "Absent": "absent",
+}
+
+
+def _qualify(host: str, namespace: str) -> str:
+    return host if "." in host else f"{host}.{namespace}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed:
+    """A host and port that needs a routes part, and the Route that says how, if one does."""
+
+    host: str
+    port: int
+    document: Document | None
+
+    @property
+    def spec(self) -> intents.RouteSpec | None:
+        return self.document.spec if self.document and isinstance(self.document.spec, intents.RouteSpec) else None
+
+    def backends(self) -> tuple[str, ...]:
+        """`service:port` of every backend its rules may choose."""
+        if self.spec is None or self.document is None:
+            return (f"{self.host}:{self.port}",)
+        namespace = self.document.metadata.namespace
+        return tuple(
+            f"{_qualify(ref.name, namespace)}:{ref.port or self.port}"
+            for rule in self.spec.rules
+            for ref in rule.backend_refs
+        )
+
+
+def host_routes(wanted: Routed, facts: "Index") -> model.HostRoutes:
+    """The rules of one host and port; without a Route, one rule that takes everything to the service itself."""
+    if wanted.document is None or wanted.spec is None:
+        return model.HostRoutes(host=wanted.host, port=wanted.port, rules=(_default_rule(wanted, facts),))
+    namespace = wanted.document.metadata.namespace
+    rules = tuple(
+        _rule(rule_name(number, rule), rule, namespace, wanted.port, facts)
+        for number, rule in enumerate(wanted.spec.rules)
+    )
+    return model.HostRoutes(host=wanted.host, port=wanted.port, rules=rules)
+
+
+def rule_name(number: int, rule: intents.RouteRule) -> str:
+    return rule.name or f"rule-{number}"
+
+
+def rule_places(wanted: Routed) -> dict[str, str]:
+    """Rule name -> `file:line`; "" is the Route itself."""
+    if wanted.document is None or wanted.spec is None:
+        return {}
+    document = wanted.document
+    places = {rule_name(n, rule): document.place(f"spec.rules[{n}]") for n, rule in enumerate(wanted.spec.rules)}
+    return {"": document.place("spec"), **places}
+
+
+def _default_rule(wanted: Routed, facts: "Index") -> model.Rule:
+    backend = model.WeightedBackend(backend=f"{wanted.host}:{wanted.port}")
+    defaults = facts.mesh.defaults
+    return model.Rule(
+        name="default",
+        backends=(backend,),
+        timeout_ms=milliseconds(defaults.timeout),
+        retry=_default_retry(defaults.retry),
+    )
+
+
+def _default_retry(retry: intents.MeshRetry) -> model.Retry | None:
+    if retry.attempts == 0:
+        return None
+    return model.Retry(
+        attempts=retry.attempts,
+        retry_on=("connect-failure", "reset-before-request"),
+        budget_percent=retry.budget_percent,
+    )
+
+
+def _rule(name: str, spec: intents.RouteRule, namespace: str, port: int, facts: "Index") -> model.Rule:
+    defaults = facts.mesh.defaults
+    return model.Rule(
+        name=name,
+        matches=tuple(_match(match) for match in spec.matches),
+        backends=tuple(_weighted(ref, namespace, port) for ref in spec.backend_refs),
+        timeout_ms=milliseconds(spec.timeouts.request or defaults.timeout),
+        try_timeout_ms=milliseconds(spec.timeouts.backend_request) if spec.timeouts.backend_request else 0,
+        retry=_default_retry(defaults.retry) if spec.retry is None else _retry(spec.retry),
+        fault=_fault(spec.fault) if spec.fault else None,
+    )
+
+
+def _weighted(ref: intents.BackendRef, namespace: str, port: int) -> model.WeightedBackend:
+    return model.WeightedBackend(
+        backend=f"{_qualify(ref.name, namespace)}:{ref.port or port}", subset=ref.subset or "", weight=ref.weight
+    )
+
+
+def _match(spec: intents.HTTPRouteMatch) -> model.Match:
+    return model.Match(
+        path=model.PathMatch(kind="exact" if spec.path.type == "Exact" else "prefix", value=spec.path.value)
+        if spec.path
+        else None,
+        method=spec.method or "",
+        headers=tuple(header_match(header) for header in spec.headers),
+        query=tuple(
+            model.ValueMatch(name=param.name, kind=_KINDS[param.type], value=param.value) for param in spec.query_params
+        ),
+    )
+
+
+def header_match(spec: intents.HTTPHeaderMatch) -> model.ValueMatch:
+    return model.ValueMatch(name=spec.name.lower(), kind=_KINDS[spec.type], value=spec.value)
+
+
+def _retry(spec: intents.RouteRetry) -> model.Retry | None:
+    if spec.attempts == 0:
+        return None
+    return model.Retry(
+        attempts=spec.attempts,
+        retry_on=tuple(sorted(spec.retry_on)),
+        backoff_ms=milliseconds(spec.backoff),
+        budget_percent=spec.budget_percent,
+        any_method=spec.any_method,
+    )
+
+
+def _fault(spec: intents.FaultInjection) -> model.Fault:
+    return model.Fault(
+        delay_ms=milliseconds(spec.delay.duration) if spec.delay else 0,
+        delay_percent=spec.delay.percentage if spec.delay else 0.0,
+        abort_status=spec.abort.status if spec.abort else 0,
+        abort_percent=spec.abort.percentage if spec.abort else 0.0,
+    )
+
+
+def backend_part(service: Service, port: ServicePort, document: Document | None, facts: "Index") -> model.Backend:
+    spec = document.spec if document and isinstance(document.spec, intents.BackendSpec) else None
+    if spec is None:
+        tls: Literal["mesh", "disable"] = "disable" if facts.mesh.defaults.mtls == "DISABLE" else "mesh"
+        return model.Backend(service=service.key, port=port.port, protocol=port.protocol, tls=tls)
+    disabled = spec.tls.mode == "DISABLE" or facts.mesh.defaults.mtls == "DISABLE"
+    return model.Backend(
+        service=service.key,
+        port=port.port,
+        protocol=port.protocol,
+        subsets=tuple(
+            model.Subset(name=subset.name, labels=tuple(sorted(subset.labels.items())))
+            for subset in sorted(spec.subsets, key=lambda subset: subset.name)
+        ),
+        balance=_BALANCE[spec.load_balancing.policy],
+        connect_timeout_ms=milliseconds(spec.connections.connect_timeout),
+        max_connections=spec.connections.max_connections,
+        tls="disable" if disabled else "mesh",
+    )
