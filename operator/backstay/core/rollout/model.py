@@ -183,6 +183,25 @@ class HeldSet(State, frozen=True, kw_only=True):
     """Document key -> digest of the failed content; "" where the commit removed the document."""
     sentence: str
     since: float
+    keep: dict[str, str] = {}
+    """Document key -> blob of the content a rollback by hand restored ("" is absent); keys not named keep stable's."""
+
+
+class RevisionRecord(State):
+    """One commit that was looked at, and what became of it."""
+
+    sha: str
+    revision: str
+    author: str = ""
+    subject: str = ""
+    committed_at: float = 0.0
+    seen_at: float = 0.0
+    outcome: Literal["pending", "live", "partly-live", "rolled-back", "held", "invalid", "superseded", "aborted"] = (
+        "pending"
+    )
+    sentence: str = ""
+    documents: str = ""
+    """Blob of the snapshot that served when it went live; "" if it never did."""
 
 
 class Proven(State, frozen=True, kw_only=True):
@@ -217,6 +236,14 @@ class MeshState(State, frozen=True, kw_only=True):
     stable_documents: str = ""
     """Blob digest of the stable snapshot's document list."""
     previous_documents: str = ""
+    candidate_documents: str = ""
+    """Blob of the snapshot the running rollout makes stable."""
+    desired_documents: str = ""
+    """Blob of the last valid snapshot of git."""
+    revisions: tuple[RevisionRecord, ...] = ()
+    """Newest first, at most 50."""
+    frozen: dict[WorkloadKey, Digest] = {}
+    """Workload -> config that failed for another cause than a commit: not tried again until it would be another."""
     proven: dict[Digest, Proven] = {}
     next_rollout: int = 1
     suspended: bool = False
