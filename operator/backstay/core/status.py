@@ -11,6 +11,7 @@ operator, and later the CRD writer. kstatus rules (what `kubectl wait` and Flux 
 """
 
 import datetime
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
@@ -38,6 +39,7 @@ Json: TypeAlias = dict[str, Any]
 Status: TypeAlias = Literal["True", "False", "Unknown"]
 Memory: TypeAlias = Mapping[str, tuple[str, float]]
 """`Kind/name#Condition` -> (status, Unix seconds since when)."""
+Fleet: TypeAlias = Mapping[WorkloadKey, Sequence[ProxyStatus]]
 
 RUNNING: Final = frozenset(
     {Phase.PREPARING, Phase.SHIFTING, Phase.HOLDING, Phase.SUSPECTING, Phase.PAUSED, Phase.ROLLING_BACK}
@@ -78,7 +80,7 @@ class Objects:
 
 def objects(view: MeshView, memory: Memory) -> tuple[Objects, Memory]:
     """All objects of a view, and the memory to pass in next time."""
-    scribe = _Scribe(now=view.now, before=memory, generation=view.observed_generation)
+    scribe = _Scribe(view=view, before=memory)
     shown = Objects(
         repository=_repository(view, scribe),
         rollouts=[_rollout(view, rollout, scribe) for rollout in rollouts_of(view.state)],
@@ -90,15 +92,25 @@ def objects(view: MeshView, memory: Memory) -> tuple[Objects, Memory]:
     return shown, scribe.after
 
 
+def fleet_of(view: MeshView) -> Fleet:
+    """Proxies by workload, sorted: looked up once per object, so that a thousand documents stay cheap."""
+    fleet: dict[WorkloadKey, list[ProxyStatus]] = {}
+    for _, proxy in sorted(view.proxies.items()):
+        fleet.setdefault(proxy.view.workload, []).append(proxy)
+    return fleet
+
+
 def list_of(kind: str, items: Sequence[Json]) -> Json:
     return {"apiVersion": API_VERSION, "kind": f"{kind}List", "metadata": {}, "items": list(items)}
 
 
 class _Scribe:
-    """Writes conditions with their transition times: the only mutable thing here, alive for one call of `objects`."""
+    """Writes conditions with their transition times, and knows the fleet by workload: the only mutable thing here,
+    alive for one call of `objects`."""
 
-    def __init__(self, *, now: float, before: Memory, generation: int) -> None:
-        self.now, self.before, self.generation = now, before, generation
+    def __init__(self, *, view: MeshView, before: Memory) -> None:
+        self.now, self.before, self.generation = view.now, before, view.observed_generation
+        self.fleet = fleet_of(view)
         self.after: dict[str, tuple[str, float]] = {}
 
     def write(self, owner: str, conditions: Iterable[Condition]) -> list[Json]:
@@ -205,27 +217,43 @@ def repository_conditions(view: MeshView) -> tuple[Condition, ...]:
 
 
 def _standing(view: MeshView) -> tuple[Condition, ...]:
-    """Ready together with at most one of Reconciling and Stalled. First match wins: what is still being worked at
-    comes before what only a person can mend, because a waiter that sees Stalled gives up."""
-    state = view.state
+    """Ready together with at most one of Reconciling and Stalled: the first that applies."""
+    return next(found for found in (applies(view) for applies in _STANDINGS) if found)
+
+
+def _unobserved(view: MeshView) -> tuple[Condition, ...]:
+    if view.observed_generation == view.generation:
+        return ()
+    message = "the settings of this repository have not been taken up yet"
+    return _reconciling("Progressing", message, ready="Unknown")
+
+
+def _operator_fault(view: MeshView) -> tuple[Condition, ...]:
+    return _reconciling("ProgressingWithRetry", view.fault, ready_reason="OperatorFault") if view.fault else ()
+
+
+def _rollout_runs(view: MeshView) -> tuple[Condition, ...]:
+    rollout = view.state.rollout
+    if rollout is None or rollout.phase not in RUNNING:
+        return ()
+    return _reconciling(_RUNNING_REASONS[rollout.phase], _rollout_sentence(rollout))
+
+
+def _source_stalled(view: MeshView) -> tuple[Condition, ...]:
+    return () if view.source.ok or not view.source.stalled else _stalled(view.source.reason, view.source.message)
+
+
+def _commit_invalid(view: MeshView) -> tuple[Condition, ...]:
     errors = _errors(view)
-    if view.observed_generation != view.generation:
-        return _reconciling(
-            "Progressing", "the settings of this repository have not been taken up yet", ready="Unknown"
-        )
-    if view.fault:
-        return _reconciling("ProgressingWithRetry", view.fault, ready_reason="OperatorFault")
-    if state.rollout is not None and state.rollout.phase in RUNNING:
-        return _reconciling(_RUNNING_REASONS[state.rollout.phase], _rollout_sentence(state.rollout))
-    if view.source.stalled and not view.source.ok:
-        return _stalled(view.source.reason, view.source.message)
-    if errors:
-        return _stalled("ValidationFailed", _validation_sentence(view, errors))
-    if view.held_dependency:
-        return _stalled("HeldDependency", view.held_dependency)
-    if state.held:
-        return _stalled("RevisionHeld", _held_sentence(view))
-    return _calm_standing(view)
+    return _stalled("ValidationFailed", _validation_sentence(view, errors)) if errors else ()
+
+
+def _dependency_held(view: MeshView) -> tuple[Condition, ...]:
+    return _stalled("HeldDependency", view.held_dependency) if view.held_dependency else ()
+
+
+def _documents_held(view: MeshView) -> tuple[Condition, ...]:
+    return _stalled("RevisionHeld", _held_sentence(view)) if view.state.held else ()
 
 
 def _calm_standing(view: MeshView) -> tuple[Condition, ...]:
@@ -239,6 +267,18 @@ def _calm_standing(view: MeshView) -> tuple[Condition, ...]:
     if behind or state.queued:
         return _reconciling("Progressing", _pending_sentence(state))
     return (_ready("True", "Succeeded", _live_sentence(view)),)
+
+
+_STANDINGS: Final = (
+    _unobserved,
+    _operator_fault,
+    _rollout_runs,  # before what only a person can mend: a waiter that sees Stalled gives up
+    _source_stalled,
+    _commit_invalid,
+    _dependency_held,
+    _documents_held,
+    _calm_standing,
+)
 
 
 def _ready(status: Status, reason: str, message: str) -> Condition:
@@ -463,13 +503,14 @@ def _rollout_status(view: MeshView, rollout: Rollout, scribe: _Scribe) -> Json:
         "harmed": rollout.harmed,
         **_filled(told),
         "workloads": [
-            _rolling_workload(view, rollout, key, workload) for key, workload in sorted(rollout.workloads.items())
+            _rolling_workload(scribe.fleet, rollout, key, workload)
+            for key, workload in sorted(rollout.workloads.items())
         ],
     }
 
 
 def rollout_conditions(rollout: Rollout) -> tuple[Condition, ...]:
-    """kstatus for a rollout: running is Reconciling, live is Ready, ended otherwise is Stalled (nothing will retry it)."""
+    """kstatus for a rollout: running is Reconciling, live is Ready, ended otherwise is Stalled (nothing retries it)."""
     message = _rollout_sentence(rollout)
     if rollout.phase in RUNNING:
         return _reconciling(_RUNNING_REASONS[rollout.phase], message)
@@ -486,9 +527,9 @@ def rollout_conditions(rollout: Rollout) -> tuple[Condition, ...]:
             return _stalled("VerdictFail", message)
 
 
-def _rolling_workload(view: MeshView, rollout: Rollout, key: WorkloadKey, workload: WorkloadRollout) -> Json:
+def _rolling_workload(fleet: Fleet, rollout: Rollout, key: WorkloadKey, workload: WorkloadRollout) -> Json:
     evidence = workload.evidence
-    proxies = _proxies_of(view, key)
+    proxies = fleet.get(key, ())
     cohorts = {
         "candidate": {"requests": evidence.candidate_total, "bad": evidence.candidate_bad},
         "stable": {"requests": evidence.stable_total, "bad": evidence.stable_bad},
@@ -563,8 +604,8 @@ def _intent(view: MeshView, key: DocumentKey, errors: Sequence[Problem], scribe:
     kind, namespace, name = key.split("/", 2)
     document = _document(view, key)
     held = _held_set(view, key)
-    conditions = intent_conditions(view, key, errors)
-    updated, total = _updated(view, key)
+    conditions = intent_conditions(view, scribe.fleet, key, errors)
+    updated, total = _updated(view, scribe.fleet, key)
     status = {
         "observedGeneration": max(view.observed_generation, 0),
         "conditions": scribe.write(f"MeshIntent/{key}", conditions),
@@ -612,11 +653,13 @@ def _intent_state(conditions: Sequence[Condition], held: HeldSet | None) -> str:
     return {"True": "live", "Unknown": "live", "False": "rolling-out"}[by_type["Programmed"].status]
 
 
-def intent_conditions(view: MeshView, key: DocumentKey, errors: Sequence[Problem] = ()) -> tuple[Condition, ...]:
+def intent_conditions(
+    view: MeshView, fleet: Fleet, key: DocumentKey, errors: Sequence[Problem] = ()
+) -> tuple[Condition, ...]:
     return (
         _accepted(view, errors),
         _resolved_refs(view, key),
-        _programmed(view, key),
+        _programmed(view, fleet, key),
         _proven(view, key),
     )
 
@@ -641,9 +684,9 @@ def _resolved_refs(view: MeshView, key: DocumentKey) -> Condition:
     return Condition(type="ResolvedRefs", status="False", reason=problem.reason, message=str(problem))
 
 
-def _programmed(view: MeshView, key: DocumentKey) -> Condition:
+def _programmed(view: MeshView, fleet: Fleet, key: DocumentKey) -> Condition:
     held = _held_set(view, key)
-    updated, total = _updated(view, key)
+    updated, total = _updated(view, fleet, key)
     if held is not None:
         return Condition(type="Programmed", status="False", reason="Held", message=_held_line(held))
     if key in view.waiting and not total:
@@ -690,12 +733,12 @@ def _held_set(view: MeshView, key: DocumentKey) -> HeldSet | None:
     return next((held for held in view.state.held if key in held.documents), None)
 
 
-def _updated(view: MeshView, key: DocumentKey) -> tuple[int, int]:
-    """Of the proxies that carry the document: how many serve its newest content to every request, and how many are there."""
+def _updated(view: MeshView, fleet: Fleet, key: DocumentKey) -> tuple[int, int]:
+    """How many proxies that carry the document serve its newest content to every request, and how many carry it."""
     updated = total = 0
     for workload in view.document_workloads.get(key, ()):
         target = _target(view, key, workload)
-        for proxy in _proxies_of(view, workload):
+        for proxy in fleet.get(workload, ()):
             total += 1
             updated += _serves_only(proxy, target)
     return updated, total
@@ -720,13 +763,9 @@ def _workload_keys(view: MeshView) -> list[WorkloadKey]:
     return sorted(set(view.registry.workloads) | set(view.state.workloads))
 
 
-def _proxies_of(view: MeshView, workload: WorkloadKey) -> list[ProxyStatus]:
-    return [proxy for _, proxy in sorted(view.proxies.items()) if proxy.view.workload == workload]
-
-
 def _workload(view: MeshView, key: WorkloadKey, scribe: _Scribe) -> Json:
     namespace, name = key.split("/", 1)
-    proxies = _proxies_of(view, key)
+    proxies = scribe.fleet.get(key, ())
     known = view.registry.workloads.get(key)
     rollout = view.state.rollout
     rolling = rollout.workloads.get(key) if rollout is not None and rollout.phase in RUNNING else None
@@ -749,7 +788,7 @@ def _workload(view: MeshView, key: WorkloadKey, scribe: _Scribe) -> Json:
             "onCandidate": _on_candidate(proxies),
         },
         "parts": len(view.stable_manifests[key].parts) if key in view.stable_manifests else 0,
-        **({"rollout": _rolling_workload(view, rollout, key, rolling)} if rolling and rollout else {}),
+        **({"rollout": _rolling_workload(scribe.fleet, rollout, key, rolling)} if rolling and rollout else {}),
     }
     return {
         "apiVersion": API_VERSION,
@@ -781,7 +820,7 @@ def sync_of(view: MeshView, proxy: ProxyStatus) -> str:
     if proxy.view.stable != wanted:
         return "stale"
     seat = _seat(view, proxy)
-    if bool(seat) != bool(proxy.view.candidate) or abs(seat - proxy.view.share) > 1e-9:
+    if bool(seat) != bool(proxy.view.candidate) or not math.isclose(seat, proxy.view.share):
         return "stale"
     return "splitting" if proxy.view.candidate else "synced"
 
@@ -870,31 +909,43 @@ def _revision(view: MeshView, info: RevisionInfo) -> Json:
 
 
 def standing_of(view: MeshView, sha: str) -> tuple[RevisionState, str]:
-    """Where one commit stands and the sentence that says why. First match wins."""
-    state = view.state
-    held = next((held for held in state.held if held.commit == sha or sha_of(held.revision) == sha), None)
-    if held is not None:
-        return ("held" if held_by_person(state, held) else "rolled-back"), held.sentence
+    """Where one commit stands and the sentence that says why: the first that applies."""
+    steps = (_set_aside, _found_invalid, _is_live, _waits_for_held, _on_its_way, _standing_of_older)
+    return next((found for found in (step(view, sha) for step in steps) if found), ("seen", ""))
+
+
+def _set_aside(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
+    for held in view.state.held:
+        if sha in (held.commit, sha_of(held.revision)):
+            return ("held" if held_by_person(view.state, held) else "rolled-back"), held.sentence
+    return None
+
+
+def _found_invalid(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
     errors = _errors(view)
-    if errors and sha_of(state.attempted_revision) == sha:
+    if errors and sha_of(view.state.attempted_revision) == sha:
         return "invalid", _validation_sentence(view, errors)
-    if sha_of(state.active_revision) == sha:
-        return "live", _live_sentence(view)
-    if view.held_dependency and sha_of(state.desired_revision) == sha:
-        return "held", view.held_dependency
-    running = state.rollout
-    if (
-        running is not None
-        and running.phase in RUNNING
-        and sha in (*running.cause.commits, sha_of(running.cause.revision))
-    ):
+    return None
+
+
+def _is_live(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
+    return ("live", _live_sentence(view)) if sha_of(view.state.active_revision) == sha else None
+
+
+def _waits_for_held(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
+    waits = view.held_dependency and sha_of(view.state.desired_revision) == sha
+    return ("held", view.held_dependency) if waits else None
+
+
+def _on_its_way(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
+    running = view.state.rollout
+    moved = () if running is None else (*running.cause.commits, sha_of(running.cause.revision))
+    if running is not None and running.phase in RUNNING and sha in moved:
         return "rolling-out", _rollout_sentence(running)
-    if sha_of(state.queued) == sha:
-        return "queued", _pending_sentence(state)
-    return _standing_of_older(view, sha)
+    return ("queued", _pending_sentence(view.state)) if sha_of(view.state.queued) == sha else None
 
 
-def _standing_of_older(view: MeshView, sha: str) -> tuple[RevisionState, str]:
+def _standing_of_older(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
     order = {info.sha: place for place, info in enumerate(view.revisions)}
     active = sha_of(view.state.active_revision)
     if sha in order and active in order and order[sha] > order[active]:
@@ -904,4 +955,4 @@ def _standing_of_older(view: MeshView, sha: str) -> tuple[RevisionState, str]:
         return "superseded", past.sentence
     if sha_of(view.state.desired_revision) == sha:
         return "pending", _pending_sentence(view.state)
-    return "seen", ""
+    return None

@@ -78,7 +78,7 @@ class MeshView:
     handled_reconcile: str = ""
     """The last reconcile request that was honoured, as its requester spelled it."""
 
-    source: SourceCondition = SourceCondition()
+    source: SourceCondition = field(default_factory=SourceCondition)
     problems: tuple[Problem, ...] = ()
     """Of the attempted revision; any ERROR means it is invalid and changes nothing."""
     fault: str = ""
@@ -95,7 +95,7 @@ class MeshView:
     waiting: Mapping[DocumentKey, Problem] = field(default_factory=dict)
     """Documents that wait for something the registry may still bring."""
 
-    registry: Registry = Registry()
+    registry: Registry = field(default_factory=Registry)
     proxies: Mapping[ProxyId, ProxyStatus] = field(default_factory=dict)
     stable_manifests: Mapping[WorkloadKey, Manifest] = field(default_factory=dict)
     candidate_manifests: Mapping[WorkloadKey, Manifest] = field(default_factory=dict)

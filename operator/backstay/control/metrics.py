@@ -1,0 +1,102 @@
+"""The operator's own metrics, made from a MeshView at scrape time: nothing is counted twice, nothing can drift.
+
+Names follow Prometheus habits (`_total`, `_seconds`, base units); labels are bounded by what the mesh holds: workloads
+and phases, never proxies, revisions or messages.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
+
+from backstay.core.problems import Severity
+from backstay.core.rollout.model import Phase
+from backstay.core.status import RUNNING, repository_conditions
+from backstay.core.view import MeshView
+
+_CONDITIONS: Final = ("Ready", "Reconciling", "Stalled", "FetchFailed", "RolledBack", "Validated")
+
+
+def render(view: MeshView) -> tuple[bytes, str]:
+    """Exposition text and its content type."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(view))
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class _Collector:
+    def __init__(self, view: MeshView) -> None:
+        self._view = view
+
+    def collect(self) -> Iterator[Metric]:
+        view = self._view
+        yield InfoMetricFamily("backstay_operator", "Who answers.", {"version": view.version, "mesh": view.mesh})
+        yield _gauge("backstay_operator_epoch", "Fencing number; grows with every start.", view.epoch)
+        yield _gauge("backstay_operator_start_time_seconds", "Unix time of the start.", view.started_at)
+        yield _conditions(view)
+        yield _gauge("backstay_source_ok", "1 while the last look at the git remote went well.", float(view.source.ok))
+        yield _gauge("backstay_source_last_fetch_seconds", "Unix time of the last look at git.", view.source.at)
+        yield _gauge("backstay_suspended", "1 while a person has suspended the mesh.", float(view.state.suspended))
+        yield from _documents(view)
+        yield from _rollout(view)
+        yield from _proxies(view)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _labelled(name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in values:
+        family.add_metric([key], value)
+    return family
+
+
+def _conditions(view: MeshView) -> Metric:
+    true = {condition.type for condition in repository_conditions(view) if condition.status == "True"}
+    text = "1 while the MeshRepository's condition is True."
+    return _labelled("backstay_condition", text, "type", ((name, float(name in true)) for name in _CONDITIONS))
+
+
+def _documents(view: MeshView) -> Iterator[Metric]:
+    errors = sum(problem.severity is Severity.ERROR for problem in view.problems)
+    desired = len(view.desired.documents) if view.desired else 0
+    held = len({key for held in view.state.held for key in held.documents})
+    yield _gauge("backstay_documents", "Documents of the last valid revision.", desired)
+    yield _gauge("backstay_documents_held", "Documents kept at their stable content.", held)
+    yield _gauge("backstay_documents_waiting", "Documents that wait for the registry.", len(view.waiting))
+    yield _gauge("backstay_problems", "Errors of the attempted revision.", errors)
+
+
+def _rollout(view: MeshView) -> Iterator[Metric]:
+    rollout = view.state.rollout
+    phase = rollout.phase if rollout else None
+    text = "1 for the phase the present rollout is in."
+    yield _labelled("backstay_rollout_phase", text, "phase", ((item.value, float(item is phase)) for item in Phase))
+    running = rollout is not None and rollout.phase in RUNNING
+    yield _gauge(
+        "backstay_rollout_wave",
+        "Present wave from 1; 0: no rollout is running.",
+        rollout.wave + 1 if running and rollout else 0,
+    )
+    yield _gauge(
+        "backstay_rollout_harmed_requests", "Harmed requests of the present rollout.", rollout.harmed if rollout else 0
+    )
+
+
+def _proxies(view: MeshView) -> Iterator[Metric]:
+    seen = [proxy.view for proxy in view.proxies.values()]
+    connected = Counter(proxy.workload for proxy in seen if proxy.connected)
+    trying = Counter(proxy.workload for proxy in seen if proxy.candidate)
+    total = Counter(proxy.workload for proxy in seen)
+    yield _labelled("backstay_proxies", "Proxies known, by workload.", "workload", _counted(total, total))
+    yield _labelled("backstay_proxies_connected", "Proxies connected.", "workload", _counted(total, connected))
+    yield _labelled("backstay_proxies_candidate", "Proxies serving a candidate.", "workload", _counted(total, trying))
+
+
+def _counted(keys: Iterable[str], counts: "Counter[str]") -> list[tuple[str, float]]:
+    return [(key, float(counts[key])) for key in sorted(keys)]
