@@ -1,0 +1,23 @@
+"""`, did you mean 'timeouts'?` for words that nearly are what was expected."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Final
+
+_LONGEST: Final = 64  # no known word is longer, and difflib takes time quadratic in the length
+_MOST: Final = 1_000  # difflib compares with each
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """The known word that `word` was most likely meant to be, "" if none is near."""
+    if not isinstance(word, str) or len(word) > _LONGEST:
+        return ""
+    candidates = sorted(known)[:_MOST]
+    same = next((candidate for candidate in candidates if candidate.lower() == word.lower()), "")
+    return same or next(iter(difflib.get_close_matches(word, candidates, n=1)), "")
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """A clause to append to a message, empty when nothing is near."""
+    found = nearest(word, known)
+    return f"; did you mean {found!r}?" if found else ""
