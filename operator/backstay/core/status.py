@@ -25,6 +25,7 @@ from backstay.core.rollout.model import (
     HeldSet,
     MeshState,
     Phase,
+    RevisionRecord,
     Rollout,
     Verdict,
     WorkloadKey,
@@ -32,7 +33,7 @@ from backstay.core.rollout.model import (
     WorkloadState,
 )
 from backstay.core.snapshot import Document, DocumentKey
-from backstay.core.view import MeshView, ProxyStatus, RevisionInfo
+from backstay.core.view import MeshView, ProxyStatus
 from backstay.redact import clean
 
 Json: TypeAlias = dict[str, Any]
@@ -87,7 +88,7 @@ def objects(view: MeshView, memory: Memory) -> tuple[Objects, Memory]:
         intents=_intents(view, scribe),
         workloads=[_workload(view, key, scribe) for key in _workload_keys(view)],
         proxies=[_proxy(view, proxy, scribe) for _, proxy in sorted(view.proxies.items())],
-        revisions=[_revision(view, info) for info in _known_revisions(view)],
+        revisions=[_revision(view, record) for record in _known_revisions(view)],
     )
     return shown, scribe.after
 
@@ -869,75 +870,80 @@ def _proxy(view: MeshView, proxy: ProxyStatus, scribe: _Scribe) -> Json:
 # --- revisions --------------------------------------------------------------------------------------------------------
 
 RevisionState: TypeAlias = Literal[
-    "live", "rolling-out", "queued", "pending", "rolled-back", "held", "invalid", "superseded", "seen"
+    "live",
+    "partly-live",
+    "rolling-out",
+    "queued",
+    "pending",
+    "rolled-back",
+    "held",
+    "invalid",
+    "superseded",
+    "aborted",
+    "seen",
 ]
+_Standing: TypeAlias = tuple[RevisionState, str]
 
 
-def _known_revisions(view: MeshView) -> list[RevisionInfo]:
-    """Commits seen, newest first; those that state names come in too, even when git has forgotten them."""
-    listed = list(view.revisions)
-    known = {info.sha for info in listed}
+def _known_revisions(view: MeshView) -> list[RevisionRecord]:
+    """Commits looked at, newest first; desired comes first even if nobody has looked at it yet."""
     state = view.state
-    for revision in (state.desired_revision, state.attempted_revision, state.active_revision):
-        sha = sha_of(revision)
-        if sha and sha not in known:
-            listed.append(RevisionInfo(sha=sha))
-            known.add(sha)
-    for rollout in rollouts_of(state):
-        sha = sha_of(rollout.cause.revision)
-        if sha and sha not in known:
-            listed.append(RevisionInfo(sha=sha, author=rollout.cause.author, subject=rollout.cause.subject))
-            known.add(sha)
-    return listed
+    known = {record.sha for record in state.revisions}
+    named = dict.fromkeys((state.desired_revision, state.attempted_revision, state.active_revision))
+    fresh = [RevisionRecord(sha=sha_of(name), revision=name) for name in named if name and sha_of(name) not in known]
+    return [*fresh, *state.revisions]
 
 
-def _revision(view: MeshView, info: RevisionInfo) -> Json:
-    state, sentence = standing_of(view, info.sha)
+def _revision(view: MeshView, record: RevisionRecord) -> Json:
+    state, sentence = standing_of(view, record.sha)
+    spec = {
+        "revision": record.revision,
+        "author": clean(record.author),
+        "subject": clean(record.subject, limit=200),
+        "committedAt": timestamp(record.committed_at),
+        "seenAt": timestamp(record.seen_at),
+    }
     return {
         "apiVersion": API_VERSION,
         "kind": "MeshRevision",
-        "metadata": {"name": info.sha},
-        "spec": _filled(
-            {
-                "author": clean(info.author),
-                "subject": clean(info.subject, limit=200),
-                "committedAt": timestamp(info.committed_at),
-            }
-        ),
+        "metadata": {"name": record.sha},
+        "spec": _filled(spec),
         "status": {"state": state, "sentence": clean(sentence)},
     }
 
 
 def standing_of(view: MeshView, sha: str) -> tuple[RevisionState, str]:
     """Where one commit stands and the sentence that says why: the first that applies."""
-    steps = (_set_aside, _found_invalid, _is_live, _waits_for_held, _on_its_way, _standing_of_older)
+    steps = (_set_aside, _found_invalid, _is_live, _waits_for_held, _on_its_way, _recorded)
     return next((found for found in (step(view, sha) for step in steps) if found), ("seen", ""))
 
 
-def _set_aside(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
+def _set_aside(view: MeshView, sha: str) -> _Standing | None:
     for held in view.state.held:
         if sha in (held.commit, sha_of(held.revision)):
             return ("held" if held_by_person(view.state, held) else "rolled-back"), held.sentence
     return None
 
 
-def _found_invalid(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
+def _found_invalid(view: MeshView, sha: str) -> _Standing | None:
     errors = _errors(view)
     if errors and sha_of(view.state.attempted_revision) == sha:
         return "invalid", _validation_sentence(view, errors)
     return None
 
 
-def _is_live(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
-    return ("live", _live_sentence(view)) if sha_of(view.state.active_revision) == sha else None
+def _is_live(view: MeshView, sha: str) -> _Standing | None:
+    if sha_of(view.state.active_revision) != sha:
+        return None
+    return ("partly-live", _held_sentence(view)) if view.state.held else ("live", _live_sentence(view))
 
 
-def _waits_for_held(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
+def _waits_for_held(view: MeshView, sha: str) -> _Standing | None:
     waits = view.held_dependency and sha_of(view.state.desired_revision) == sha
     return ("held", view.held_dependency) if waits else None
 
 
-def _on_its_way(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
+def _on_its_way(view: MeshView, sha: str) -> _Standing | None:
     running = view.state.rollout
     moved = () if running is None else (*running.cause.commits, sha_of(running.cause.revision))
     if running is not None and running.phase in RUNNING and sha in moved:
@@ -945,14 +951,15 @@ def _on_its_way(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
     return ("queued", _pending_sentence(view.state)) if sha_of(view.state.queued) == sha else None
 
 
-def _standing_of_older(view: MeshView, sha: str) -> tuple[RevisionState, str] | None:
-    order = {info.sha: place for place, info in enumerate(view.revisions)}
-    active = sha_of(view.state.active_revision)
-    if sha in order and active in order and order[sha] > order[active]:
+def _recorded(view: MeshView, sha: str) -> _Standing | None:
+    """What was written down about it. A commit that was never tried by itself is live in what came after it."""
+    order = {record.sha: place for place, record in enumerate(view.state.revisions)}
+    if sha not in order:
+        return ("pending", _pending_sentence(view.state)) if sha_of(view.state.desired_revision) == sha else None
+    record = view.state.revisions[order[sha]]
+    active = order.get(sha_of(view.state.active_revision))
+    if record.outcome == "pending" and active is not None and active < order[sha]:
         return "live", f"contained in {short(view.state.active_revision)}"
-    past = next((rollout for rollout in view.state.history if sha_of(rollout.cause.revision) == sha), None)
-    if past is not None and past.phase is Phase.SUPERSEDED:
-        return "superseded", past.sentence
-    if sha_of(view.state.desired_revision) == sha:
-        return "pending", _pending_sentence(view.state)
-    return None
+    if record.outcome == "pending":
+        return "pending", record.sentence or _pending_sentence(view.state)
+    return record.outcome, record.sentence
