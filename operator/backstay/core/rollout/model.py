@@ -169,6 +169,14 @@ class Rollout(State, frozen=True, kw_only=True):
     actor: str = ""
     reason: str = ""
     """The person's words for pause, promote, abort, retry."""
+    gateways: tuple[WorkloadKey, ...] = ()
+    """Affected workloads that are gateways: they move after all others."""
+    before: dict[WorkloadKey, Digest] = {}
+    """Stable of each affected workload when the rollout began; "": it had none."""
+    gaining: tuple[str, ...] = ()
+    """Traffic steps: the `service:port/subset` that gain weight. `stages` then holds one stage per step, each with the
+    configs whose weights are that step's; every step goes to all proxies at once, and the cohorts are requests to these
+    destinations against requests to the others of the same services."""
     memo: msgspec.Raw = msgspec.Raw(b"null")
     """decide.py's own working memory (shared-harm baselines, timers)."""
 

@@ -1,0 +1,528 @@
+"""Is the candidate worse, is it good enough: tests one may look at every second without raising false alarms.
+
+Running e-values: P(E ever >= 1/alpha) <= alpha while the candidate is no worse, at whatever moments one looks. One block
+(one second of one workload) multiplies each E by a factor whose parameters were fixed before the block was seen. Bursts
+are met by effective sample sizes: a cohort whose counts scatter phi times more than independent requests would counts
+as n/phi requests; the factor stays an e-value because the border point is chosen for those sizes (Turner and Grünwald's
+condition holds for any positive sizes, and x**eta is concave).
+
+Rule: everything here is a function of counters. Tests are small values, persisted as JSON in Evidence.tests; the same
+blocks in the same order give the same tests, before and after a kill.
+"""
+
+from collections.abc import Iterable, Sequence
+from math import exp, inf, log, log1p
+from typing import Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from backstay.config.model import LATENCY_BOUNDS_MS
+from backstay.core.rollout.model import Block, Counts, Digest, Settings, State, Verdict
+
+ALTERNATIVES: Final = (0.02, 0.05, 0.15, 0.4, 0.95)
+"""Rates of the candidate that the tests bet on (verdict.md), beside one learnt from its own past."""
+BETS: Final = len(ALTERNATIVES) + 1
+
+OUTCOMES: Final = ("bad", "slow", "retried", "connect", "vanished")
+BAD, SLOW, RETRIED, CONNECT, VANISHED = range(5)
+WEIGHTS: Final = (0.6, 0.1, 0.1, 0.1, 0.1)
+"""Mixture over outcomes (a fixed mean of e-values is an e-value): failed requests are what most bad commits cause, so
+they pay ln(1/0.6) instead of ln 5."""
+MARGINS: Final = (0.0, 0.01, 0.01, 0.01, 0.0)
+"""Least margin per outcome over Settings.margin: a percentage point for latency (verdict.md 3) and for rare events."""
+
+PHI_START: Final = 2.0
+"""Dispersion before any block was seen: with 1, strong bursts in the first seconds are false alarms (verdict.md)."""
+PHI_WEIGHT: Final = 8.0
+"""Blocks that the starting dispersion counts for; bench-verdict: 4 lets bursts through, 16 costs harm."""
+MEMORY: Final = 0.995
+"""What a tally keeps per block: half of it is forgotten in 140 s, an outage within ten minutes."""
+PRIOR_RATE: Final = 0.005
+PRIOR_REQUESTS: Final = 100.0
+"""A cohort nobody has seen yet is taken to fail 0.5 % with the weight of 100 requests."""
+FIRST: Final = 0.75
+LATE_BLOCKS: Final = 600
+"""Three quarters of the stake are bet from the wave's first block on, the rest evenly over the next ten minutes, so
+that harm which begins late (a leak, a cache that empties) is not buried under the good past."""
+HEAVY: Final = 0.25
+HEAVY_LEAST: Final = 5
+"""A decision needs bad requests in two different blocks, unless one block alone had this many and this share of them."""
+PASS_BETS: Final = (0.8, 0.2)
+"""Stakes on "no worse" and on "half the tolerance worse"."""
+BEFORE_AFTER_MARGIN: Final = 0.01
+BEFORE_AFTER_FACTOR: Final = 0.5
+"""Before/after, time itself moves the rate: 1 pp or half of the rate, the larger (verdict.md 3)."""
+BEFORE_LEAST: Final = 50
+"""Requests that must be known from before for a before/after test to bet at all."""
+ALL_MOVED: Final = 0.999
+VANISH_FRACTION: Final = 0.7
+VANISH_BETS: Final = (0.1, 0.4, 0.6)
+"""Null: at least 0.7 of the expected share arrives; the bets are on these fractions of it."""
+VANISH_PHI: Final = 4.0
+"""Connections are long and callers uneven, so shares of traffic scatter more than failures do."""
+LN_MAX: Final = 690.0
+"""e**690 still is a float; evidence beyond it is the same evidence."""
+
+TallyT: TypeAlias = tuple[float, float, float, float]
+
+
+class Tally(NamedTuple):
+    """What is remembered of one cohort's outcome: fading sums."""
+
+    n: float = 0.0
+    k: float = 0.0
+    scatter: float = 0.0
+    """Sum of (k - np)^2 / np(1-p)."""
+    blocks: float = 0.0
+
+
+class Track(State, frozen=True, kw_only=True, array_like=True):
+    """The running tests of one outcome."""
+
+    worse: tuple[float, ...] = ()
+    """ln of the invested stake per bet; empty: nothing bet yet."""
+    better: tuple[float, ...] = ()
+    started: int = 0
+    """Blocks in which the candidate had traffic."""
+    bad_blocks: int = 0
+    heavy: bool = False
+    candidate: TallyT = Tally()
+    stable: TallyT = Tally()
+    n: int = 0
+    k: int = 0
+    """Candidate's sums in this wave."""
+    n_stable: int = 0
+    k_stable: int = 0
+    before: float = -1.0
+    """Rate before the wave, for a wave that leaves no baseline; -1: unknown."""
+
+
+class Tests(State, frozen=True, kw_only=True):
+    """All running tests of one workload in one wave."""
+
+    tracks: tuple[Track, ...] = (Track(),) * len(OUTCOMES)
+    over: tuple[float, ...] = ()
+    """Fading sum of the baseline's requests per latency bound crossed; last element: all requests."""
+    before_after: bool = False
+    """The last block had no baseline by design."""
+
+
+class Before(State, frozen=True, kw_only=True):
+    """What a workload did under stable before the rollout, as evidence.Folder remembers it."""
+
+    tracks: tuple[TallyT, ...] = (Tally(),) * len(OUTCOMES)
+    over: tuple[float, ...] = ()
+    requests_per_s: float = 0.0
+
+
+class Judgement(State, frozen=True, kw_only=True):
+    """What the tests say now. Logarithms are natural; the fleet's verdict is the mean over workloads (decide.py)."""
+
+    verdict: Verdict
+    worse: float
+    """ln E against "no worse", over all outcomes."""
+    better: float
+    """ln E against "worse by the tolerance"."""
+    outcome: str = "bad"
+    """The outcome that says most."""
+    before_after: bool = False
+    catastrophe: bool = False
+    confirmed: bool = False
+    """Bad requests in two blocks, or one heavy block."""
+
+
+def dump(tests: Tests) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(tests))
+
+
+_decoder: Final = msgspec.json.Decoder(Tests | None)
+
+
+def load(raw: msgspec.Raw) -> Tests:
+    return _decoder.decode(raw) or Tests()
+
+
+def seed(before: Before) -> Tests:
+    """Tests that know how stable behaved before the rollout: rates, burstiness, latency."""
+    tracks = tuple(Track(stable=tally, before=_rate_before(tally, Tally())) for tally in before.tracks)
+    return Tests(tracks=tracks, over=before.over)
+
+
+def next_wave(tests: Tests) -> Tests:
+    """Tests for a new wave: stakes start again, what was learnt about both cohorts stays."""
+    tracks = tuple(
+        Track(candidate=t.candidate, stable=t.stable, before=_rate_before(t.stable, t.candidate, t.before))
+        for t in tests.tracks
+    )
+    return Tests(tracks=tracks, over=tests.over)
+
+
+def _rate_before(stable: TallyT, candidate: TallyT, known: float = -1.0) -> float:
+    n, k = stable[0] + candidate[0], stable[1] + candidate[1]
+    return (k + 0.5) / (n + 1) if n >= BEFORE_LEAST else known
+
+
+# --- one block ----------------------------------------------------------------------------------------------------
+
+
+def observe(
+    tests: Tests, block: Block, candidate: Digest, stable: Digest, settings: Settings, gaining: Sequence[str] = ()
+) -> Tests:
+    """The tests after one more block. `gaining`: compare destinations instead of configs (traffic steps)."""
+    ours, theirs = cohorts(block, candidate, stable, gaining)
+    alone = not gaining and block.share >= ALL_MOVED
+    track = tests.tracks
+    margin = settings.margin
+    slow = _slow_index(tests.over)
+    moved = [
+        _two(track[BAD], ours.total, ours.bad, theirs.total, theirs.bad, margin, alone, settings),
+        track[SLOW],
+        track[RETRIED],
+        track[CONNECT],
+        track[VANISHED],
+    ]
+    if not gaining:
+        if slow >= 0:
+            moved[SLOW] = _two(track[SLOW], *_slow(ours, slow), *_slow(theirs, slow), MARGINS[SLOW], alone, settings)
+        moved[RETRIED] = _two(
+            track[RETRIED],
+            ours.total,
+            _retried(ours),
+            theirs.total,
+            _retried(theirs),
+            MARGINS[RETRIED],
+            alone,
+            settings,
+        )
+        if block.peers:
+            n, k = block.peers.get(candidate, (0, 0))
+            nb, kb = block.peers.get(stable, (0, 0))
+            moved[CONNECT] = _two(track[CONNECT], n, k, nb, kb, MARGINS[CONNECT], alone, settings)
+        if 0 < block.share < ALL_MOVED:
+            moved[VANISHED] = _vanished(track[VANISHED], ours.total, ours.total + theirs.total, block.share)
+    return Tests(tracks=tuple(moved), over=remember_latency(tests.over, theirs), before_after=alone)
+
+
+_NOTHING: Final = Counts()
+
+
+def cohorts(block: Block, candidate: Digest, stable: Digest, gaining: Sequence[str]) -> tuple[Counts, Counts]:
+    """The candidate's requests and the baseline's."""
+    if not gaining:
+        return block.cohorts.get(candidate, _NOTHING), block.cohorts.get(stable, _NOTHING)
+    services = {name.rsplit("/", 1)[0] for name in gaining}
+    sums = {True: [0, 0], False: [0, 0]}
+    for counts in block.cohorts.values():
+        for name, (total, bad) in counts.by_subset.items():
+            if name.rsplit("/", 1)[0] in services:
+                side = sums[name in gaining]
+                side[0] += total
+                side[1] += bad
+    return Counts(total=sums[True][0], bad=sums[True][1]), Counts(total=sums[False][0], bad=sums[False][1])
+
+
+def _retried(counts: Counts) -> int:
+    """Requests that took another try, as far as sums can tell (a storm's further tries say nothing new)."""
+    return max(0, min(counts.total, counts.attempts - counts.total))
+
+
+def _slow(counts: Counts, bound: int) -> tuple[int, int]:
+    """(requests, those that crossed the bound); a request still open past the bound counts now, not when it ends."""
+    crossed = counts.over[bound] if bound < len(counts.over) else 0
+    return max(counts.total, crossed), crossed
+
+
+def _slow_index(over: tuple[float, ...]) -> int:
+    """The bound at or above the baseline's p99 so far; -1: not known."""
+    if not over or over[-1] < BEFORE_LEAST:
+        return -1
+    allowed = over[-1] * 0.01
+    return next((i for i in range(len(over) - 1) if over[i] <= allowed), -1)
+
+
+def remember_latency(over: tuple[float, ...], counts: Counts) -> tuple[float, ...]:
+    if not counts.total or not counts.over:
+        return over
+    old = over or (0.0,) * (len(LATENCY_BOUNDS_MS) + 1)
+    # Decimals are cut: they carry nothing and the state is persisted on every transition.
+    return (
+        *(round(a * MEMORY + b, 3) for a, b in zip(old[:-1], counts.over, strict=False)),
+        round(old[-1] * MEMORY + counts.total, 3),
+    )
+
+
+def remember(tally: TallyT, n: int, k: int) -> TallyT:
+    """The tally with one more block."""
+    if not n:
+        return tally
+    sum_n, sum_k = tally[0] * MEMORY + n, tally[1] * MEMORY + k
+    p = (sum_k + 0.5) / (sum_n + 1.0)
+    return (sum_n, sum_k, tally[2] * MEMORY + (k - n * p) ** 2 / (n * p * (1.0 - p)), tally[3] * MEMORY + 1.0)
+
+
+def _rate(tally: TallyT) -> float:
+    return (tally[1] + PRIOR_RATE * PRIOR_REQUESTS) / (tally[0] + PRIOR_REQUESTS)
+
+
+def _phi(tally: TallyT, start: float) -> float:
+    return max(1.0, (PHI_WEIGHT * start + tally[2]) / (PHI_WEIGHT + tally[3]))
+
+
+def _phi_expected(baseline: TallyT, n: int) -> float:
+    """Dispersion to begin with for blocks of n requests, from how the baseline's requests hang together."""
+    blocks = baseline[3]
+    if blocks < PHI_WEIGHT:
+        return PHI_START
+    per_block = baseline[0] / blocks
+    if per_block <= 1.5:
+        return PHI_START
+    together = max(0.0, (baseline[2] / blocks - 1.0) / (per_block - 1.0))
+    return max(PHI_START, 1.0 + (n - 1) * together)
+
+
+def _two(track: Track, n: int, k: int, nb: int, kb: int, margin: float, alone: bool, settings: Settings) -> Track:
+    """One outcome, candidate (n, k) against baseline (nb, kb) of the same second."""
+    if not n:
+        if not nb:
+            return track
+        return msgspec.structs.replace(
+            track, stable=remember(track.stable, nb, kb), n_stable=track.n_stable + nb, k_stable=track.k_stable + kb
+        )
+    worse, better = track.worse or (-inf,) * BETS, track.better or tuple(log(stake) for stake in PASS_BETS)
+    size = n / _phi(track.candidate, _phi_expected(track.stable, n))
+    learnt = (track.candidate[1] + 0.5) / (track.candidate[0] + 10.0)
+    stake = log(FIRST) if track.started == 0 else log((1.0 - FIRST) / LATE_BLOCKS)
+    staked = track.started <= LATE_BLOCKS
+    scale = size / n
+    if alone:
+        if track.before >= 0:
+            wide = max(BEFORE_AFTER_MARGIN, BEFORE_AFTER_FACTOR * track.before)
+            null = min(0.99, track.before + max(margin, wide))
+            gains = [_one(n, k, a, null) * scale if a > null else 0.0 for a in (*ALTERNATIVES, learnt)]
+            worse = _invest(worse, stake if staked else -inf, gains)
+            limit = min(0.99, track.before + max(settings.tolerance, wide))
+            better = tuple(
+                x + _one(n, k, min(a, limit), limit) * scale
+                for x, a in zip(better, (track.before, track.before + (limit - track.before) / 2), strict=True)
+            )
+    else:
+        b = _rate(track.stable)
+        size_b = nb / _phi(track.stable, PHI_START) if nb else 0.0
+        scale_b = size_b / nb if nb else 0.0
+        gains = [
+            _pair(n, k, nb, kb, a, b, margin, scale, scale_b) if a > b + margin else 0.0
+            for a in (*ALTERNATIVES, learnt)
+        ]
+        worse = _invest(worse, stake if staked else -inf, gains)
+        tolerance = max(settings.tolerance, margin)
+        better = tuple(
+            x + _pair(n, k, nb, kb, a, b, tolerance, scale, scale_b)
+            for x, a in zip(better, (b, b + tolerance / 2), strict=True)
+        )
+    return Track(
+        worse=worse,
+        better=tuple(max(-LN_MAX, min(LN_MAX, x)) for x in better),
+        started=track.started + 1,
+        bad_blocks=track.bad_blocks + (k > 0),
+        heavy=track.heavy or (k >= HEAVY_LEAST and k >= HEAVY * n),
+        candidate=remember(track.candidate, n, k),
+        stable=remember(track.stable, nb, kb),
+        n=track.n + n,
+        k=track.k + k,
+        n_stable=track.n_stable + nb,
+        k_stable=track.k_stable + kb,
+        before=track.before,
+    )
+
+
+def _invest(worse: tuple[float, ...], stake: float, gains: Sequence[float]) -> tuple[float, ...]:
+    """Add this block's stake to what is invested, then let it earn the block's factor."""
+    invested = []
+    for old, gain in zip(worse, gains, strict=True):
+        high, low = (old, stake) if old >= stake else (stake, old)
+        total = high + log1p(exp(low - high)) if high > -inf else -inf
+        invested.append(max(-LN_MAX, min(LN_MAX, total + gain)))
+    return tuple(invested)
+
+
+def _one(n: int, k: int, a: float, null: float) -> float:
+    """ln likelihood ratio of rate a against rate null."""
+    return k * log(a / null) + (n - k) * log((1.0 - a) / (1.0 - null))
+
+
+def _pair(n: int, k: int, nb: int, kb: int, a: float, b: float, margin: float, scale: float, scale_b: float) -> float:
+    """ln of one block's factor for the bet (a, b), tempered by each cohort's dispersion."""
+    m = border(a, b, margin, n * scale, nb * scale_b)
+    gain = scale * (k * log(a / (m + margin)) + (n - k) * log((1.0 - a) / (1.0 - m - margin)))
+    if nb:
+        gain += scale_b * (kb * log(b / m) + (nb - kb) * log((1.0 - b) / (1.0 - m)))
+    return gain
+
+
+def border(a: float, b: float, margin: float, size: float, size_b: float) -> float:
+    """m of the point (m + margin, m) that minimises size * KL(a, m + margin) + size_b * KL(b, m).
+
+    The derivative times its denominators is a cubic with one root between b and a - margin; Newton's steps on it stay
+    inside a shrinking bracket.
+    """
+    away = a - margin
+    if size_b <= 0:
+        return min(max(away, 1e-12), 1.0 - margin - 1e-12)
+    low, high = (b, away) if b < away else (max(away, 0.0), b)
+    m = (size * min(max(away, low), high) + size_b * b) / (size + size_b)
+    for _ in range(60):
+        x = m + margin
+        u, v = m * (1.0 - m), x * (1.0 - x)
+        value = size * (x - a) * u + size_b * (m - b) * v
+        if value > 0:
+            high = m
+        else:
+            low = m
+        slope = size * (u + (x - a) * (1.0 - 2.0 * m)) + size_b * (v + (m - b) * (1.0 - 2.0 * x))
+        step = m - value / slope if slope else m
+        if not low < step < high:
+            step = (low + high) / 2
+        if abs(step - m) <= 1e-7 * m:
+            return step
+        m = step
+    return m
+
+
+def _vanished(track: Track, arrived: int, total: int, expected: float) -> Track:
+    """Of all requests in the block, how many reached the candidate, against its expected share."""
+    if not total:
+        return track
+    null = VANISH_FRACTION * expected
+    scale = 1.0 / _phi(track.candidate, VANISH_PHI)
+    bets = [fraction * expected for fraction in VANISH_BETS]
+    gains = [scale * _one(total, arrived, bet, null) for bet in bets]
+    stake = log(FIRST) if track.started == 0 else log((1.0 - FIRST) / LATE_BLOCKS)
+    worse = _invest(track.worse or (-inf,) * len(bets), stake if track.started <= LATE_BLOCKS else -inf, gains)
+    return Track(
+        worse=worse,
+        started=track.started + 1,
+        bad_blocks=track.bad_blocks + (arrived < null * total),
+        candidate=remember(track.candidate, total, total - arrived),
+        n=track.n + total,
+        k=track.k + arrived,
+        before=expected,
+    )
+
+
+# --- judging ------------------------------------------------------------------------------------------------------
+
+
+def judge(tests: Tests, settings: Settings) -> Judgement:
+    """What this workload alone says; its fail threshold is decide.py's (the mean over all workloads)."""
+    per_outcome = [_ln_worse(track) for track in tests.tracks]
+    worse = mean_ln([value + log(weight) for value, weight in zip(per_outcome, WEIGHTS, strict=True)], 1)
+    loudest = max(range(len(OUTCOMES)), key=lambda i: per_outcome[i] + log(WEIGHTS[i]))
+    track = tests.tracks[loudest]
+    confirmed = track.bad_blocks >= 2 or track.heavy
+    catastrophe = _most_fail(tests.tracks[BAD], settings)
+    better = _ln_better(tests.tracks[BAD])
+    return Judgement(
+        verdict=_verdict(worse, better, confirmed, catastrophe, per_outcome, settings),
+        worse=worse,
+        better=better,
+        outcome=OUTCOMES[BAD if catastrophe else loudest],
+        before_after=tests.before_after,
+        catastrophe=catastrophe,
+        confirmed=confirmed or catastrophe,
+    )
+
+
+def _verdict(
+    worse: float, better: float, confirmed: bool, catastrophe: bool, per_outcome: Iterable[float], settings: Settings
+) -> Verdict:
+    if catastrophe or (confirmed and worse >= -log(settings.false_alarm)):
+        return Verdict.FAIL
+    suspicious = max(per_outcome) >= -log(settings.missed)
+    if better >= -log(settings.missed) and not suspicious:
+        return Verdict.PASS
+    return Verdict.INCONCLUSIVE
+
+
+def _ln_worse(track: Track) -> float:
+    """ln E of one outcome: the mean over bets of what is invested, plus what is not yet."""
+    if not track.started:
+        return 0.0
+    cash = (1.0 - FIRST) * max(0.0, 1.0 - (track.started - 1) / LATE_BLOCKS)
+    invested = mean_ln(track.worse, len(track.worse))
+    return mean_ln((invested, log(cash)), 1) if cash > 0 else invested
+
+
+def _ln_better(track: Track) -> float:
+    return mean_ln(track.better, 1) if track.better else 0.0
+
+
+def _most_fail(track: Track, settings: Settings) -> bool:
+    """Most of at least 5 requests so far fail, and neither stable's rate nor chance explains it."""
+    if track.n < HEAVY_LEAST or track.k * 2 <= track.n:
+        return False
+    usual = max(_rate(track.stable), (track.k_stable + 0.5) / (track.n_stable + 1) if track.n_stable else 0.0)
+    null, rate = min(0.99, usual + settings.margin), track.k / track.n
+    if rate <= null:
+        return False
+    surprise = rate * log(rate / null) + (0.0 if rate == 1.0 else (1.0 - rate) * log((1.0 - rate) / (1.0 - null)))
+    return track.n * surprise >= -log(settings.false_alarm)
+
+
+def mean_ln(values: Sequence[float], count: int) -> float:
+    """ln of (the sum of e**value) / count."""
+    top = max(values)
+    if top == -inf:
+        return -inf
+    return top + log(sum(exp(value - top) for value in values)) - log(count)
+
+
+def requests_needed(tests: Tests, settings: Settings) -> float:
+    """About how many candidate requests a pass takes at the baseline's rate and dispersion."""
+    stable = tests.tracks[BAD].stable
+    b = stable[1] / stable[0] if stable[0] >= BEFORE_LEAST else 0.0
+    worse = min(0.99, b + max(settings.tolerance, settings.margin))
+    per_request = (b * log(b / worse) if b > 0 else 0.0) + (1.0 - b) * log((1.0 - b) / (1.0 - worse))
+    return -log(settings.missed) / per_request * _phi(stable, 1.0)
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+_WHAT: Final = {
+    "bad": "requests failed",
+    "slow": "requests were slow",
+    "retried": "requests needed another try",
+    "connect": "connections failed",
+}
+
+
+def sentence(workload: str, tests: Tests, judgement: Judgement, on_candidate: int, proxies: int) -> str:
+    """What a user reads, without the ending (rolled back after ...; cause: ...)."""
+    name = workload.rsplit("/", 1)[-1]
+    head = f"{name}, {on_candidate} of {proxies} proxies on the new revision: "
+    track = tests.tracks[OUTCOMES.index(judgement.outcome)]
+    odds = f"; chance of that without a cause under 1 in {_odds(judgement.worse):,}"
+    if judgement.outcome == "vanished":
+        got, due = track.k / max(1, track.n), track.before
+        return f"{head}{_percent(got)} of the requests arrived there, {_percent(due)} were expected{odds}"
+    what = _WHAT[judgement.outcome]
+    body = f"{track.k:,} of {track.n:,} {what} ({_percent(track.k / max(1, track.n))})"
+    if judgement.before_after:
+        was = f"before/after: {_percent(track.before)} before" if track.before >= 0 else "nothing to compare with"
+        return f"{head}{body}, {was}{odds}"
+    others = (
+        f"{track.k_stable:,} of {track.n_stable:,} on the others ({_percent(track.k_stable / max(1, track.n_stable))})"
+    )
+    return f"{head}{body}, {others}{odds}"
+
+
+def _odds(ln_e: float) -> int:
+    """A round number below E: nobody believes digits, and beyond a million they say nothing."""
+    known = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
+    return max((value for value in known if ln_e >= log(value)), default=2)
+
+
+def _percent(share: float) -> str:
+    value = share * 100
+    if value == 0 or value >= 9.95:
+        return f"{value:.0f} %"
+    return f"{value:.1f} %" if value >= 0.095 else f"{value:.2f} %"
