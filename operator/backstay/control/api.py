@@ -23,6 +23,7 @@ from backstay.config.model import Manifest, config_digest
 from backstay.control.metrics import render
 from backstay.core import memory as snapshots
 from backstay.core import status
+from backstay.core.events import event_object
 from backstay.core.ports import Event, StateUnavailable
 from backstay.core.snapshot import Snapshot
 from backstay.core.view import MeshView
@@ -248,19 +249,6 @@ async def _sign_of_life(response: web.StreamResponse, facade: OperatorFacade, af
             await facade.wait_for_event(after)
     except TimeoutError:
         await response.write(b"\n")
-
-
-def event_object(event: Event) -> dict[str, Any]:
-    return {
-        "number": event.number,
-        "at": event.at,
-        "kind": event.kind,
-        "type": "Warning" if event.warning else "Normal",
-        "reason": event.reason,
-        "message": clean(event.message),
-        "revision": event.revision,
-        "subject": clean(event.subject),
-    }
 
 
 def _number(request: web.Request, name: str) -> float:

@@ -1,0 +1,94 @@
+"""`backstay describe KIND NAME`: everything about one object, then what happened to it."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from backstay.cli.completion import complete_names, qualified
+from backstay.cli.exits import Exit, Failed, OperatorAway
+from backstay.cli.get import Kind
+from backstay.cli.output import emit, paint
+from backstay.cli.session import Session, output_option, pass_session
+from backstay.cli.shown import listed, matches
+from backstay.cli.timeline import concerns, event_line
+
+EVENTS_SHOWN = 20  # a screen
+EVENTS_BACK = 7 * 24 * 3600.0  # seconds; a week answers "what happened to it lately"
+
+
+@click.command
+@click.argument("kind", type=Kind())
+@click.argument("name", shell_complete=complete_names)
+@output_option()
+@pass_session
+def describe(session: Session, kind: str, name: str, output: str) -> None:
+    """Everything about one object, with its events."""
+    item = find(listed(session, kind), kind, name)
+    events = [] if output in ("json", "yaml") else _events(session, kind, item)
+    emit(output, item, lambda _: "\n".join([*_lines(item, 0), *_event_lines(events)]))
+
+
+def find(items: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    """The one object that is meant. Raises Failed for none and for several."""
+    found = [item for item in items if matches(kind, item, name)]
+    if not found:
+        raise Failed(f"no {name!r} among {kind}", hint=f"`backstay get {kind}` lists them", code=Exit.NO)
+    exact = [item for item in found if qualified(kind, item) == name]
+    if len(found) > 1 and len(exact) != 1:
+        names = ", ".join(qualified(kind, item) for item in found)
+        raise Failed(f"{name!r} may be any of {names}", hint="say the full name")
+    return (exact or found)[0]
+
+
+def _lines(value: dict[str, Any], depth: int) -> Iterator[str]:
+    """Nested values indented, conditions one a line: read by people, so no quotes and no empty fields."""
+    pad = "  " * depth
+    for key, inner in value.items():
+        if key == "conditions":
+            yield f"{pad}conditions:"
+            yield from (_condition_line(one, pad) for one in inner)
+        elif isinstance(inner, dict):
+            yield f"{pad}{key}:{'' if inner else ' -'}"
+            yield from _lines(inner, depth + 1)
+        elif isinstance(inner, list):
+            yield from _list_lines(key, inner, depth)
+        else:
+            yield f"{pad}{key}: {paint(str(inner))}"
+
+
+def _list_lines(key: str, values: list[Any], depth: int) -> Iterator[str]:
+    pad = "  " * depth
+    if all(not isinstance(value, dict) for value in values):
+        yield f"{pad}{key}: {', '.join(map(str, values)) or '-'}"
+        return
+    yield f"{pad}{key}:"
+    for value in values:
+        first, *rest = _lines(value, depth + 2)
+        yield f"{pad}  - {first.strip()}"
+        yield from rest
+
+
+def _condition_line(one: dict[str, Any], pad: str) -> str:
+    since = one["lastTransitionTime"]
+    return f"{pad}  {one['type']:<13} {paint(one['status']):<8} {one['reason']}: {one['message']} (since {since})"
+
+
+def _events(session: Session, kind: str, item: dict[str, Any]) -> list[dict[str, Any]]:
+    """The newest events that name it; none when the operator is away (the object itself came from its memory)."""
+    words = _names(kind, item)
+    try:
+        events = list(session.client().events(since=time.time() - EVENTS_BACK))
+    except OperatorAway:
+        return []
+    return [event for event in events if any(concerns(event, word) for word in words)][-EVENTS_SHOWN:]
+
+
+def _names(kind: str, item: dict[str, Any]) -> list[str]:
+    full = qualified(kind, item)
+    return [full, str(item["spec"].get("name", "")) or str(item["metadata"]["name"])]
+
+
+def _event_lines(events: list[dict[str, Any]]) -> list[str]:
+    return ["events:", *(f"  {event_line(event)}" for event in events)] if events else []
