@@ -1,8 +1,8 @@
-"""Files of a revision -> documents with line and column, or problems; what one document says about another is not asked.
+"""Files of a revision -> documents with line and column, or problems.
 
 Bytes become plain values in yamltree.py, a wrong shape is explained by validate/shape.py. In between, this module
-tells the kind, makes the typed spec, and gives every problem its place. The registry, the order of files and other
-documents play no part, so what was read from a file once need not be read again (`Cache`).
+tells the kind, makes the typed spec, and gives every problem its place. The registry and other documents play no part
+(that is validate/rules.py), so what was read from a file once need not be read again (`Cache`).
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from backstay.core.intents import API_VERSION, KINDS, Metadata, Spec
 from backstay.core.problems import Problem
 from backstay.core.snapshot import Document, Position
 from backstay.core.suggest import did_you_mean
-from backstay.core.yamltree import Fault, Limits, Tree, read, shown
+from backstay.core.yamltree import DEFAULT_LIMITS, Fault, Limits, Tree, read, shown
 
 __all__ = ["Cache", "Limits", "Parsed", "digest_of", "parse"]
 
@@ -73,7 +73,7 @@ def parse(
     files: Mapping[str, bytes],
     *,
     default_namespace: str = "default",
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
     valid_cache: Cache | None = None,
 ) -> Parsed:
     """Read all files, in the order of their names. One file's fault keeps no other from being read."""

@@ -35,7 +35,7 @@ Host = Annotated[
 Duration = Annotated[
     str,
     Meta(
-        pattern=r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$",
+        pattern=r"^([0-9]{1,8}(\.[0-9]{1,8})?(ms|s|m|h)){1,4}$",
         description="A duration as Go writes it: `250ms`, `15s`, `1m30s`, `24h`. `0s` means none.",
         examples=["15s", "250ms"],
     ),
@@ -77,7 +77,7 @@ class ExpectRefused(Node, frozen=True, kw_only=True):
     source: Annotated[
         str,
         Meta(
-            min_length=2,
+            min_length=1,
             description="Who will be refused: a SPIFFE ID or a CIDR. Never `*`: a policy that refuses everybody must "
             "still be caught.",
             examples=["spiffe://backstay.local/ns/shop/sa/legacy-batch", "10.2.0.0/16"],
@@ -210,7 +210,9 @@ class HTTPPathMatch(Node, frozen=True, kw_only=True):
 class HTTPHeaderMatch(Node, frozen=True, kw_only=True):
     name: HeaderName
     type: Literal["Exact", "Prefix", "Present", "Absent"] = "Exact"
-    value: Annotated[str, Meta(max_length=4096, description="Left out for `Present` and `Absent`.")] = ""
+    value: Annotated[
+        str, Meta(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$", description="Left out for `Present` and `Absent`.")
+    ] = ""
 
 
 class HTTPQueryParamMatch(Node, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 _LONGEST: Final = 64  # no known word is longer, and difflib takes time quadratic in the length
+_LENGTH_DIFFERENCE: Final = 6  # `sa-logic` for `sa-logic.shop` still counts
 _MOST: Final = 1_000  # difflib compares with each
 
 
@@ -12,7 +13,8 @@ def nearest(word: object, known: Iterable[str]) -> str:
     """The known word that `word` was most likely meant to be, "" if none is near."""
     if not isinstance(word, str) or len(word) > _LONGEST:
         return ""
-    candidates = sorted(known)[:_MOST]
+    near_length = (candidate for candidate in known if abs(len(candidate) - len(word)) <= _LENGTH_DIFFERENCE)
+    candidates = sorted(near_length)[:_MOST]
     same = next((candidate for candidate in candidates if candidate.lower() == word.lower()), "")
     return same or next(iter(difflib.get_close_matches(word, candidates, n=1)), "")
 

@@ -19,7 +19,7 @@ import yaml
 try:
     from yaml.cyaml import CParser as _Parser  # type: ignore[attr-defined] # missing in the stub
 except ImportError:  # PyYAML was built without libyaml: the same events, about ten times slower
-    from yaml.loader import BaseLoader as _Parser
+    from yaml.loader import BaseLoader as _Parser  # type: ignore[assignment]
 
 Position: TypeAlias = tuple[int, int]
 
@@ -44,6 +44,9 @@ class Limits:
     """Sum over the position index of one file: long keys times deep nesting would otherwise multiply."""
     problems_per_file: int = 100
     """A hundred problems are read by nobody; the rest is counted."""
+
+
+DEFAULT_LIMITS: Final = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +92,7 @@ class _Stop(Exception):
         self.fault = fault
 
 
-def read(data: bytes, limits: Limits = Limits()) -> Read:
+def read(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Read:
     """Every document of one file. Empty documents are left out."""
     if len(data) > limits.file_bytes:
         message = f"the file has {len(data)} bytes, expected at most {limits.file_bytes}"
@@ -123,8 +126,8 @@ def _read_text(text: str, limits: Limits) -> Read:
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
-# YAML allows neither C0 (but tab and line ends) nor DEL nor surrogates. C1, U+2028 and U+2029 would count as line ends for
-# libyaml and not for editors; bidirectional controls make a review show other text than what is read (CVE-2021-42574).
+# YAML allows neither C0 (but tab and line ends) nor DEL nor surrogates. NEL, U+2028, U+2029 are line ends for libyaml
+# and not for editors; bidirectional controls make a review show other text than what is read (CVE-2021-42574).
 _FORBIDDEN: Final = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
 )

@@ -8,6 +8,7 @@ from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry
 from backstay.core.snapshot import Document, Snapshot
 from backstay.core.validate.rules import check
+from backstay.core.yamltree import DEFAULT_LIMITS
 
 __all__ = ["Cache", "Validated", "validate"]
 
@@ -38,7 +39,7 @@ def validate(
     registry: Registry | None = None,
     default_namespace: str = "default",
     refused: Sequence[tuple[str, str, str]] = (),
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
     cache: Cache | None = None,
 ) -> Validated:
     """Judge a whole commit. Without a registry (offline, CI) nothing is said about services and workloads.

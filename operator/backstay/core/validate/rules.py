@@ -1,27 +1,74 @@
-"""Rules that take more than one document, or more than its shape."""
+"""The rules that look at a whole commit, as one table.
 
-from collections.abc import Iterator, Sequence
+Rule: a new one is a small function in the module of its subject, a line in RULES, an entry in core/codes.py and a case
+under tests/conformance/intents/. None may depend on another's findings.
+"""
 
-from backstay.core.problems import Problem
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry
 from backstay.core.snapshot import Document
+from backstay.core.validate import references, routes, security, settings
+from backstay.core.validate.facts import Rule, gather
+
+RULES: Final[tuple[Rule, ...]] = (
+    references.duplicate_documents,
+    references.several_meshes,
+    references.conflicting_hosts,
+    references.conflicting_backends,
+    references.duplicate_subsets,
+    references.unknown_subsets,
+    references.services_not_there,
+    references.unknown_ports,
+    references.ports_not_http,
+    references.empty_subsets,
+    references.workloads_not_there,
+    references.ports_not_served,
+    routes.unreachable_rules,
+    routes.duplicate_rule_names,
+    routes.weight_sums,
+    routes.duplicate_backend_refs,
+    routes.timeout_order,
+    routes.retries_never_on_timeout,
+    routes.retries_without_condition,
+    routes.faults_without_effect,
+    routes.match_values,
+    routes.never_matching,
+    security.overlapping_authentication,
+    security.duplicate_mtls_ports,
+    security.tls_conflicts,
+    security.foreign_trust_domains,
+    security.policies_without_effect,
+    settings.step_order,
+    settings.step_end,
+    settings.traffic_with_immediate,
+    settings.soak_within_deadline,
+    settings.confirm_long_enough,
+    settings.tolerance_above_margin,
+    settings.refused_sources,
+    settings.refused_paths,
+    settings.immediate_pauses,
+)
 
 
 def check(documents: Sequence[Document], registry: Registry | None, *, is_complete: bool) -> Iterator[Problem]:
     """Problems of the commit as a whole. `is_complete` is False when something could not be read: then nothing is said
-    to be missing."""
-    first: dict[str, Document] = {}
-    for document in documents:
-        earlier = first.setdefault(document.key, document)
-        if earlier is not document:
-            line, column = document.positions.get("metadata.name", (document.line, 1))
-            message = f"{document.key} is already in {earlier.place()}, expected it once"
-            yield Problem(
-                file=document.file,
-                line=line,
-                column=column,
-                path="metadata.name",
-                message=message,
-                reason="DuplicateDocument",
-                document=document.key,
-            )
+    to be missing that may stand there."""
+    facts = gather(documents, registry, is_complete=is_complete)
+    for rule in RULES:
+        yield from _bounded(rule(facts))
+
+
+_MOST: Final = 500  # problems of one rule; nobody reads more, and making them takes time
+
+
+def _bounded(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """What waits is all said: the operator goes by it. Of errors and warnings the first ones do."""
+    count = 0
+    for found in problems:
+        yield found
+        count += found.severity is not Severity.WAITING
+        if count >= _MOST:
+            return

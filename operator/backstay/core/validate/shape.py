@@ -51,7 +51,7 @@ def first_mistake(kind: str, raw: Mapping[str, Any]) -> list[Mistake]:
             path = key + place.strip("`").removeprefix("$")
             return [Mistake(path=path, reason="WrongShape", message=f"{said[:1].lower()}{said[1:].replace('`', '')}")]
     message = "unknown field next to `metadata` and `spec`, expected none"
-    return [Mistake(path="", reason="WrongShape", message=message)] if len(raw) > 4 else []  # noqa: PLR2004 - the envelope
+    return [Mistake(path="", reason="WrongShape", message=message)] if len(raw) > 4 else []
 
 
 @functools.cache

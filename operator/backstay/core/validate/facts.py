@@ -1,0 +1,89 @@
+"""What the rules look at: the documents of a commit by what they are about, and the registry where there is one."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+from backstay.core.compile.index import qualify
+from backstay.core.intents import BackendRef, BackendSpec, MeshSpec, RouteSpec
+from backstay.core.problems import Problem, Severity
+from backstay.core.registry import Registry, Service
+from backstay.core.snapshot import Document, Position
+
+SpecT = TypeVar("SpecT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    documents: Sequence[Document]
+    registry: Registry | None
+    is_complete: bool
+    """False when a file or a document could not be read: what seems to be missing may be in there."""
+    mesh: MeshSpec
+    mesh_document: Document | None
+    backends: Mapping[str, Document]
+    """Service -> its Backend; the first where there are several."""
+
+    def of(self, spec_type: type[SpecT]) -> Iterator[tuple[Document, SpecT]]:
+        """Documents of one kind with their specs."""
+        for document in self.documents:
+            if isinstance(document.spec, spec_type):
+                yield document, document.spec
+
+    def service(self, name: str, document: Document) -> Service | None:
+        """The service a name in this document means, if the registry has it."""
+        return self.registry.services.get(service_key(name, document)) if self.registry else None
+
+    def refs(self) -> Iterator[tuple[Document, RouteSpec, str, BackendRef]]:
+        """Every backendRef of every Route with its path."""
+        for document, spec in self.of(RouteSpec):
+            for number, rule in enumerate(spec.rules):
+                for index, ref in enumerate(rule.backend_refs):
+                    yield document, spec, f"spec.rules[{number}].backendRefs[{index}]", ref
+
+
+Rule: TypeAlias = Callable[[Facts], Iterable[Problem]]
+
+
+def gather(documents: Sequence[Document], registry: Registry | None, *, is_complete: bool) -> Facts:
+    backends: dict[str, Document] = {}
+    mesh_document = None
+    for document in documents:
+        if isinstance(document.spec, BackendSpec):
+            backends.setdefault(service_key(document.spec.service, document), document)
+        elif isinstance(document.spec, MeshSpec) and mesh_document is None:
+            mesh_document = document
+    mesh = mesh_document.spec if mesh_document and isinstance(mesh_document.spec, MeshSpec) else MeshSpec()
+    return Facts(
+        documents=documents,
+        registry=registry,
+        is_complete=is_complete,
+        mesh=mesh,
+        mesh_document=mesh_document,
+        backends=backends,
+    )
+
+
+def service_key(name: str, document: Document) -> str:
+    return qualify(name, document.metadata.namespace)
+
+
+def problem(document: Document, path: str, reason: str, message: str, severity: Severity = Severity.ERROR) -> Problem:
+    """A problem at a path, or at the nearest parent that stands in the file (a default does not)."""
+    line, column = position(document, path)
+    return Problem(
+        file=document.file,
+        line=line,
+        column=column,
+        path=path,
+        message=message,
+        reason=reason,
+        severity=severity,
+        document=document.key,
+    )
+
+
+def position(document: Document, path: str) -> Position:
+    while path not in document.positions and path:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return document.positions.get(path, (document.line, 1))

@@ -1,0 +1,129 @@
+"""Rules about Authentication and Authorization: policies that overlap, clash or do nothing."""
+
+from collections.abc import Iterator
+
+from backstay.core.compile.index import selects
+from backstay.core.intents import AuthenticationSpec, AuthorizationSpec, BackendSpec, Mtls
+from backstay.core.problems import Problem, Severity
+from backstay.core.registry import Workload
+from backstay.core.snapshot import Document
+from backstay.core.validate.facts import Facts, problem, service_key
+
+
+def overlapping_authentication(facts: Facts) -> Iterator[Problem]:
+    """One policy for the whole namespace and one that names a workload may stand together: the narrower wins."""
+    first: dict[str, tuple[Document, str]] = {}
+    for document, spec in facts.of(AuthenticationSpec):
+        for path, subject in _subjects(document, spec):
+            earlier, place = first.setdefault(subject, (document, path))
+            if (earlier, place) != (document, path):
+                message = f"{subject} already has an Authentication in {earlier.place(place)}, expected one"
+                yield problem(document, path, "AuthenticationOverlap", message)
+
+
+def _subjects(document: Document, spec: AuthenticationSpec) -> Iterator[tuple[str, str]]:
+    namespace = document.metadata.namespace
+    if not spec.selector.workloads:
+        yield "spec.selector", f"namespace {namespace!r}"
+    for index, name in enumerate(spec.selector.workloads):
+        yield f"spec.selector.workloads[{index}]", f"workload {f'{namespace}/{name}'!r}"
+
+
+def duplicate_mtls_ports(facts: Facts) -> Iterator[Problem]:
+    for document, spec in facts.of(AuthenticationSpec):
+        first: dict[int, int] = {}
+        for index, item in enumerate(spec.mtls.ports):
+            earlier = first.setdefault(item.port, index)
+            if earlier != index:
+                place = document.place(f"spec.mtls.ports[{earlier}]")
+                message = f"port {item.port} is already given in {place}, expected it once"
+                yield problem(document, f"spec.mtls.ports[{index}].port", "DuplicatePort", message)
+
+
+# --- callers without TLS against servers that insist on it ------------------------------------------------------------
+
+
+def tls_conflicts(facts: Facts) -> Iterator[Problem]:
+    for document, spec in facts.of(BackendSpec):
+        if spec.tls.mode == "DISABLE":
+            insists = _insists(facts, service_key(spec.service, document))
+            if insists:
+                message = f"callers would not use TLS, but {insists} asks for it with STRICT; expected MESH here"
+                yield problem(document, "spec.tls.mode", "TlsConflict", f"{message} or PERMISSIVE there")
+
+
+def _insists(facts: Facts, service: str) -> str:
+    """Where STRICT is asked of the service's workloads, "" where it is not or cannot be told without a registry."""
+    if facts.registry is None:
+        return _insists_in_namespace(facts, service.partition(".")[2])
+    target = facts.registry.services.get(service)
+    ports = [port.target_port for port in target.ports] if target else []
+    for workload in facts.registry.workloads.values():
+        if service in workload.services:
+            document, mtls = _governing(facts, workload)
+            if "STRICT" in {_mode(mtls, port) for port in ports}:
+                return _place_of(facts, document)
+    return ""
+
+
+def _insists_in_namespace(facts: Facts, namespace: str) -> str:
+    policies = [(d, spec) for d, spec in facts.of(AuthenticationSpec) if d.metadata.namespace == namespace]
+    if not policies:
+        return _place_of(facts, None) if facts.is_complete and facts.mesh.defaults.mtls == "STRICT" else ""
+    if len(policies) > 1 or policies[0][1].selector.workloads or policies[0][1].mtls.ports:
+        return ""
+    return _place_of(facts, policies[0][0]) if policies[0][1].mtls.mode == "STRICT" else ""
+
+
+def _governing(facts: Facts, workload: Workload) -> tuple[Document | None, Mtls]:
+    """The policy that counts for a workload: one that names it, else its namespace's, else the mesh's default."""
+    found: tuple[Document | None, Mtls] = (None, Mtls(mode=facts.mesh.defaults.mtls))
+    for document, spec in facts.of(AuthenticationSpec):
+        if selects(spec.selector, document.metadata.namespace, workload):
+            if spec.selector.workloads:
+                return document, spec.mtls
+            found = (document, spec.mtls)
+    return found
+
+
+def _mode(mtls: Mtls, port: int) -> str:
+    return next((item.mode for item in mtls.ports if item.port == port), mtls.mode)
+
+
+def _place_of(facts: Facts, policy: Document | None) -> str:
+    if policy is not None:
+        return policy.place("spec.mtls")
+    return facts.mesh_document.place("spec.defaults.mtls") if facts.mesh_document else "the mesh's default"
+
+
+# --- authorization ----------------------------------------------------------------------------------------------------
+
+
+def foreign_trust_domains(facts: Facts) -> Iterator[Problem]:
+    if facts.mesh_document is None and not facts.is_complete:
+        return
+    own = facts.mesh.trust_domain
+    for document, path, principal in _principals(facts):
+        domain, slash, _ = principal.removeprefix("spiffe://").partition("/")
+        is_own = domain == own if slash else own.startswith(domain.rstrip("*"))
+        if not is_own:
+            message = f"{principal!r} is of another trust domain, expected {own!r}: nobody in this mesh is called so"
+            yield problem(document, path, "ForeignTrustDomain", message, Severity.WARNING)
+
+
+def _principals(facts: Facts) -> Iterator[tuple[Document, str, str]]:
+    for document, spec in facts.of(AuthorizationSpec):
+        for number, rule in enumerate(spec.rules):
+            for index, source in enumerate(rule.from_):
+                path = f"spec.rules[{number}].from[{index}]"
+                for place, principal in enumerate(source.principals):
+                    yield document, f"{path}.principals[{place}]", principal
+                for place, principal in enumerate(source.not_principals):
+                    yield document, f"{path}.notPrincipals[{place}]", principal
+
+
+def policies_without_effect(facts: Facts) -> Iterator[Problem]:
+    for document, spec in facts.of(AuthorizationSpec):
+        if spec.action != "Allow" and not spec.rules:
+            message = f"{spec.action} without rules does nothing, expected rules; `- {{}}` is every request"
+            yield problem(document, "spec.rules", "PolicyWithoutEffect", message, Severity.WARNING)
