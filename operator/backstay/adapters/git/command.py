@@ -215,7 +215,7 @@ class GitCommand:
             selector.register(process.stderr, selectors.EVENT_READ, (err, STDERR_KEPT))
             while selector.get_map():
                 if time.monotonic() > deadline:
-    """The ssh git starts: no user configuration, no questions, no unknown host. Quoted, for git runs it by a shell."""
+                    raise SourceUnavailable(
                         "Timeout", f"git {verb} did not finish within {self._timeout:g} s and was stopped"
                     )
                 for key, _ in selector.select(WATCH_INTERVAL):

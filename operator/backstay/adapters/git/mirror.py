@@ -71,8 +71,8 @@ class Mirror:
         self._remove_leftovers()
 
     def has(self, sha: str) -> bool:
-        """Whether a commit is here with all it needs: objects of a fetch that was cut off are not reachable by a ref."""
         """Whether a commit is here with all it needs: what a fetch left that was cut off is reached by no ref."""
+        if not self._git_dir.exists():
             return False
         found = self._run("for-each-ref", "--count=1", f"--contains={sha}", "--format=%(refname)", "refs/backstay/")
         return found.status == 0 and bool(found.out)
