@@ -1,4 +1,4 @@
-"""From an entry of the workloads file and its place on this machine to what is run: pure, apart from nothing.
+"""From an entry of the workloads file and its place on this machine to what is run. Starts nothing.
 
 Two launches per instance: the sidecar, told everything by flags (sidecar/settings.py), and the application, told by
 environment variables where to listen and which proxy to use.
@@ -46,6 +46,11 @@ class InstancePlan:
     @property
     def token_file(self) -> Path:
         return self.folder / "token"
+
+    @property
+    def data(self) -> Path:
+        """Where the application may keep things; made before it starts, kept over restarts."""
+        return self.folder / "data"
 
     @property
     def sidecar_state(self) -> Path:
@@ -145,7 +150,12 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _filled(text: str, plan: InstancePlan) -> str:
     """Placeholders by plain replacement: other braces (JSON in an argument) stay what they are."""
-    values = {"{python}": sys.executable, "{dir}": str(plan.home), "{host}": plan.place.address}
+    values = {
+        "{python}": sys.executable,
+        "{dir}": str(plan.home),
+        "{data}": str(plan.data),
+        "{host}": plan.place.address,
+    }
     if plan.place.app_ports:
         values["{port}"] = str(first_port(plan.entry, plan.place))
     for name, value in values.items():

@@ -272,7 +272,7 @@ class LocalPlatform:
     def _supervise(self, plan: InstancePlan) -> None:
         if self._operator is None:
             raise RuntimeError("the platform was not started")
-        plan.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        plan.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         sidecar = (
             sidecar_launch(plan, self._operator, self._trust_domain, self._settings.grace, os.environ)
             if plan.entry.sidecar

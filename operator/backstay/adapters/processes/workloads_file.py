@@ -73,7 +73,8 @@ class WorkloadEntry(Entry, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     replicas: Annotated[int, Meta(ge=0, le=MAX_REPLICAS)] = 1
     command: Annotated[tuple[str, ...], Meta(min_length=1)]
-    """`{python}` (this interpreter), `{dir}` (the file's folder), `{host}`, `{port}` (where to listen) are replaced."""
+    """`{python}` (this interpreter), `{dir}` (the file's folder), `{data}` (a folder of the instance), `{host}` and
+    `{port}` (where to listen) are replaced, here and in `env`."""
     env: dict[str, str | int | float | bool] = {}
     ports: tuple[Port | AppPort, ...] = ()
     """Left out: the target ports of its services."""
