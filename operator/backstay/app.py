@@ -1,0 +1,222 @@
+"""Composition root: the only module that names adapters and settings together.
+
+Nothing is decided here. `LocalOperator` is the embedded default: one mesh, local processes, SQLite, a CA in the state
+folder, all in one process.
+"""
+
+import asyncio
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from backstay.adapters.certificates import LocalCA
+from backstay.adapters.git import Credentials, GitSource, RefSpec
+from backstay.adapters.processes import LocalPlatform, OperatorEndpoint
+from backstay.adapters.sqlite import SqliteStore
+from backstay.control import api
+from backstay.control.server import ControlServer
+from backstay.control.webhook import webhook_app
+from backstay.core.ports import Event, Fenced, StateUnavailable
+from backstay.core.view import MeshView
+from backstay.reconciler.loop import LoopSettings, OrderRefused, Ports, Reconciler
+from backstay.redact import clean
+from backstay.settings import LOCAL_POLL_INTERVAL, STATE_FILE, LocalSettings, SourceSettings
+from backstay.tasks import spawn, stop
+
+_log: Final = logging.getLogger("backstay.app")
+
+
+class SystemClock:
+    """The real clocks."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+
+class Facade:
+    """The reconciler as the API sees it."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+
+    def view(self) -> MeshView:
+        return self._reconciler.view()
+
+    async def act(self, action: api.Action) -> api.ActionResult:
+        try:
+            done = await self._reconciler.order(action.verb, actor=action.actor, reason=action.reason, args=action.args)
+        except OrderRefused as refused:
+            return api.ActionResult(done=False, reason=refused.reason, message=str(refused))
+        return api.ActionResult(done=True, reason=action.verb.title().replace("-", ""), message=done)
+
+    async def events(self, *, after: int = 0, since: float = 0.0, limit: int = 1000) -> Sequence[Event]:
+        return await self._reconciler.events(after=after, since=since, limit=limit)
+
+    async def wait_for_event(self, after: int) -> None:
+        await self._reconciler.wait_for_event(after)
+
+    async def blobs(self, digests: Iterable[str]) -> Mapping[str, bytes]:
+        return await self._reconciler.blobs(digests)
+
+
+def git_source(settings: SourceSettings, mirror: Path) -> GitSource:
+    """The mesh repository. Raises SourceRefused for an address, ref or path that is wrong, OSError for secret files."""
+    return GitSource(
+        settings.url,
+        mirror=mirror,
+        ref=RefSpec(branch=settings.branch, tag=settings.tag, semver=settings.semver, commit=settings.commit),
+        path=settings.path,
+        credentials=Credentials(
+            username=settings.username,
+            password=_secret(settings.password_file),
+            bearer=_secret(settings.bearer_file),
+            ca_file=settings.ca_file,
+            ssh_identity=settings.ssh_identity,
+            ssh_known_hosts=settings.ssh_known_hosts,
+        ),
+        allow_file=True,
+    )
+
+
+def _secret(file: Path | None) -> str:
+    return file.read_text(encoding="utf-8") if file else ""
+
+
+class LocalOperator:
+    """Everything `backstay up` runs. `start`, then `run` until cancelled, then `close`."""
+
+    def __init__(self, settings: LocalSettings) -> None:
+        self.settings = settings
+        _private_folder(settings.state_dir)
+        self.source = git_source(settings.source, settings.state_dir / "mirror.git")
+        self.store = SqliteStore(settings.state_dir / STATE_FILE)
+        self.platform = LocalPlatform(
+            settings.workloads, settings.state_dir / "instances", trust_domain=settings.trust_domain
+        )
+        self.control: ControlServer | None = None
+        self.reconciler: Reconciler | None = None
+        self.api: api.ApiServer | None = None
+        self._runners: list[web.AppRunner] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Claim the state, open all doors, start the workloads. Raises StateUnavailable, OSError, PortTaken."""
+        settings = self.settings
+        epoch = await self.store.claim()
+        authority = LocalCA.open(settings.state_dir / "ca", settings.trust_domain)
+        self.control = control = ControlServer(
+            ca=authority,
+            enroller=self.platform,
+            epoch=epoch,
+            mesh=settings.mesh,
+            host=settings.host,
+            port=settings.control_port or _remembered_port(settings.state_dir),
+        )
+        self.reconciler = reconciler = Reconciler(
+            self._loop_settings(),
+            Ports(
+                source=self.source,
+                store=self.store,
+                fleet=control,
+                platform=self.platform,
+                authority=authority,
+                clock=SystemClock(),
+            ),
+            epoch,
+        )
+        control.wake = reconciler.wake
+        await control.start()
+        _remember_port(settings.state_dir, control.port)
+        await self.platform.start(self._endpoint(authority, control.port))
+        await reconciler.start()
+        await self._open_doors(reconciler)
+        self._tasks = [spawn(reconciler.run(), name="reconciler")]
+
+    def _loop_settings(self) -> LoopSettings:
+        source = self.settings.source
+        return LoopSettings(
+            mesh=self.settings.mesh,
+            url=clean(source.url),
+            ref=source.branch or source.tag or source.semver or source.commit or "HEAD",
+            path=source.path,
+            interval=LOCAL_POLL_INTERVAL if self.source.is_local else source.interval,
+            default_namespace=self.platform.file.contents.namespace,
+            trust_domain=self.settings.trust_domain,
+        )
+
+    def _endpoint(self, authority: LocalCA, port: int) -> OperatorEndpoint:
+        trust = self.settings.state_dir / "trust.pem"
+        trust.write_text("".join(authority.trust_bundle().values()), encoding="ascii")
+        return OperatorEndpoint(url=f"https://{self.settings.host}:{port}", trust_file=trust)
+
+    async def _open_doors(self, reconciler: Reconciler) -> None:
+        self.api = api.ApiServer(Facade(reconciler), self.settings.state_dir)
+        reconciler.on_view = self.api.observe
+        await self.api.start()
+        if self.settings.webhook_port:
+            secret = _secret(self.settings.webhook_secret_file)
+            app = webhook_app(lambda _mesh: secret or None, lambda _mesh, _ref: reconciler.hint())
+            runner = web.AppRunner(app)
+            await runner.setup()
+            await web.TCPSite(runner, self.settings.host, self.settings.webhook_port).start()
+            self._runners.append(runner)
+
+    async def run(self) -> None:
+        """Until cancelled, or until the reconciler ends. Raises Fenced, StateUnavailable."""
+        await asyncio.gather(*self._tasks)
+
+    async def close(self) -> None:
+        """Stop in the order that keeps promises: no more decisions, then workloads, then the doors."""
+        await stop(*self._tasks)
+        if self.reconciler is not None:
+            await self.reconciler.close()
+        if self.settings.leave_running:
+            await self.platform.detach()
+        else:
+            await self.platform.close()
+        for runner in self._runners:
+            await runner.cleanup()
+        if self.api is not None:
+            await self.api.close()
+        if self.control is not None:
+            await self.control.close()
+        await self.source.close()
+        await self.store.close()
+
+
+def _private_folder(folder: Path) -> None:
+    """The state folder holds keys: it is its owner's alone. Raises StateUnavailable if it cannot be that."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise StateUnavailable(f"{folder} belongs to another user; choose another --state-dir or chown it")
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        folder.chmod(0o700)
+
+
+def _port_file(folder: Path) -> Path:
+    return folder / "control.port"
+
+
+def _remembered_port(folder: Path) -> int:
+    """The port of the last start: sidecars that survived it look there."""
+    try:
+        return int(_port_file(folder).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+def _remember_port(folder: Path, port: int) -> None:
+    _port_file(folder).write_text(str(port), encoding="ascii")
+
+
+__all__ = ["Facade", "Fenced", "LocalOperator", "SystemClock", "git_source"]
