@@ -1,0 +1,76 @@
+# Everything a person or CI does with this checkout. Needs python3.11+ (with venv), git and make; nothing else.
+# The environment is made once from the hash-pinned lists in requirements/ and made again when those change.
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Workers for the tests: two is what the smallest CI machines have.
+WORKERS ?= 2
+SOURCES := operator tests example-repo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy
+
+help: ## Show this list.
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.stamp-demo ## Play the story: good and bad commits under steady traffic. KEEP=1 leaves it running.
+	@KEEP="$(KEEP)" $(BIN)/python example-repo/demo.py
+
+test: $(VENV)/.stamp-dev ## Run all tests. ARGS='...' goes to pytest.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+check: $(VENV)/.stamp-dev ## Format, lint, types, layers, schema drift.
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
+	$(BIN)/backstay schemas --check schemas
+
+bench-verdict: $(VENV)/.stamp-dev ## False alarms and harm against the information limit.
+	@$(BIN)/python tests/bench/verdict.py
+
+bench-safety: $(VENV)/.stamp-dev ## Bad and good commits under traffic. QUICK=1 for five minutes.
+	@QUICK="$(QUICK)" $(BIN)/python tests/bench/safety.py
+
+bench-push: $(VENV)/.stamp-dev ## From push to the last ack, and bytes per proxy.
+	@$(BIN)/python tests/bench/push.py
+
+bench-swap: $(VENV)/.stamp-dev ## A change a second under traffic: failed requests.
+	@$(BIN)/python tests/bench/swap.py
+
+bench-proxy: $(VENV)/.stamp-dev ## Requests per core and latency against Envoy.
+	@$(BIN)/python tests/bench/proxy.py
+
+lock: $(VENV)/.stamp-dev ## Write requirements/ anew from pyproject.toml. UPGRADE=1 takes newer versions.
+	@rm -f $(if $(UPGRADE),requirements/dev.txt requirements/demo.txt)
+	$(COMPILE) --extra dev -o requirements/dev.txt
+	$(COMPILE) --extra demo --extra build -c requirements/dev.txt -o requirements/demo.txt
+
+COMPILE = $(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	--python-version 3.11 pyproject.toml
+
+wheel: $(VENV)/.stamp-dev ## Build the wheel into dist/.
+	$(BIN)/python -m build --no-isolation --wheel
+
+clean: ## Remove everything that can be made again.
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache operator/*.egg-info
+
+# --- environment -------------------------------------------------------------------------------------------------------
+
+PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+$(BIN)/python:
+	@sh .ci/make-venv $(VENV)
+
+# Building Backstay itself needs no download: setuptools is in the list. Newer stamps are made after older ones only.
+$(VENV)/.stamp-demo: requirements/demo.txt pyproject.toml | $(BIN)/python
+	@test -n "$$(find $(VENV)/.stamp-dev -newer requirements/dev.txt 2>/dev/null)" \
+		|| $(PIP) install --quiet --require-hashes -r requirements/demo.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.stamp-dev: requirements/dev.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
