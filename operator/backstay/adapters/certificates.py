@@ -1,8 +1,9 @@
 """The mesh's own certificate authority: a root that may be taken offline, an intermediate that signs, SVIDs for CSRs.
 
 The folder has the form Istio users know (`cacerts`): root-cert.pem, ca-cert.pem, ca-key.pem, cert-chain.pem. Made
-here on first use, or brought by the user. root-key.pem is needed only to make intermediates; without it everything else goes
-on. Changes of several files are committed through a journal, so that a kill in the middle leaves the old or the new set.
+here on first use, or brought by the user. root-key.pem is needed only to make intermediates; without it everything
+else goes on. Changes of several files are committed through a journal, so that a kill in the middle leaves the old set
+or the new one.
 
 Rule: what a certificate says comes from the caller's `identity`; of a CSR only the key and its signature count.
 """
@@ -49,7 +50,7 @@ _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
 _ID: Final = re.compile(r"spiffe://([a-z0-9._-]{1,255})((?:/[A-Za-z0-9._-]+)+)")
 
 
-class CertificatesUnusable(Exception):  # noqa: N818 - a state, like the exceptions of core/ports.py
+class CertificatesUnusable(Exception):
     """What lies in the CA's folder cannot be used; the text says which file and what was expected."""
 
 
@@ -251,7 +252,7 @@ class LocalCA:
 # --- making certificates -------------------------------------------------------------------------------------------
 
 
-def _leaf(  # noqa: PLR0913, PLR0917 - the fields of a certificate
+def _leaf(  # noqa: PLR0917 - the fields of a certificate
     key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey,
     names: Sequence[x509.GeneralName],
     issuer: x509.Certificate,
@@ -297,7 +298,7 @@ def _intermediate_files(
     return {CA_KEY: _key_pem(key), CA_CERT: _pem([certificate]), CHAIN: _pem([certificate])}
 
 
-def _ca_builder(  # noqa: PLR0913 - the fields of a certificate
+def _ca_builder(
     subject: x509.Name,
     issuer: x509.Name,
     key: ec.EllipticCurvePublicKey,

@@ -1,0 +1,528 @@
+"""The control port: proxies enrol, renew and hold their stream here. Implements the port Fleet.
+
+It decides nothing about rollouts: assignments come from the reconciler, events go to it. It only sees to it that every
+proxy learns its newest assignment and live data, at the cost of the change, and that who speaks is who they say.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from backstay.config.wire import (
+    ENROL_PATH,
+    MAX_MESSAGE_BYTES,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    RENEW_PATH,
+    STREAM_PATH,
+    Ack,
+    Draining,
+    EnrolAnswer,
+    EnrolRequest,
+    Hello,
+    Live,
+    Nack,
+    Need,
+    Parts,
+    Report,
+    ReportAck,
+    ToOperator,
+    Welcome,
+    WentBack,
+    decode_to_operator,
+    encode,
+)
+from backstay.control.enrolment import AttemptLimiter, RecentAnswers
+from backstay.control.links import AssignFrame, Link, ProxyRecord, refusals
+from backstay.control.livesum import LiveSum
+from backstay.control.offers import Library, batches
+from backstay.control.tls import OperatorTls, expiry, peer_of
+from backstay.core.ports import (
+    Assignment,
+    CertificateAuthority,
+    Enroller,
+    FleetEvent,
+    Identity,
+    Joined,
+    Left,
+    Said,
+)
+from backstay.redact import clean
+from backstay.tasks import spawn, stop
+
+HELLO_WITHIN: Final = 10.0  # seconds after the upgrade; a proxy sends it at once
+HANDSHAKE_WITHIN: Final = 10.0  # seconds; asyncio's 60 would let strangers hold sockets
+SILENT_AFTER: Final = 20.0  # seconds without any frame; a live proxy reports every second, so this is a dead peer
+MAX_BODY: Final = 64 * 1024  # an enrolment with the longest ServiceAccount token is under 16 KiB
+MAX_EVENTS: Final = 65_536  # 50 proxies, 20 minutes of a stuck reconciler; reports are kept by the proxies as well
+RETRY_AFTER_NACK: Final = 5.0  # seconds; an environment (full disk) may recover without anything changing here
+HOUSEKEEPING_EVERY: Final = 1.0  # seconds; certificates, trust and cut-offs are due to the second
+FORGET_AFTER: Final = 3600.0  # seconds a proxy may be away before it is a new one
+CLOSE_FENCED: Final = 4001
+"""WebSocket close code by which a proxy says that it has seen a greater epoch (4000-4999 are private use)."""
+
+_log: Final = logging.getLogger("backstay.control")
+_Asked = TypeVar("_Asked")
+
+
+class ControlServer:
+    """All connected proxies of one mesh. Its methods belong to the loop that started it."""
+
+    def __init__(
+        self,
+        *,
+        ca: CertificateAuthority,
+        enroller: Enroller,
+        epoch: int,
+        mesh: str,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        trust_domain: str = "",
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.host = host
+        self.port = port
+        """0: a free one; known after start."""
+        self.mesh = mesh
+        self.wake: Callable[[], None] = _nobody
+        """Called when events wait in `drain`."""
+        self.fenced = False
+        """A proxy has refused us because it has seen a greater epoch: another operator rules."""
+        self.limiter = AttemptLimiter()
+        self._ca = ca
+        self._enroller = enroller
+        self._epoch = epoch
+        self._wall = wall
+        self._trust_domain = trust_domain or next(iter(ca.trust_bundle()))
+        self._answers = RecentAnswers()
+        self._library = Library()
+        self._live = LiveSum(dict(ca.trust_bundle()))
+        self._records: dict[str, ProxyRecord] = {}
+        self._links: dict[str, Link] = {}
+        self._events: list[FleetEvent] = []
+        self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._retries: set[asyncio.TimerHandle] = set()
+        self._tls: OperatorTls
+
+    def __repr__(self) -> str:
+        return f"ControlServer({self.host}:{self.port}, epoch={self._epoch}, proxies={len(self._links)})"
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Bind the port. Raises OSError that names host and port."""
+        self._tls = OperatorTls(self._ca, self._trust_domain, now=self._wall())
+        application = web.Application(client_max_size=MAX_BODY)
+        application.router.add_post(ENROL_PATH, self._enrol)
+        application.router.add_post(RENEW_PATH, self._renew)
+        application.router.add_get(STREAM_PATH, self._stream)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        assert self._runner.server is not None  # noqa: S101 - set up one line above
+        try:
+            self._listener = await asyncio.get_running_loop().create_server(
+                self._runner.server,
+                self.host,
+                self.port,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=HANDSHAKE_WITHIN,
+                backlog=1024,
+            )
+        except OSError as error:
+            await self._runner.cleanup()
+            raise OSError(error.errno, f"control port {self.host}:{self.port}: {error.strerror or error}") from error
+        self.port = self._listener.sockets[0].getsockname()[1]
+        self._keeper = spawn(self._keep_house(), name="control-housekeeping")
+
+    async def close(self) -> None:
+        """End all streams (proxies keep serving and look for the next operator) and free the port."""
+        for handle in self._retries:
+            handle.cancel()
+        await stop(self._keeper)
+        if self._listener is not None:
+            self._listener.close()
+        links = list(self._links.values())
+        for link in links:
+            link.cut("ShuttingDown", "this operator ends")
+        await asyncio.gather(*(link.close() for link in links))
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    # --- the port Fleet ---
+
+    def drain(self) -> Sequence[FleetEvent]:
+        events, self._events = self._events, []
+        for event in events:
+            record = self._records.get(event.proxy)
+            if record is not None:
+                # From now on whoever assigns knows that this proxy has left its candidate.
+                record.left_candidate = ""
+        return events
+
+    def assign(self, proxy: str, assignment: Assignment, parts: Mapping[str, bytes]) -> None:
+        record = self._record(proxy)
+        record.stable = self._library.add(assignment.stable, parts)
+        record.candidate = self._library.add(assignment.candidate, parts) if assignment.candidate else ""
+        record.desired = assignment
+        link = self._links.get(proxy)
+        if link is not None:
+            self._send_assignment(link)
+        if len(self._library) > 2 * len(self._records) + 64:
+            self._prune()
+
+    def publish(self, live: Live) -> None:
+        news = self._live.add(live)
+        encoded: dict[frozenset[str] | None, bytes] = {}
+        for link in self._links.values():
+            wanted = None if link.services is None else frozenset(link.services & news.endpoints.keys())
+            if news.concerns(wanted):
+                frame = encoded.get(wanted) or encoded.setdefault(wanted, encode(news.only(wanted, self._epoch)))
+                link.send(frame)
+        self._cut_revoked()
+
+    def acknowledge(self, proxy: str, sequence: int) -> None:
+        link = self._links.get(proxy)
+        if link is not None:
+            link.send(encode(ReportAck(epoch=self._epoch, sequence=sequence)))
+
+    # --- for status and benchmarks ---
+
+    def connected(self) -> Sequence[str]:
+        return sorted(self._links)
+
+    def sent_bytes(self, proxy: str) -> int:
+        """WebSocket bytes sent to a proxy since it was first seen, TLS not counted."""
+        record = self._records.get(proxy)
+        return record.sent_bytes if record else 0
+
+    # --- enrolment ---
+
+    async def _enrol(self, request: web.Request) -> web.Response:
+        address = request.remote or "unknown"
+        if not self.limiter.admits(address, time.monotonic()):
+            return web.json_response({"reason": "TooManyAttempts"}, status=429, headers={"Retry-After": "5"})
+        asked = await _body(request, EnrolRequest)
+        answer = self._answers.find(asked, time.monotonic())
+        if answer is None:
+            answer = await self._enrol_anew(asked, address)
+            self._answers.keep(asked, answer, time.monotonic())
+        return _json(answer)
+
+    async def _enrol_anew(self, asked: EnrolRequest, address: str) -> EnrolAnswer:
+        try:
+            identity = await self._enroller.by_token(asked.proxy, asked.token, address)
+            self._refuse_revoked(identity)
+            answer = self._sign(asked, identity)
+        except PermissionError as error:
+            self.limiter.refused(address, time.monotonic())
+            _log.warning("enrolment.refused proxy=%s address=%s reason=%s", asked.proxy, address, clean(str(error)))
+            raise _refusal(web.HTTPForbidden, "EnrolmentRefused") from error
+        self.limiter.granted()
+        _log.info("enrolment.granted proxy=%s identity=%s", asked.proxy, identity.spiffe_id)
+        return answer
+
+    async def _renew(self, request: web.Request) -> web.Response:
+        asked = await _body(request, EnrolRequest)
+        identity, _ = await self._identify(request, asked.proxy)
+        answer = self._sign(asked, identity)
+        link = self._links.get(asked.proxy)
+        if link is not None:
+            link.valid_until = max(link.valid_until, answer.expires_at)
+        return _json(answer)
+
+    def _sign(self, asked: EnrolRequest, identity: Identity) -> EnrolAnswer:
+        try:
+            chain = self._ca.sign(asked.csr.encode(), identity=identity.spiffe_id)
+        except ValueError as error:
+            _log.warning("enrolment.bad-request proxy=%s reason=%s", asked.proxy, clean(str(error)))
+            raise _refusal(web.HTTPBadRequest, "BadRequest") from error
+        return EnrolAnswer(
+            certificate=chain.decode(),
+            trust=self._live.trust,
+            identity=identity.spiffe_id,
+            expires_at=expiry(chain),
+        )
+
+    async def _identify(self, request: web.Request, proxy: str) -> tuple[Identity, float]:
+        """Who is at the other end by their certificate, and until when; HTTP 401 or 403 where that fails."""
+        peer = peer_of(request.transport)
+        if peer is None:
+            raise _refusal(web.HTTPUnauthorized, "CertificateNeeded")
+        try:
+            identity = await self._enroller.by_certificate(proxy, peer[0])
+            self._refuse_revoked(identity)
+        except PermissionError as error:
+            _log.warning("stream.refused proxy=%s identity=%s reason=%s", proxy, peer[0], clean(str(error)))
+            raise _refusal(web.HTTPForbidden, "IdentityRefused") from error
+        return identity, peer[1]
+
+    def _refuse_revoked(self, identity: Identity) -> None:
+        if identity.spiffe_id in self._live.revoked:
+            raise PermissionError(f"{identity.spiffe_id} is revoked")
+
+    # --- the stream ---
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        if peer_of(request.transport) is None:
+            raise _refusal(web.HTTPUnauthorized, "CertificateNeeded")
+        socket = web.WebSocketResponse(
+            max_msg_size=MAX_MESSAGE_BYTES, compress=False, timeout=1.0, receive_timeout=SILENT_AFTER, decode_text=False
+        )
+        await socket.prepare(request)
+        link = await self._join(request, socket)
+        if link is None:
+            return socket
+        try:
+            await self._listen(link)
+        finally:
+            await self._leave(link)
+        return socket
+
+    async def _join(self, request: web.Request, socket: web.WebSocketResponse) -> Link | None:
+        """The link of a proxy whose hello is right; None after telling it why not."""
+        hello = await _hello(socket)
+        if hello is None:
+            await socket.close(code=1002, message=b"HelloExpected")
+            return None
+        # A record of its own until its certificate has spoken for it.
+        record = ProxyRecord(proxy=hello.proxy)
+        link = Link(socket=socket, transport=request.transport, record=record, identity=_NOBODY, valid_until=0.0)
+        link.open()
+        refusal = _protocol_mismatch(hello)
+        try:
+            link.identity, link.valid_until = await self._identify(request, hello.proxy)
+        except web.HTTPException:
+            refusal = ("IdentityRefused", "the certificate is not this proxy's")
+        if refusal:
+            link.cut(*refusal)
+            await link.close()
+            return None
+        link.record = self._record(hello.proxy)
+        self._take_over(link, hello)
+        return link
+
+    def _take_over(self, link: Link, hello: Hello) -> None:
+        record = link.record
+        former = self._links.get(record.proxy)
+        if former is not None:
+            former.cut("Superseded", "this proxy has opened a newer stream")
+        self._links[record.proxy] = link
+        record.believe(hello.candidate, hello.stable)
+        record.sent = None
+        record.left_candidate = hello.went_back_from
+        self._greet(link, hello)
+        self._tell(Joined(proxy=record.proxy, workload=link.identity.workload, hello=hello))
+        _log.info("proxy.joined proxy=%s workload=%s boot=%s", record.proxy, link.identity.workload, hello.boot)
+
+    def _greet(self, link: Link, hello: Hello) -> None:
+        protocol = min(PROTOCOL_MAX, hello.protocol_max)
+        link.send(encode(Welcome(protocol=protocol, epoch=self._epoch, mesh=self.mesh)))
+        record = link.record
+        if record.desired is not None:
+            link.services = set(self._library.services([record.stable, record.candidate, *record.believed]))
+        link.send(encode(self._live.everything(self._epoch, link.services)))
+        self._send_assignment(link)
+
+    async def _listen(self, link: Link) -> None:
+        """Hear a proxy until it is gone, silent or wrong."""
+        try:
+            async for frame in link.socket:
+                if frame.type is not WSMsgType.TEXT:
+                    link.cut("ProtocolMismatch", "expected text frames only")
+                    return
+                self._hear(link, decode_to_operator(frame.data))
+        except msgspec.DecodeError as error:
+            link.cut("ProtocolMismatch", clean(str(error), limit=200))
+        except (TimeoutError, ConnectionError):
+            _log.info("proxy.silent proxy=%s", link.record.proxy)
+        if link.socket.close_code == CLOSE_FENCED:
+            self.fenced = True
+            _log.error("control.fenced epoch=%d proxy=%s", self._epoch, link.record.proxy)
+            self.wake()
+
+    async def _leave(self, link: Link) -> None:
+        record = link.record
+        if self._links.get(record.proxy) is link:
+            del self._links[record.proxy]
+            record.sent = None
+            record.away_since = time.monotonic()
+            self._tell(Left(proxy=record.proxy, workload=link.identity.workload, draining=link.draining))
+        await link.close()
+
+    def _hear(self, link: Link, message: ToOperator) -> None:
+        if self._links.get(link.record.proxy) is not link:
+            return  # superseded: what it still says is the newer stream's to say
+        match message:
+            case Report():
+                self._say(link, message)
+            case Ack():
+                link.record.believe(message.candidate, message.stable)
+                self._say(link, message)
+            case Nack():
+                self._say(link, message)
+                self._retry_after(link, message)
+            case WentBack():
+                link.record.left_candidate = message.candidate
+                link.record.sent = None
+                self._say(link, message)
+            case Need():
+                self._answer(link, message)
+            case Draining():
+                link.draining = True
+            case Hello():
+                link.cut("ProtocolMismatch", "hello comes once")
+
+    def _say(self, link: Link, message: Ack | Nack | Report | WentBack) -> None:
+        self._tell(Said(proxy=link.record.proxy, workload=link.identity.workload, message=message))
+
+    def _tell(self, event: FleetEvent) -> None:
+        self._events.append(event)
+        if len(self._events) == MAX_EVENTS:
+            _log.error("control.overrun events=%d", MAX_EVENTS)
+            for link in self._links.values():
+                link.cut("Overloaded", "the operator does not keep up")
+        self.wake()
+
+    def _retry_after(self, link: Link, nack: Nack) -> None:
+        """An environment may recover: offer the same again later. A refused content stays refused until it changes."""
+        if nack.fault != "environment":
+            return
+
+        def again() -> None:
+            self._retries.discard(handle)
+            if self._links.get(link.record.proxy) is link and link.record.serial == nack.serial:
+                link.record.sent = None
+                self._send_assignment(link)
+
+        handle = asyncio.get_running_loop().call_later(RETRY_AFTER_NACK, again)
+        self._retries.add(handle)
+
+    def _answer(self, link: Link, need: Need) -> None:
+        parts = {digest: data for digest in need.parts if (data := self._library.part(digest)) is not None}
+        manifests = {digest: data for digest in need.manifests if (data := self._library.manifest(digest)) is not None}
+        link.record.believed = tuple(each for each in link.record.believed if each not in need.manifests)
+        raw = {digest: msgspec.Raw(data) for digest, data in manifests.items()}
+        if raw or not parts:
+            link.send(encode(Parts(epoch=self._epoch, manifests=raw)))
+        for batch in batches(parts):
+            link.send(encode(Parts(epoch=self._epoch, parts=batch)))
+
+    def _send_assignment(self, link: Link) -> None:
+        record = link.record
+        wanted = record.wanted()
+        if wanted is None or record.desired is None or wanted == record.sent:
+            return
+        self._widen(link)
+        record.sent = wanted
+        record.serial += 1
+        candidate = record.effective_candidate
+        offer = self._library.offer
+        frame = AssignFrame(
+            epoch=self._epoch,
+            serial=record.serial,
+            stable=msgspec.Raw(offer(record.stable, record.believed)),
+            candidate=msgspec.Raw(offer(candidate, (*record.believed, record.stable))) if candidate else None,
+            share=record.desired.share if candidate else 0.0,
+            lease_s=record.desired.lease_s,
+            expect_refused=refusals(record.desired),
+        )
+        link.send(msgspec.json.encode(frame))
+
+    def _widen(self, link: Link) -> None:
+        """Endpoints of services that a new config names go out before it does."""
+        wanted = set(self._library.services([link.record.stable, link.record.candidate]))
+        if link.services is None:
+            link.services = wanted
+            return
+        fresh = wanted - link.services
+        link.services |= fresh
+        if fresh:
+            link.send(encode(self._live.part(self._epoch, fresh)))
+
+    # --- upkeep ---
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_EVERY)
+            now = self._wall()
+            if self._tls.refresh(now):
+                self.publish(Live(epoch=self._epoch, trust=dict(self._ca.trust_bundle())))
+            for link in self._links.values():
+                if now > link.valid_until:
+                    link.cut("CertificateExpired", "the stream's certificate has ended")
+
+    def _cut_revoked(self) -> None:
+        for link in self._links.values():
+            if link.identity.spiffe_id in self._live.revoked:
+                link.cut("Revoked", "this identity is revoked")
+
+    def _prune(self) -> None:
+        now = time.monotonic()
+        gone = [
+            proxy
+            for proxy, record in self._records.items()
+            if proxy not in self._links and now - record.away_since > FORGET_AFTER
+        ]
+        for proxy in gone:
+            del self._records[proxy]
+        self._library.prune(_in_play(self._records.values()))
+
+    def _record(self, proxy: str) -> ProxyRecord:
+        record = self._records.get(proxy)
+        if record is None:
+            record = self._records[proxy] = ProxyRecord(proxy=proxy, away_since=time.monotonic())
+        return record
+
+
+_NOBODY: Final = Identity(proxy="", workload="", spiffe_id="")
+
+
+def _nobody() -> None:
+    """Before anybody listens, events wait for the first drain."""
+
+
+def _in_play(records: Iterable[ProxyRecord]) -> set[str]:
+    digests: set[str] = set()
+    for record in records:
+        digests.update((record.stable, record.candidate, *record.believed))
+    return digests
+
+
+def _protocol_mismatch(hello: Hello) -> tuple[str, str] | None:
+    if hello.protocol_min <= PROTOCOL_MAX and hello.protocol_max >= PROTOCOL_MIN:
+        return None
+    theirs = f"{hello.protocol_min}-{hello.protocol_max}"
+    return "ProtocolMismatch", f"the proxy speaks protocol {theirs}, this operator {PROTOCOL_MIN}-{PROTOCOL_MAX}"
+
+
+async def _hello(socket: web.WebSocketResponse) -> Hello | None:
+    try:
+        frame = await socket.receive(timeout=HELLO_WITHIN)
+        message = decode_to_operator(frame.data) if frame.type is WSMsgType.TEXT else None
+    except (TimeoutError, ConnectionError, msgspec.DecodeError):
+        return None
+    return message if isinstance(message, Hello) else None
+
+
+async def _body(request: web.Request, kind: type[_Asked]) -> _Asked:
+    try:
+        async with asyncio.timeout(HANDSHAKE_WITHIN):
+            return msgspec.json.decode(await request.read(), type=kind)
+    except (msgspec.DecodeError, TimeoutError) as error:
+        raise _refusal(web.HTTPBadRequest, "BadRequest") from error
+
+
+def _json(answer: EnrolAnswer) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+def _refusal(kind: type[web.HTTPException], reason: str) -> web.HTTPException:
+    """An answer that tells a stranger no more than a word; the log has the rest."""
+    return kind(text=f'{{"reason": "{reason}"}}', content_type="application/json")
