@@ -1,0 +1,827 @@
+"""Every reason that Backstay gives, its stable code, and what to do about it: `backstay explain BS1403`.
+
+Reasons are what conditions, events and problems carry; codes are what people search for. Blocks: 11xx files and YAML,
+12xx shape, 13xx references, 14xx routes, 15xx security, 16xx rollout settings, 2xxx source, 3xxx rollout, 4xxx proxies,
+5xxx operator.
+
+Rule: a code is never used again for something else, and a reason has exactly one. Tests assert that every reason a
+Problem or a Source exception carries is here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    code: str
+    """`BS` and four digits."""
+    reason: str
+    """CamelCase, as in conditions."""
+    title: str
+    cause: str
+    example: str
+    """What leads to it, as a person would write it; empty where nobody writes anything."""
+    mend: str
+
+
+_FILES: Final = (
+    Explanation(
+        "BS1101",
+        "YamlSyntax",
+        "The file is not YAML",
+        "The text cannot be read as YAML from the named place on; a bracket or quote left open earlier may be why.",
+        "rules: [a, b\nhosts: [c]",
+        "Mend the text at the line and column; an editor with a YAML extension marks the place.",
+    ),
+    Explanation(
+        "BS1102",
+        "TabIndentation",
+        "A tab indents a line",
+        "YAML allows only spaces for indentation.",
+        "spec:\n\thosts: [sa-logic]",
+        "Replace the tab by spaces.",
+    ),
+    Explanation(
+        "BS1103",
+        "NotUtf8",
+        "The file is not UTF-8",
+        "Intents are UTF-8, with or without a byte order mark; this file has other bytes (Latin-1 or UTF-16, say).",
+        "",
+        "Save the file as UTF-8.",
+    ),
+    Explanation(
+        "BS1104",
+        "ControlCharacter",
+        "A character that cannot be seen",
+        "Control characters, line separators and bidirectional controls hide from a reviewer what is read; a line end "
+        "in a value is never meant outside annotations.",
+        'value: "a\\r\\nb"',
+        "Delete the character; write the value on one line.",
+    ),
+    Explanation(
+        "BS1105",
+        "DuplicateKey",
+        "A key is given twice",
+        "Most YAML readers silently keep the last value, so what a reviewer reads first would not count.",
+        "timeouts: {request: 5s}\ntimeouts: {request: 50s}",
+        "Keep one of the two lines.",
+    ),
+    Explanation(
+        "BS1106",
+        "AnchorForbidden",
+        "An anchor",
+        "Anchors and aliases make one line mean something in another place; intents are short enough without.",
+        "labels: &v2 {version: v2}",
+        "Remove `&name` and write the value out where it is used.",
+    ),
+    Explanation(
+        "BS1107",
+        "AliasForbidden",
+        "An alias",
+        "Aliases can blow a small file up to any size, and make lines depend on others.",
+        "labels: *v2",
+        "Write the value itself.",
+    ),
+    Explanation(
+        "BS1108",
+        "TagForbidden",
+        "A YAML tag",
+        "The schema says what a value is; tags are never needed.",
+        "weight: !!int '10'",
+        "Remove the tag; quote the value if text is meant.",
+    ),
+    Explanation(
+        "BS1109",
+        "KeyNotText",
+        "A key that is no text",
+        "Objects are JSON objects: their keys are text.",
+        "? [a, b]\n: c",
+        "Give the field its name.",
+    ),
+    Explanation(
+        "BS1110",
+        "BadNumber",
+        "A number nobody can mean",
+        "Not a number, infinite, or larger than 64 bits: readers of the JSON would disagree about it.",
+        "weight: .inf",
+        "Write a finite number, or quote it if text is meant.",
+    ),
+    Explanation(
+        "BS1111",
+        "NoValue",
+        "A field without a value",
+        "`null` is not a value of any field; often the value, or the indentation of the lines below, is missing.",
+        "timeouts:\n",
+        "Give the value, or leave the field out to get its default.",
+    ),
+    Explanation(
+        "BS1112",
+        "FileTooLarge",
+        "A file over the cap",
+        "The file has more bytes than an intent file may have.",
+        "",
+        "Split the file, or move what is no intent out of the repository's sub-path.",
+    ),
+    Explanation(
+        "BS1113",
+        "LimitExceeded",
+        "More than can be read",
+        "A cap on files, documents, values, nesting or key length was exceeded. The caps are far above what people "
+        "write; they keep a hostile repository from harming the operator.",
+        "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+        "Split the file or the repository; the message names the cap.",
+    ),
+    Explanation(
+        "BS1114",
+        "TooManyProblems",
+        "Some problems are not shown",
+        "The file has more problems than are listed.",
+        "",
+        "Mend the listed ones and validate again.",
+    ),
+    Explanation(
+        "BS1115",
+        "FileName",
+        "A file name with control characters",
+        "Messages and reviews could not show the name truthfully.",
+        "",
+        "Rename the file.",
+    ),
+    Explanation(
+        "BS1116",
+        "Symlink",
+        "A symbolic link",
+        "Links could point out of the repository; they are not followed.",
+        "ln -s /etc/hosts mesh/hosts.yaml",
+        "Commit the file itself.",
+    ),
+    Explanation(
+        "BS1117",
+        "Submodule",
+        "A submodule",
+        "Submodules belong to another repository with other reviewers; they are not fetched.",
+        "git submodule add https://example.test/mesh.git mesh",
+        "Commit the files themselves, or give that repository a mesh of its own.",
+    ),
+    Explanation(
+        "BS1118",
+        "InvalidPath",
+        "A path that is not read",
+        "The path leaves the repository, is no regular file, or is no folder of the commit.",
+        "path: ../other",
+        "Name a folder inside the repository; commit regular files with plain names.",
+    ),
+    Explanation(
+        "BS1119",
+        "NotAnObject",
+        "A document that is no object",
+        "Every YAML document of a mesh repository is an intent with `apiVersion`, `kind`, `metadata` and `spec`.",
+        "- hosts: [sa-logic]",
+        "Write an intent, or move the file out of the repository's sub-path.",
+    ),
+)
+
+_SHAPE: Final = (
+    Explanation(
+        "BS1201",
+        "UnknownApiVersion",
+        "An unknown apiVersion",
+        "The document is not of an API version that this Backstay reads.",
+        "apiVersion: v1",
+        "Write `apiVersion: backstay.dev/v1alpha1`; keep other tools' documents out of the repository's sub-path.",
+    ),
+    Explanation(
+        "BS1202",
+        "UnknownKind",
+        "An unknown kind",
+        "There is no intent of this kind.",
+        "kind: Rout",
+        "Use one of the kinds that the message lists.",
+    ),
+    Explanation(
+        "BS1203",
+        "WrongType",
+        "A value of the wrong type",
+        "Text where a number is expected, a list where an object is, and so on. Unquoted `1.10`, `true` and `42` are "
+        "not text.",
+        "labels: {version: 2}",
+        "Write the expected type; quote text that looks like a number.",
+    ),
+    Explanation(
+        "BS1204",
+        "BadFormat",
+        "A value of the wrong form",
+        "The value does not have the form that the field asks for (a duration, a host name, a path, ...).",
+        "request: 15",
+        "Write it like the example in the message.",
+    ),
+    Explanation(
+        "BS1205",
+        "UnknownValue",
+        "A value that is not one of the choices",
+        "The field has a closed list of values; upper and lower case count.",
+        "mode: strict",
+        "Use one of the values that the message lists.",
+    ),
+    Explanation(
+        "BS1206",
+        "MissingField",
+        "A field is missing",
+        "The field has no default and must be given.",
+        "kind: Route\nmetadata: {name: sa-logic}",
+        "Add the field.",
+    ),
+    Explanation(
+        "BS1207",
+        "UnknownField",
+        "A field nobody knows",
+        "A mistyped field would silently do nothing; therefore unknown ones are refused. Often it belongs one level "
+        "higher or lower.",
+        "timeout: 5s",
+        "Correct the name (the message may suggest one) or its indentation.",
+    ),
+    Explanation(
+        "BS1208",
+        "OutOfRange",
+        "A number out of range",
+        "The number is below or above what the field allows.",
+        "weight: -1",
+        "Write a number within the range.",
+    ),
+    Explanation(
+        "BS1209",
+        "TooFew",
+        "Too few items",
+        "The list, text or object has fewer items than the field needs.",
+        "hosts: []",
+        "Add what is missing.",
+    ),
+    Explanation(
+        "BS1210",
+        "TooMany",
+        "Too many items",
+        "The list, text or object has more items than the field allows.",
+        "",
+        "Split the document.",
+    ),
+    Explanation(
+        "BS1211",
+        "WrongShape",
+        "The document does not fit its schema",
+        "The document is too large for all its mistakes to be listed; this is the first.",
+        "",
+        "Mend it and validate again, or split the file to see all mistakes.",
+    ),
+)
+
+_REFERENCES: Final = (
+    Explanation(
+        "BS1301",
+        "DuplicateDocument",
+        "A document is defined twice",
+        "Two documents have the same kind, namespace and name; which of them counts would depend on file names.",
+        "",
+        "Delete or rename one of the two.",
+    ),
+    Explanation(
+        "BS1302",
+        "SeveralMeshes",
+        "More than one Mesh",
+        "Settings of the whole mesh can be said only once.",
+        "",
+        "Merge the Mesh documents.",
+    ),
+    Explanation(
+        "BS1303",
+        "ConflictingHosts",
+        "Two Routes for one host and port",
+        "Rules are tried in the order of one Route; between two there is no order.",
+        "hosts: [sa-logic]  # in two Routes",
+        "Merge the rules into one Route, or give the Routes different ports.",
+    ),
+    Explanation(
+        "BS1304",
+        "ConflictingBackends",
+        "Two Backends for one service",
+        "How callers reach a service can be said only once.",
+        "service: sa-logic  # in two Backends",
+        "Merge the two Backends.",
+    ),
+    Explanation(
+        "BS1305",
+        "DuplicateSubset",
+        "A subset is defined twice",
+        "Two subsets of one service have the same name.",
+        "subsets: [{name: v2, ...}, {name: v2, ...}]",
+        "Rename or delete one of the two.",
+    ),
+    Explanation(
+        "BS1306",
+        "UnknownSubset",
+        "A subset that nothing defines",
+        "A Route sends requests to a subset that the service's Backend does not define.",
+        "backendRefs: [{name: sa-logic, subset: v22}]",
+        "Define the subset in the service's Backend, or correct the name.",
+    ),
+    Explanation(
+        "BS1307",
+        "ServiceNotFound",
+        "The service is not there yet",
+        "The registry has no such service now. That is not the commit's fault: the document waits, everything else "
+        "goes on, and it is taken up when the service appears.",
+        "backendRefs: [{name: sa-logik}]",
+        "Deploy the service, or correct the name.",
+    ),
+    Explanation(
+        "BS1308",
+        "UnknownPort",
+        "A port the service does not have",
+        "The service is known and does not offer this port. A backendRef without a port takes the Route's, or the "
+        "ports of its hosts.",
+        "backendRefs: [{name: sa-logic, port: 8080}]",
+        "Write one of the ports that the message lists.",
+    ),
+    Explanation(
+        "BS1309",
+        "PortNotHttp",
+        "A Route to a port that is not HTTP",
+        "Protocols are declared, not guessed, and this port is declared as TCP.",
+        "backendRefs: [{name: postgres, port: 5432}]",
+        "Name an HTTP port, or declare the port's protocol as http.",
+    ),
+    Explanation(
+        "BS1310",
+        "SubsetSelectsNothing",
+        "No instance belongs to the subset",
+        "No running instance of the service carries all the labels. Legal, as a deployment may be about to come; if "
+        "requests go there they will find nobody, and the rollout will notice.",
+        "labels: {version: v22}",
+        "Correct the labels, or deploy what carries them first.",
+    ),
+    Explanation(
+        "BS1311",
+        "WorkloadNotFound",
+        "The workload is not there yet",
+        "A selector names a workload that the registry does not have; the document waits for it.",
+        "selector: {workloads: [sa-logik]}",
+        "Deploy the workload, or correct the name.",
+    ),
+    Explanation(
+        "BS1312",
+        "PortNotServed",
+        "A policy for a port that nobody serves",
+        "None of the selected workloads listens on the port. Policies go by the application's own port, not the "
+        "service's.",
+        "ports: [{port: 80, mode: STRICT}]  # the application listens on 8080",
+        "Write the application's port.",
+    ),
+)
+
+_ROUTES: Final = (
+    Explanation(
+        "BS1401",
+        "UnreachableRule",
+        "A rule that no request reaches",
+        "Rules are tried in order, and earlier ones take everything that this one would.",
+        "rules:\n- backendRefs: [...]        # takes everything\n- matches: [...]",
+        "Put the narrower rule first.",
+    ),
+    Explanation(
+        "BS1402",
+        "DuplicateRuleName",
+        "Two rules with one name",
+        "Counters, logs and verdicts go by rule names. A rule without one is called `rule-` and its place.",
+        "- name: canary\n- name: canary",
+        "Rename one of them.",
+    ),
+    Explanation(
+        "BS1403",
+        "WeightSum",
+        "Weights that add up to nothing",
+        "All backends of the rule have weight 0.",
+        "backendRefs: [{name: sa-logic, weight: 0}]",
+        "Give at least one backend a weight above 0. Weights need not add up to 100.",
+    ),
+    Explanation(
+        "BS1404",
+        "DuplicateBackendRef",
+        "The same backend twice in a rule",
+        "Which of the two weights is meant cannot be told, and evidence could not tell them apart.",
+        "backendRefs: [{name: sa-logic, weight: 90}, {name: sa-logic, weight: 10}]",
+        "Keep one; name a subset if two versions are meant.",
+    ),
+    Explanation(
+        "BS1405",
+        "TimeoutOrder",
+        "An attempt may take longer than the request",
+        "The whole request, retries included, ends before one attempt may.",
+        "timeouts: {request: 5s, backendRequest: 10s}",
+        "Lower backendRequest or raise request (0s is no limit).",
+    ),
+    Explanation(
+        "BS1406",
+        "RetryNeverOnTimeout",
+        "Timed-out attempts are not retried",
+        "backendRequest ends attempts early, which is mostly done to try again; none of the conditions counts for it.",
+        "timeouts: {backendRequest: 1s}\nretry: {attempts: 3}",
+        "Add `gateway-error` (or `reset`, `5xx`) to retryOn; or leave it, if only a bound per attempt is meant.",
+    ),
+    Explanation(
+        "BS1407",
+        "RetryWithoutCondition",
+        "Retries on no condition",
+        "retryOn is empty, so the attempts would never happen.",
+        "retry: {attempts: 3, retryOn: []}",
+        "Leave retryOn out for its default, or write `attempts: 0`.",
+    ),
+    Explanation(
+        "BS1408",
+        "EmptyFault",
+        "A fault that does nothing",
+        "Neither delay nor abort is given.",
+        "fault: {}",
+        "Give one, or leave fault out.",
+    ),
+    Explanation(
+        "BS1409",
+        "MatchValueMissing",
+        "Nothing to compare with",
+        "Exact and Prefix matches need a value.",
+        "headers: [{name: x-version}]",
+        "Give the value, or write `type: Present`.",
+    ),
+    Explanation(
+        "BS1410",
+        "MatchValueUnused",
+        "A value that is not looked at",
+        "Present and Absent do not compare values.",
+        "headers: [{name: x-version, type: Present, value: v2}]",
+        "Leave the value out, or write `type: Exact`.",
+    ),
+    Explanation(
+        "BS1411",
+        "NeverMatches",
+        "Conditions that exclude each other",
+        "All headers and parameters of a match must hold together; these two cannot.",
+        "headers: [{name: x-version, value: v1}, {name: x-version, value: v2}]",
+        "Make alternatives of them: two entries under matches.",
+    ),
+)
+
+_SECURITY: Final = (
+    Explanation(
+        "BS1501",
+        "AuthenticationOverlap",
+        "Two Authentications for one workload",
+        "Both name the workload, or both are for the whole namespace. One of each may stand together: the narrower "
+        "wins.",
+        "selector: {workloads: [sa-logic]}  # in two documents",
+        "Merge the two.",
+    ),
+    Explanation(
+        "BS1502",
+        "DuplicatePort",
+        "A port is given twice",
+        "An Authentication gives two modes for one port.",
+        "ports: [{port: 8080, mode: STRICT}, {port: 8080, mode: DISABLE}]",
+        "Keep one.",
+    ),
+    Explanation(
+        "BS1503",
+        "TlsConflict",
+        "Callers without TLS, servers with STRICT",
+        "The Backend tells callers not to use TLS, and the service's workloads accept nothing else: every request "
+        "fails.",
+        "tls: {mode: DISABLE}  # and mtls: {mode: STRICT} for the workload",
+        "Remove `tls.mode: DISABLE`, or make the workloads PERMISSIVE.",
+    ),
+    Explanation(
+        "BS1504",
+        "ForeignTrustDomain",
+        "A principal of another trust domain",
+        "Identities of this mesh begin with its own trust domain; nobody will ever be called like this.",
+        "principals: [spiffe://other.example/ns/shop/sa/web]",
+        "Correct the trust domain, or use serviceAccounts, which need none.",
+    ),
+    Explanation(
+        "BS1505",
+        "PolicyWithoutEffect",
+        "A policy that does nothing",
+        "Deny and Audit act on the requests that a rule matches, and there is no rule.",
+        "action: Deny",
+        "Add rules; `rules: [{}]` matches every request.",
+    ),
+)
+
+_SETTINGS: Final = (
+    Explanation(
+        "BS1601",
+        "StepsNotAscending",
+        "Steps that do not ascend",
+        "Every wave or traffic step must be larger than the one before.",
+        "shares: [25, 5, 100]",
+        "Sort the steps.",
+    ),
+    Explanation(
+        "BS1602",
+        "StepsNotComplete",
+        "Steps that do not end in 100",
+        "The change would never be complete.",
+        "shares: [5, 25]",
+        "Add 100 as the last step.",
+    ),
+    Explanation(
+        "BS1603",
+        "TrafficWithImmediate",
+        "Steps and no steps at once",
+        "Immediate means everyone at once; traffic steps mean the opposite.",
+        "rollout: {strategy: Immediate, traffic: [10, 100]}",
+        "Remove one of the two.",
+    ),
+    Explanation(
+        "BS1604",
+        "SoakTooLong",
+        "A wave soaks longer than it may last",
+        "soak is the least and deadline the longest time of a wave.",
+        "rollout: {soak: 20m, deadline: 10m}",
+        "Lower soak or raise deadline.",
+    ),
+    Explanation(
+        "BS1605",
+        "DeadlineZero",
+        "No time for evidence",
+        "With a deadline of 0s every wave would end before anything is known.",
+        "rollout: {deadline: 0s}",
+        "Give a deadline; `strategy: Immediate` in a document skips the waves.",
+    ),
+    Explanation(
+        "BS1606",
+        "ConfirmTooShort",
+        "Leases end too soon",
+        "Proxies report once a second; a lease of a few seconds ends whenever a few reports are late.",
+        "rollout: {confirmWithin: 1s}",
+        "Give at least 5s; the default of 60s outlasts an operator's fail-over.",
+    ),
+    Explanation(
+        "BS1607",
+        "ToleranceOrder",
+        "Tolerance not above margin",
+        "A wave passes when it is surely less than tolerance worse, and fails when it is surely more than margin "
+        "worse. With margin above tolerance a wave could do both.",
+        "rollout: {tolerance: 0.1, margin: 0.2}",
+        "Raise tolerance or lower margin.",
+    ),
+    Explanation(
+        "BS1608",
+        "ExpectRefusedSource",
+        "Refusals of nobody in particular",
+        "expectRefused takes refusals out of the evidence. For everybody it would blind the rollout for a deny-all.",
+        'expectRefused: [{source: "*"}]',
+        "Name one identity (spiffe://.../ns/.../sa/...) or a network.",
+    ),
+    Explanation(
+        "BS1609",
+        "ExpectRefusedPath",
+        "Not a path",
+        "The path begins with `/` and may end in `*`.",
+        "expectRefused: [{source: 10.2.0.0/16, path: admin}]",
+        "Write `/admin` or `/admin/*`.",
+    ),
+    Explanation(
+        "BS1610",
+        "HoldWithImmediate",
+        "A hold that never happens",
+        "Immediate rollouts do not wait for traffic.",
+        "rollout: {strategy: Immediate, onNoTraffic: hold}",
+        "Leave onNoTraffic out.",
+    ),
+)
+
+_SOURCE: Final = (
+    Explanation(
+        "BS2001",
+        "AuthenticationFailed",
+        "The git server refused the credentials",
+        "Wrong or expired token, key or user, or an unknown host key.",
+        "",
+        "Renew the credentials; for ssh, give the server's host key.",
+    ),
+    Explanation(
+        "BS2002",
+        "GitOperationFailed",
+        "Git could not do it",
+        "The server cannot be reached or answers oddly, git is missing or too old, or the disk is full; the message "
+        "holds git's own words. What is live stays live, and it is tried again.",
+        "",
+        "Follow the message; `backstay check` tries the connection.",
+    ),
+    Explanation(
+        "BS2003",
+        "Timeout",
+        "The git server is too slow",
+        "Git did not finish in time and was stopped. What is live stays live, and it is tried again.",
+        "",
+        "Look at the network and the server; a shallow or smaller repository is quicker.",
+    ),
+    Explanation(
+        "BS2004",
+        "DubiousOwnership",
+        "The folder belongs to somebody else",
+        "Git does not read repositories of other users, because their settings could run programs.",
+        "",
+        "Run the operator as the folder's owner, or change the owner; the message has the command.",
+    ),
+    Explanation(
+        "BS2005",
+        "URLInvalid",
+        "Not an address of a repository",
+        "Only https, ssh and, on the local platform, folders are read.",
+        "url: ext::sh -c true",
+        "Write `https://host/team/mesh.git` or `ssh://git@host/team/mesh.git`.",
+    ),
+    Explanation(
+        "BS2006",
+        "RefNotFound",
+        "No such branch, tag or commit",
+        "The repository does not have what is to be followed.",
+        "branch: mian",
+        "Correct the name, or push it.",
+    ),
+    Explanation(
+        "BS2007",
+        "NotFastForward",
+        "History was rewritten",
+        "The new commit does not follow the one before (a force-push), and that is not allowed here.",
+        "git push --force",
+        "Push a commit on top of the old one, or allow it on purpose.",
+    ),
+)
+
+_ROLLOUT: Final = (
+    Explanation(
+        "BS3001",
+        "VerdictFail",
+        "The change did harm and went back",
+        "The candidate did surely worse than stable at the same moment; the sentence says how many requests failed, "
+        "why, and which line is responsible.",
+        "",
+        "Mend the document and push; what failed is held until it changes. `backstay rollout retry` tries it as it is.",
+    ),
+    Explanation(
+        "BS3002",
+        "RevisionHeld",
+        "The revision is held",
+        "Its documents failed or were aborted by a person; they stay at their stable content, other changes go on.",
+        "",
+        "Push a change of the held documents, revert them, or say `backstay rollout retry`.",
+    ),
+    Explanation(
+        "BS3003",
+        "HeldDependency",
+        "The revision needs a held document",
+        "It refers to something that only a held document brings.",
+        "",
+        "Mend the held document first.",
+    ),
+    Explanation(
+        "BS3004",
+        "TooLittleTraffic",
+        "Not enough requests to judge",
+        "The workload had too few requests before the deadline; it is listed as unproven.",
+        "",
+        "Nothing, if that is fine; `onNoTraffic: hold` waits for a person instead.",
+    ),
+    Explanation(
+        "BS3005",
+        "SharedHarmSuspected",
+        "Both sides fail more than before",
+        "Failures towards a destination rose for callers with and without the change; the last wave was taken back to "
+        "see whether they fall.",
+        "",
+        "Wait for the outcome; look at the destination.",
+    ),
+)
+
+_PROXIES: Final = (
+    Explanation(
+        "BS4001",
+        "SchemaVersion",
+        "The proxy is older than its config",
+        "The config was made by a newer operator than the sidecar understands; it keeps what it has.",
+        "",
+        "Restart the workload with the newer sidecar.",
+    ),
+    Explanation(
+        "BS4002",
+        "LeaseEnded",
+        "A proxy left the candidate by itself",
+        "It had no acked report within confirmWithin, so nobody could have taken the candidate back.",
+        "",
+        "Look at the operator and the network between; the rollout begins again by itself.",
+    ),
+    Explanation(
+        "BS4003",
+        "Restarts",
+        "A proxy left the candidate after restarts",
+        "It restarted twice within a minute under the candidate.",
+        "",
+        "Look at the sidecar's log; what makes a sidecar exit is a bug worth reporting.",
+    ),
+    Explanation(
+        "BS4004",
+        "ControlLost",
+        "A proxy lost the operator under the candidate",
+        "Proxies with the stable config kept theirs, so the candidate itself is the likely cause.",
+        "",
+        "Look at what the change does to the way to the operator.",
+    ),
+    Explanation(
+        "BS4005",
+        "ProtocolMismatch",
+        "Proxy and operator speak different versions",
+        "Their ranges of protocol versions do not overlap.",
+        "",
+        "Upgrade the older of the two.",
+    ),
+    Explanation(
+        "BS4006",
+        "EnrolmentRefused",
+        "A proxy was not let in",
+        "Its token is unknown, used up or expired, or it asked for another identity than its own.",
+        "",
+        "Look at the operator's log for the reason; restart the workload to get a new token.",
+    ),
+    Explanation(
+        "BS4007",
+        "CertificateExpired",
+        "A proxy's certificate has expired",
+        "It could not renew it in time, mostly because the operator was away for half a certificate's life.",
+        "",
+        "Start the operator; the proxy renews by itself, or enrols again when restarted.",
+    ),
+)
+
+_OPERATOR: Final = (
+    Explanation(
+        "BS5001",
+        "StateUnavailable",
+        "The state cannot be read or written",
+        "The state file is locked by another operator, damaged, or the disk is full. Nothing was overwritten; proxies "
+        "go on with what they have.",
+        "",
+        "Follow the message: stop the other operator, free space, or restore the file from a copy.",
+    ),
+    Explanation(
+        "BS5002",
+        "OperatorFault",
+        "The operator itself failed",
+        "A bug of Backstay: the step was given up, stable serves on.",
+        "",
+        "Please report it with `backstay support-bundle`.",
+    ),
+    Explanation(
+        "BS5101",
+        "YAMLInvalid",
+        "The workloads file is not YAML",
+        "The file given with --workloads cannot be read.",
+        "",
+        "Mend the text at the line and column.",
+    ),
+    Explanation(
+        "BS5102",
+        "EmptyFile",
+        "The workloads file is empty",
+        "There is nothing to run.",
+        "",
+        "`backstay init` writes an example.",
+    ),
+)
+
+EXPLANATIONS: Final[tuple[Explanation, ...]] = (
+    *_FILES, *_SHAPE, *_REFERENCES, *_ROUTES, *_SECURITY, *_SETTINGS, *_SOURCE, *_ROLLOUT, *_PROXIES, *_OPERATOR,
+)  # fmt: skip
+
+CODES: Final[Mapping[str, Explanation]] = {explanation.code: explanation for explanation in EXPLANATIONS}
+"""By code."""
+_BY_REASON: Final[Mapping[str, Explanation]] = {explanation.reason: explanation for explanation in EXPLANATIONS}
+
+
+def code_of(reason: str) -> str:
+    """`BS1403` of `WeightSum`; "" for a reason that needs no explanation (`Succeeded`)."""
+    found = _BY_REASON.get(reason)
+    return found.code if found else ""
+
+
+def explain(name: str) -> Explanation | None:
+    """The explanation of a code or a reason, however it is capitalised; None if there is none."""
+    wanted = name.strip().lower()
+    return next((item for item in EXPLANATIONS if wanted in (item.code.lower(), item.reason.lower())), None)
+
+
+def suggestions(name: str) -> tuple[str, ...]:
+    """Codes and reasons that contain what was asked for, for `did you mean`."""
+    wanted = name.strip().lower()
+    names = (text for item in EXPLANATIONS for text in (item.code, item.reason))
+    return tuple(text for text in names if wanted and wanted in text.lower())
