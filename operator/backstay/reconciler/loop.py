@@ -455,6 +455,7 @@ class Reconciler:
             now=self._ports.clock.wall(),
             carry=carry,
             before=self._folder.before(),
+            gaining=made.gaining,
         )
         self._by_hand = ""
         self._keeper.change(
@@ -482,6 +483,8 @@ class Reconciler:
 
     def _resolve(self, made: MeshPlan, documents: Sequence[Document]) -> Settings:
         settings = settings_for(made.effective.snapshot.mesh.rollout, documents)
+        if not made.gaining:
+            settings = msgspec.structs.replace(settings, traffic=())
         if self._by_hand or self._is_proven(made):
             return msgspec.structs.replace(settings, immediate=True)
         return settings

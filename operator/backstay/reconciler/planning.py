@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from backstay.config.model import Backend, Manifest, decode_part
-from backstay.core import intents
+from backstay.core import intents, ramp
 from backstay.core.compile import Compiled, PartCache, compile_mesh
 from backstay.core.diff import PartChange, Staged, fresh_hosts, part_changes, stage, with_fresh
 from backstay.core.durations import seconds
 from backstay.core.held import Effective, changed_documents, effective
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry, Service, ServicePort
-from backstay.core.rollout.model import Digest, HeldSet, Settings, WorkloadKey
+from backstay.core.rollout.model import Digest, HeldSet, Settings, Stage, WorkloadKey
 from backstay.core.snapshot import Document, DocumentKey, Snapshot
 from backstay.core.validate import rules
 
@@ -54,6 +54,8 @@ class MeshPlan:
     changes: tuple[PartChange, ...]
     documents: tuple[DocumentKey, ...]
     """Changed documents that contributed changed parts."""
+    gaining: tuple[str, ...] = ()
+    """Traffic steps: the destinations that gain weight."""
     parts: Mapping[Digest, bytes]
 
 
@@ -69,6 +71,10 @@ def plan_mesh(wanted: Wanted, cache: PartCache) -> MeshPlan:
     target = _target(wanted, base, compiled)
     changes = part_changes(base, target)
     staged = stage(base, target, parts)
+    documents = contributing(changes, compiled, wanted, result.snapshot)
+    steps = _ramp(wanted, result.snapshot, documents, base, cache)
+    if steps is not None:
+        staged = steps
     return MeshPlan(
         effective=result,
         conflict=(),
@@ -78,9 +84,42 @@ def plan_mesh(wanted: Wanted, cache: PartCache) -> MeshPlan:
         compiled=compiled,
         staged=staged,
         changes=tuple(changes),
-        documents=contributing(changes, compiled, wanted, result.snapshot),
+        documents=documents,
+        gaining=() if steps is None else _gaining(wanted, result.snapshot, documents),
         parts={**parts, **staged.parts},
     )
+
+
+def _gaining(wanted: Wanted, target: Snapshot, documents: tuple[DocumentKey, ...]) -> tuple[str, ...]:
+    return ramp.gaining(wanted.stable.documents if wanted.stable else {}, target.documents, documents)
+
+
+def _ramp(
+    wanted: Wanted,
+    target: Snapshot,
+    documents: tuple[DocumentKey, ...],
+    base: Mapping[WorkloadKey, Manifest],
+    cache: PartCache,
+) -> Staged | None:
+    """One stage a traffic step, where the change is one of weights and its documents ask for steps."""
+    changed = [target.documents[key] for key in documents if key in target.documents]
+    settings = settings_for(target.mesh.rollout, changed)
+    if wanted.stable is None or settings.immediate or not settings.traffic:
+        return None
+    snapshots = ramp.ramped(wanted.stable.documents, target, documents, settings.traffic)
+    if snapshots is None:
+        return None
+    stages: list[Stage] = []
+    manifests: dict[Digest, Manifest] = {}
+    parts: dict[Digest, bytes] = {}
+    for snapshot in snapshots:
+        compiled = compile_mesh(snapshot, _with_vanished(wanted), cache)
+        moved = {key: m for key, m in compiled.manifests.items() if key in base and m.parts != base[key].parts}
+        configs = {key: compiled.digests[key] for key in moved}
+        manifests.update({configs[key]: manifest for key, manifest in moved.items()})
+        parts.update(compiled.parts)
+        stages.append(Stage(name="move", configs=configs))
+    return Staged(stages=tuple(stages), manifests=manifests, parts=parts)
 
 
 def _nothing(
