@@ -85,6 +85,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("host", "address for mesh traffic", "127.0.0.1")
     flag("inbound", "APP_PORT=LISTEN_PORT, comma separated: ports of the application and where the proxy takes them")
     flag("app-host", "where the application listens", "127.0.0.1")
+    flag("app-ports", "APP_PORT=REAL_PORT, comma separated: where the application really listens, if not there")
     flag("outbound", "HTTP proxy port for the application", "15001")
     flag("explicit", "LISTEN_PORT=HOST:PORT, comma separated: one host without proxy settings")
     flag("admin-host", "address of the admin port", "127.0.0.1")
@@ -107,6 +108,7 @@ def _settings(found: argparse.Namespace) -> Settings:
             host=found.host,
             inbound=inbound_ports(found.inbound),
             app_host=found.app_host,
+            app_ports=inbound_ports(found.app_ports, "--app-ports"),
             outbound=_port(found.outbound, "--outbound"),
             explicit=explicit_listeners(found.explicit),
         ),
@@ -136,12 +138,12 @@ def operator_address(url: str) -> tuple[str, int]:
     return parts.hostname, parts.port
 
 
-def inbound_ports(text: str) -> dict[int, int]:
+def inbound_ports(text: str, flag: str = "--inbound") -> dict[int, int]:
     """`5000=15106,5001=15107` as application port -> listening port; a bare `5000` means both. Raises ValueError."""
     ports: dict[int, int] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         application, _, listen = item.partition("=")
-        ports[_port(application, "--inbound")] = _port(listen or application, "--inbound")
+        ports[_port(application, flag)] = _port(listen or application, flag)
     return ports
 
 
