@@ -195,7 +195,7 @@ class HeldSet(State, frozen=True, kw_only=True):
     """Document key -> blob of the content a rollback by hand restored ("" is absent); keys not named keep stable's."""
 
 
-class RevisionRecord(State):
+class RevisionRecord(State, frozen=True, kw_only=True):
     """One commit that was looked at, and what became of it."""
 
     sha: str
@@ -346,6 +346,8 @@ class Observation(State, frozen=True, kw_only=True):
     nacks: tuple[Nacked, ...] = ()
     went_back: tuple[WentBack, ...] = ()
     orders: tuple[Order, ...] = ()
+    origins: dict[WorkloadKey, dict[str, str]] = {}
+    """Workload -> route (as in Row.route) -> `file:line`, for the sentence that names a cause; may be incomplete."""
 
 
 # --- what it wants done ------------------------------------------------------------------------------------------------

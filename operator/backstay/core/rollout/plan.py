@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from backstay.core.rollout import verdict
+from backstay.core.rollout import memo, verdict
 from backstay.core.rollout.model import (
     Cause,
     Command,
@@ -248,6 +248,7 @@ def begin(
         gateways=tuple(name for name in affected if name in gateways),
         before={name: stable.get(name, "") for name in affected},
         gaining=gaining,
+        memo=memo.dump(memo.begin(before or {})),
     )
     first = min((state.wave for name, state in rollout.workloads.items() if name in candidates(rollout)), default=0)
     rollout = seats(enter_wave(rollout, first), proxies)
@@ -332,6 +333,41 @@ def next_wave(
             return moved
         wave += 1
     return None
+
+
+def enter_stage(rollout: Rollout, stage: int) -> Rollout:
+    """Another stage from its first wave."""
+    return restart_stage(msgspec.structs.replace(rollout, stage=stage))
+
+
+def take_back(rollout: Rollout) -> Rollout:
+    """The current wave's step undone for all workloads in it; evidence starts again."""
+    return _with_shares(rollout, rollout.wave - 1)
+
+
+def give_again(rollout: Rollout) -> Rollout:
+    """The current wave once more after it was taken back; evidence starts again."""
+    return _with_shares(rollout, rollout.wave)
+
+
+def _with_shares(rollout: Rollout, wave: int) -> Rollout:
+    workloads = {
+        name: msgspec.structs.replace(
+            state, share=share_of(rollout, name, wave), evidence=renewed(state.evidence), passed=False
+        )
+        for name, state in rollout.workloads.items()
+        if state.wave == rollout.wave
+    }
+    return msgspec.structs.replace(rollout, workloads={**rollout.workloads, **workloads}, wave_elapsed=0.0)
+
+
+def with_share(rollout: Rollout, share: float) -> Rollout:
+    """All workloads at this share, with fresh evidence: how a bake compares itself with the config before it."""
+    workloads = {
+        name: msgspec.structs.replace(state, share=share, evidence=renewed(state.evidence))
+        for name, state in rollout.workloads.items()
+    }
+    return msgspec.structs.replace(rollout, workloads=workloads)
 
 
 def seating(rollout: Rollout) -> dict[WorkloadKey, dict[ProxyId, float]]:

@@ -10,7 +10,8 @@ Rule: everything here is a function of counters. Tests are small values, persist
 blocks in the same order give the same tests, before and after a kill.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from math import exp, inf, log, log1p
 from typing import Final, NamedTuple, TypeAlias
 
@@ -37,6 +38,10 @@ PHI_WEIGHT: Final = 8.0
 """Blocks that the starting dispersion counts for; bench-verdict: 4 lets bursts through, 16 costs harm."""
 MEMORY: Final = 0.995
 """What a tally keeps per block: half of it is forgotten in 140 s, an outage within ten minutes."""
+FORGOTTEN: Final = 0.5
+"""A destination with less than half a remembered request is not remembered."""
+RATE_MEMORY: Final = 0.95
+"""Requests per second are a mean over the last 20 s."""
 PRIOR_RATE: Final = 0.005
 PRIOR_REQUESTS: Final = 100.0
 """A cohort nobody has seen yet is taken to fail 0.5 % with the weight of 100 requests."""
@@ -47,6 +52,7 @@ that harm which begins late (a leak, a cache that empties) is not buried under t
 HEAVY: Final = 0.25
 HEAVY_LEAST: Final = 5
 """A decision needs bad requests in two different blocks, unless one block alone had this many and this share of them."""
+CONFIRMED_BLOCKS: Final = 2
 PASS_BETS: Final = (0.8, 0.2)
 """Stakes on "no worse" and on "half the tolerance worse"."""
 BEFORE_AFTER_MARGIN: Final = 0.01
@@ -113,6 +119,8 @@ class Before(State, frozen=True, kw_only=True):
     tracks: tuple[TallyT, ...] = (Tally(),) * len(OUTCOMES)
     over: tuple[float, ...] = ()
     requests_per_s: float = 0.0
+    destinations: dict[str, tuple[float, float]] = {}
+    """Outbound `service:port` -> fading (total, bad)."""
 
 
 class Judgement(State, frozen=True, kw_only=True):
@@ -160,6 +168,62 @@ def next_wave(tests: Tests) -> Tests:
 def _rate_before(stable: TallyT, candidate: TallyT, known: float = -1.0) -> float:
     n, k = stable[0] + candidate[0], stable[1] + candidate[1]
     return (k + 0.5) / (n + 1) if n >= BEFORE_LEAST else known
+
+
+def known(before: Before, block: Block) -> Before:
+    """What is known of stable after one more second in which nothing else was served."""
+    total = Counts()
+    for counts in block.cohorts.values():
+        total = added(total, counts)
+    slow = _slow_index(before.over)
+    tallies = list(before.tracks)
+    tallies[BAD] = remember(tallies[BAD], total.total, total.bad)
+    tallies[SLOW] = remember(tallies[SLOW], *_slow(total, slow)) if slow >= 0 else tallies[SLOW]
+    tallies[RETRIED] = remember(tallies[RETRIED], total.total, _retried(total))
+    for attempts, failures in block.peers.values():
+        tallies[CONNECT] = remember(tallies[CONNECT], attempts, failures)
+    destinations = {name: (n * MEMORY, k * MEMORY) for name, (n, k) in before.destinations.items() if n > FORGOTTEN}
+    for name, (requests, bad) in total.by_destination.items():
+        n, k = destinations.get(name, (0.0, 0.0))
+        destinations[name] = (n + requests, k + bad)
+    return Before(
+        tracks=tuple(tallies),
+        over=remember_latency(before.over, total),
+        requests_per_s=before.requests_per_s * RATE_MEMORY + total.total * (1 - RATE_MEMORY),
+        destinations=destinations,
+    )
+
+
+def added(one: Counts, other: Counts) -> Counts:
+    """The sum of two cohorts."""
+    return Counts(
+        total=one.total + other.total,
+        bad=one.bad + other.bad,
+        attempts=one.attempts + other.attempts,
+        refused=one.refused + other.refused,
+        latency=_sums(one.latency, other.latency),
+        over=_sums(one.over, other.over),
+        reasons={
+            route: {
+                reason: one.reasons.get(route, {}).get(reason, 0) + other.reasons.get(route, {}).get(reason, 0)
+                for reason in {**one.reasons.get(route, {}), **other.reasons.get(route, {})}
+            }
+            for route in {**one.reasons, **other.reasons}
+        },
+        by_destination=_pairs(one.by_destination, other.by_destination),
+        by_subset=_pairs(one.by_subset, other.by_subset),
+    )
+
+
+def _sums(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip_longest(one, other, fillvalue=0))
+
+
+def _pairs(one: Mapping[str, tuple[int, int]], other: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    return {
+        name: tuple(map(sum, zip(one.get(name, (0, 0)), other.get(name, (0, 0)), strict=True)))  # type: ignore[misc]
+        for name in {**one, **other}
+    }
 
 
 # --- one block ----------------------------------------------------------------------------------------------------
@@ -409,6 +473,43 @@ def _vanished(track: Track, arrived: int, total: int, expected: float) -> Track:
     )
 
 
+# --- harm that both cohorts share ---------------------------------------------------------------------------------
+
+
+def watched(total: float, bad: float) -> Track:
+    """A watch over one destination, knowing its requests before the rollout."""
+    return Track(before=_rate_before((total, bad, 0.0, 0.0), Tally()))
+
+
+def watch(track: Track, total: int, bad: int, settings: Settings) -> Track:
+    """One more second of a destination's requests against its rate from before."""
+    return _two(track, total, bad, 0, 0, settings.margin, True, settings)
+
+
+def exceeds(track: Track, settings: Settings) -> bool:
+    """More fail than before the rollout, surely."""
+    return track.bad_blocks >= CONFIRMED_BLOCKS and _ln_worse(track) >= -log(settings.false_alarm)
+
+
+def rewatched(track: Track, rate: float = -1.0) -> Track:
+    """The watch begun again, from another usual rate if given."""
+    return Track(before=rate if rate >= 0 else track.before, candidate=track.candidate)
+
+
+def usual_rate(tests: Tests) -> float:
+    """How many requests fail anyway: stable's rate, as far as it is known."""
+    track = tests.tracks[BAD]
+    if track.stable[0] >= BEFORE_LEAST:
+        return track.stable[1] / track.stable[0]
+    return max(0.0, track.before)
+
+
+def rebased(tests: Tests, rate: float) -> Tests:
+    """The same tests with another rate from before for failed requests: what changed has turned out not to be ours."""
+    bad = msgspec.structs.replace(tests.tracks[BAD], before=max(rate, tests.tracks[BAD].before))
+    return msgspec.structs.replace(tests, tracks=(bad, *tests.tracks[1:]))
+
+
 # --- judging ------------------------------------------------------------------------------------------------------
 
 
@@ -418,7 +519,7 @@ def judge(tests: Tests, settings: Settings) -> Judgement:
     worse = mean_ln([value + log(weight) for value, weight in zip(per_outcome, WEIGHTS, strict=True)], 1)
     loudest = max(range(len(OUTCOMES)), key=lambda i: per_outcome[i] + log(WEIGHTS[i]))
     track = tests.tracks[loudest]
-    confirmed = track.bad_blocks >= 2 or track.heavy
+    confirmed = track.bad_blocks >= CONFIRMED_BLOCKS or track.heavy
     catastrophe = _most_fail(tests.tracks[BAD], settings)
     better = _ln_better(tests.tracks[BAD])
     return Judgement(

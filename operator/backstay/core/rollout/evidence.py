@@ -1,0 +1,286 @@
+"""Reports of proxies -> blocks: one second of one workload, every request in exactly one block.
+
+Reports are placed by the proxy's own sequence number, so late and resent ones land in the second they speak of; the same
+(proxy, boot, sequence) never counts twice; a missing report is no block, not zero traffic. A second closes when all
+connected proxies of the workload have reported it, or 2 s later; what comes afterwards is a block of its own.
+
+What must survive a kill is small: `export()`, per proxy the boot and the sequence up to which everything is in blocks
+that were handed out. Persist it together with the rollout's state, then acknowledge `ackable()`: whatever was not
+persisted is not acknowledged, and the proxies send it again.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from backstay.config.wire import Report, Row
+from backstay.core.rollout import verdict
+from backstay.core.rollout.model import Block, Counts, Digest, ProxyId, ProxyView, State, WorkloadKey
+
+CLOSES_AFTER_S: Final = 2
+"""A report a second, a second of patience for the network."""
+KEPT_REPORTS: Final = 120
+"""Proxies keep reports for 120 s: an older gap in the sequence will not be filled any more."""
+WEIGHT_MEMORY: Final = 0.98
+"""A proxy's usual part of the traffic is a mean over 50 s."""
+URGENT_REQUESTS: Final = 5
+REFUSALS: Final = frozenset(
+    {"no-route", "denied", "plaintext-refused", "bad-token", "rate-limited", "handshake-refused"}
+)
+"""Bad reasons that are the mesh's own refusal."""
+
+
+class Counted(State, frozen=True, kw_only=True):
+    """Up to where a proxy's reports are in blocks."""
+
+    boot: str
+    sequence: int
+
+
+@dataclass(slots=True)
+class _Reporter:
+    """One proxy as it reports."""
+
+    workload: WorkloadKey
+    boot: str
+    upto: int = -1
+    """All reports up to here are in blocks; -1: none seen yet."""
+    beyond: set[int] = field(default_factory=set)
+    """Counted above a gap."""
+    offset: int | None = None
+    """Operator's second minus sequence, the least seen: the report that travelled fastest knows best."""
+    pending: dict[int, tuple[Report, int]] = field(default_factory=dict)
+    """Sequence -> (report, second of arrival), not in a bucket yet."""
+    latest: int = -1
+    """The newest second it has reported."""
+    serving: Mapping[Digest, float] = field(default_factory=dict)
+    weight: float = -1.0
+    """Its usual requests per second while it serves stable only; -1: not known."""
+
+    def has(self, sequence: int) -> bool:
+        return sequence <= self.upto or sequence in self.beyond or sequence in self.pending
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """One workload in one second, filling."""
+
+    cohorts: dict[Digest, Counts] = field(default_factory=dict)
+    peers: dict[Digest, tuple[int, int]] = field(default_factory=dict)
+    shares: dict[ProxyId, float] = field(default_factory=dict)
+    sequences: list[tuple[ProxyId, str, int]] = field(default_factory=list)
+
+
+class Folder:
+    """Accumulates reports and hands out blocks. Pure of clocks: seconds are arguments."""
+
+    def __init__(self, counted: Mapping[ProxyId, Counted] | None = None) -> None:
+        self._reporters: dict[ProxyId, _Reporter] = {}
+        self._counted = dict(counted or {})
+        self._buckets: dict[int, dict[WorkloadKey, _Bucket]] = {}
+        self._before: dict[WorkloadKey, verdict.Before] = {}
+
+    def __repr__(self) -> str:
+        return f"<Folder proxies={len(self._reporters)} open={len(self._buckets)}>"
+
+    def fold(self, proxy: ProxyId, workload: WorkloadKey, report: Report, second: int) -> bool:
+        """Take in one report that arrived in this second of the operator; False: it was counted before."""
+        reporter = self._reporter(proxy, workload, report.boot)
+        if reporter.has(report.sequence):
+            return False
+        reporter.pending[report.sequence] = (report, second)
+        offset = second - report.sequence
+        reporter.offset = offset if reporter.offset is None else min(reporter.offset, offset)
+        return True
+
+    def _reporter(self, proxy: ProxyId, workload: WorkloadKey, boot: str) -> _Reporter:
+        known = self._reporters.get(proxy)
+        if known is not None and known.boot == boot:
+            known.workload = workload
+            return known
+        counted = self._counted.get(proxy)
+        upto = counted.sequence if counted is not None and counted.boot == boot else -1
+        made = _Reporter(workload, boot, upto=upto, weight=known.weight if known else -1.0)
+        self._reporters[proxy] = made
+        return made
+
+    def blocks(self, now: float, proxies: Mapping[ProxyId, ProxyView]) -> list[Block]:
+        """All seconds that are complete now, oldest first."""
+        self._forget_gone(proxies)
+        for proxy, reporter in self._reporters.items():
+            self._place(proxy, reporter, proxies)
+        made: list[Block] = []
+        for second in sorted(self._buckets):
+            bucket = self._buckets[second]
+            for workload in sorted(bucket):
+                if self._is_closed(second, int(now), workload, bucket[workload], proxies):
+                    made.append(self._block(second, workload, bucket.pop(workload)))
+            if not bucket:
+                del self._buckets[second]
+        return made
+
+    def _forget_gone(self, proxies: Mapping[ProxyId, ProxyView]) -> None:
+        for proxy in [p for p, r in self._reporters.items() if p not in proxies and not r.pending]:
+            del self._reporters[proxy]
+            self._counted.pop(proxy, None)
+
+    def _place(self, proxy: ProxyId, reporter: _Reporter, proxies: Mapping[ProxyId, ProxyView]) -> None:
+        """Put what is pending into the seconds it speaks of."""
+        for sequence in sorted(reporter.pending):
+            report, _ = reporter.pending.pop(sequence)
+            second = sequence + (reporter.offset or 0)
+            if reporter.upto < 0:
+                reporter.upto = sequence - 1
+            reporter.beyond.add(sequence)
+            reporter.latest = max(reporter.latest, second)
+            bucket = self._bucket(second, reporter.workload)
+            bucket.sequences.append((proxy, reporter.boot, sequence))
+            bucket.shares[proxy] = _share(reporter, report, proxies.get(proxy))
+            _add_rows(bucket.cohorts, report.rows)
+            _weigh(reporter, report, bucket.shares[proxy])
+            reporter.serving = report.serving
+            self._charge_peers(second, report, proxies)
+
+    def _bucket(self, second: int, workload: WorkloadKey) -> _Bucket:
+        return self._buckets.setdefault(second, {}).setdefault(workload, _Bucket())
+
+    def _charge_peers(self, second: int, report: Report, proxies: Mapping[ProxyId, ProxyView]) -> None:
+        """Failed connections are charged to the config of the proxy that was called.
+
+        A peer that serves two configs is left out: it draws per connection and counts its own refusals per config.
+        """
+        for row in report.peers:
+            view = proxies.get(row.peer)
+            if view is None or 0 < view.share < 1:
+                continue
+            digest = view.candidate if view.candidate and view.share >= 1 else view.stable
+            peers = self._bucket(second, view.workload).peers
+            attempts, failures = peers.get(digest, (0, 0))
+            peers[digest] = (attempts + row.attempts, failures + row.failures)
+
+    def _is_closed(
+        self, second: int, now: int, workload: WorkloadKey, bucket: _Bucket, proxies: Mapping[ProxyId, ProxyView]
+    ) -> bool:
+        if second <= now - CLOSES_AFTER_S or _is_urgent(bucket):
+            return True
+        connected = [view.id for view in proxies.values() if view.workload == workload and view.connected]
+        return all(p in self._reporters and self._reporters[p].latest >= second for p in connected)
+
+    def _block(self, second: int, workload: WorkloadKey, bucket: _Bucket) -> Block:
+        for proxy, boot, sequence in bucket.sequences:
+            self._count(proxy, boot, sequence)
+        block = Block(
+            workload=workload,
+            second=second,
+            cohorts=bucket.cohorts,
+            share=self._expected_share(bucket.shares),
+            peers=bucket.peers,
+        )
+        if block.share <= 0 and bucket.shares:
+            self._before[workload] = verdict.known(self._before.get(workload, verdict.Before()), block)
+        return block
+
+    def _count(self, proxy: ProxyId, boot: str, sequence: int) -> None:
+        """Move the mark of what is in blocks; it stops before anything not handed out yet and before fresh gaps."""
+        reporter = self._reporters.get(proxy)
+        if reporter is None or reporter.boot != boot:
+            return
+        held = {s for open_ in self._buckets.values() for b in open_.values() for p, _, s in b.sequences if p == proxy}
+        held.discard(sequence)
+        while reporter.beyond:
+            following = reporter.upto + 1
+            if following in reporter.beyond and following not in held:
+                reporter.beyond.discard(following)
+                reporter.upto = following
+            elif following not in reporter.beyond and max(reporter.beyond) - following > KEPT_REPORTS:
+                reporter.upto = following
+            else:
+                break
+        self._counted[proxy] = Counted(boot=boot, sequence=reporter.upto)
+
+    def _expected_share(self, shares: Mapping[ProxyId, float]) -> float:
+        """The part of these proxies' requests that should have gone to the candidate, by their usual traffic."""
+        known = [self._reporters[p].weight for p in shares if p in self._reporters and self._reporters[p].weight >= 0]
+        mean = sum(known) / len(known) if known else 1.0
+        weights = {p: self._weight(p, mean) for p in shares}
+        total = sum(weights.values())
+        if total <= 0:
+            return sum(shares.values()) / len(shares) if shares else 0.0
+        return sum(weights[p] * share for p, share in shares.items()) / total
+
+    def _weight(self, proxy: ProxyId, mean: float) -> float:
+        reporter = self._reporters.get(proxy)
+        return reporter.weight if reporter is not None and reporter.weight >= 0 else mean
+
+    def before(self) -> Mapping[WorkloadKey, verdict.Before]:
+        """What each workload did lately while it served nothing but stable."""
+        return dict(self._before)
+
+    def ackable(self) -> Mapping[ProxyId, int]:
+        """Proxy -> all its reports up to this sequence are in blocks handed out; to be acked once those are durable."""
+        return {p: r.upto for p, r in self._reporters.items() if r.upto > 0 and self._has_counted(p, r)}
+
+    def _has_counted(self, proxy: ProxyId, reporter: _Reporter) -> bool:
+        counted = self._counted.get(proxy)
+        return counted is not None and counted.boot == reporter.boot
+
+    def export(self) -> dict[ProxyId, Counted]:
+        """What must survive a kill; give it to Folder() again."""
+        return dict(self._counted)
+
+
+def _share(reporter: _Reporter, report: Report, view: ProxyView | None) -> float:
+    """The candidate's share on this proxy throughout the second; a second in which it changed counts the lesser one."""
+    if view is None or not view.candidate:
+        return 0.0
+    now = report.serving.get(view.candidate, 0.0)
+    return min(now, reporter.serving.get(view.candidate, 0.0)) if reporter.serving else now
+
+
+def _weigh(reporter: _Reporter, report: Report, share: float) -> None:
+    """Learn the proxy's usual traffic, only while it serves one config: vanished traffic must not become usual."""
+    if share > 0 or len(report.serving) > 1:
+        return
+    total = float(sum(row.total for row in report.rows))
+    reporter.weight = total if reporter.weight < 0 else reporter.weight * WEIGHT_MEMORY + total * (1 - WEIGHT_MEMORY)
+
+
+def _is_urgent(bucket: _Bucket) -> bool:
+    """Most of one config's requests fail while another config has been seen as well: not worth waiting a second."""
+    enough = [counts for counts in bucket.cohorts.values() if counts.total >= URGENT_REQUESTS]
+    return len(enough) > 1 and any(counts.bad * 2 > counts.total for counts in enough)
+
+
+def _add_rows(cohorts: dict[Digest, Counts], rows: Iterable[Row]) -> None:
+    for row in rows:
+        counts = _counts(row)
+        known = cohorts.get(row.config)
+        cohorts[row.config] = counts if known is None else verdict.added(known, counts)
+
+
+def _counts(row: Row) -> Counts:
+    bad = sum(row.bad.values())
+    total = max(0, row.total - row.excused)
+    outbound = row.direction == "out" and bool(row.backend)
+    return Counts(
+        total=total,
+        bad=min(bad, total),
+        # Only further tries matter: a request refused before its first try must not hide another's second one.
+        attempts=total + (max(0, row.attempts - row.total) if outbound else 0),
+        refused=sum(count for reason, count in row.bad.items() if reason in REFUSALS),
+        latency=tuple(row.latency),
+        over=tuple(row.over),
+        reasons={row.route: dict(row.bad)} if bad else {},
+        by_destination={row.backend.partition("/")[0]: (total, min(bad, total))} if outbound else {},
+        by_subset={row.backend: (total, min(bad, total))} if outbound else {},
+    )
+
+
+def encode(counted: Mapping[ProxyId, Counted]) -> bytes:
+    return msgspec.json.encode(counted)
+
+
+def decode(data: bytes) -> dict[ProxyId, Counted]:
+    return msgspec.json.decode(data, type=dict[ProxyId, Counted])
