@@ -5,8 +5,10 @@ import click
 from backstay.cli.exits import Exit, Failed
 from backstay.cli.output import emit
 from backstay.cli.session import output_option
-from backstay.core.codes import Explanation
+from backstay.core.codes import Explanation, suggestions
 from backstay.core.codes import explain as look_up
+
+SUGGESTED = 5  # more would be a list to read, not a hint
 
 
 @click.command
@@ -14,12 +16,17 @@ from backstay.core.codes import explain as look_up
 @output_option()
 def explain(code: str, output: str) -> None:
     """What a message code or reason means, and how to mend it."""
-    try:
-        found = look_up(code)
-    except KeyError as error:
-        hint = "codes are `BS` and four digits, reasons are CamelCase; both stand in brackets at a message's end"
-        raise Failed(f"nothing is known about {code!r}", hint=hint, code=Exit.NO) from error
+    found = look_up(code)
+    if found is None:
+        raise Failed(f"nothing is known about {code!r}", hint=_hint(code), code=Exit.NO)
     emit(output, _object(found), lambda _: _text(found))
+
+
+def _hint(code: str) -> str:
+    near = suggestions(code)[:SUGGESTED]
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    return "codes are `BS` and four digits, reasons are CamelCase; both stand in brackets at a message's end"
 
 
 def _object(found: Explanation) -> dict[str, str]:

@@ -18,8 +18,8 @@ from backstay.core.ports import Event, StateUnavailable
 from backstay.core.rollout.model import MeshState
 from backstay.core.snapshot import Snapshot
 from backstay.core.view import MeshView
+from backstay.settings import STATE_FILE
 
-STATE_FILE = "state.db"
 FAULT = "no operator is running; this is what it knew when it stopped"
 
 

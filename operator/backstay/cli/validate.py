@@ -49,6 +49,11 @@ def validate(session: Session, folder: Path, workloads: Path | None, namespace: 
     sys.exit(Exit.NO if result.errors else Exit.OK)
 
 
+def label(reason: str) -> str:
+    """`BS1403 WeightSum`."""
+    return f"{code_of(reason)} {reason}".strip()
+
+
 def summary(result: Validated, folder: Path) -> str:
     counts = {severity: sum(p.severity is severity for p in result.problems) for severity in Severity}
     told = [
@@ -71,7 +76,7 @@ def problem_lines(problem: Problem, contents: Mapping[str, bytes]) -> Iterator[s
     place = ":".join(str(part) for part in (problem.file, problem.line, problem.column) if part)
     path = f" {problem.path}:" if problem.path else ""
     severity = click.style(problem.severity.value, fg=_COLORS[problem.severity], bold=True)
-    yield f"{place}:{path} {severity}: {problem.message} [{code_of(problem.reason)} {problem.reason}]"
+    yield f"{place}:{path} {severity}: {problem.message} [{label(problem.reason)}]"
     yield from _excerpt(problem, contents)
 
 
@@ -121,7 +126,7 @@ def _github_line(problem: Problem) -> str:
         "file": problem.file,
         "line": problem.line,
         "col": problem.column,
-        "title": f"{code_of(problem.reason)} {problem.reason}",
+        "title": label(problem.reason),
     }
     told = ",".join(f"{key}={_escape(str(value), ',:')}" for key, value in fields.items() if value)
     path = f"{problem.path}: " if problem.path else ""
