@@ -163,8 +163,8 @@ class LocalOperator:
         reconciler.on_view = self.api.observe
         await self.api.start()
         if self.settings.webhook_port:
-            secret = _secret(self.settings.webhook_secret_file)
-            app = webhook_app(lambda _mesh: secret or None, lambda _mesh, _ref: reconciler.hint())
+            secret = _secret(self.settings.webhook_secret_file).strip().encode()
+            app = webhook_app(lambda _mesh: (secret,) if secret else (), lambda _knock: reconciler.hint())
             runner = web.AppRunner(app)
             await runner.setup()
             await web.TCPSite(runner, self.settings.host, self.settings.webhook_port).start()

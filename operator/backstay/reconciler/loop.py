@@ -38,8 +38,7 @@ from backstay.core.ports import (
 )
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry
-from backstay.core.rollout import decide, plan
-from backstay.core.rollout.evidence import Folder
+from backstay.core.rollout import decide, evidence, plan
 from backstay.core.rollout.model import (
     Cause,
     Command,
@@ -134,7 +133,7 @@ class Reconciler:
         self._ports = ports
         self._keeper = Keeper(ports.store, epoch, settings.mesh)
         self._book = FleetBook()
-        self._folder = Folder()
+        self._folder = evidence.Folder()
         self._cache = PartCache()
         self._wake = asyncio.Event()
         self._flushed = asyncio.Event()
@@ -166,6 +165,7 @@ class Reconciler:
     async def start(self) -> None:
         """Read the state and begin to look. Raises StateUnavailable."""
         await self._keeper.load()
+        self._folder = evidence.Folder(evidence.decode(bytes(self._keeper.state.counted)))
         self._watch.suspended = self._keeper.state.suspended
         self._event("operator", "Started", f"operator {__version__} started, epoch {self._keeper.epoch}")
         self._registry = await self._ports.platform.registry()
@@ -543,6 +543,8 @@ class Reconciler:
 
     def _roll(self, heard: Heard, views: Mapping[str, ProxyView], elapsed: float) -> None:
         blocks = self._folder.blocks(self._ports.clock.monotonic(), views)
+        if blocks:
+            self._keeper.change(counted=msgspec.Raw(evidence.encode(self._folder.export())))
         rollout = self._keeper.state.rollout
         orders, self._orders = tuple(self._orders), []
         if rollout is None:

@@ -252,6 +252,8 @@ class MeshState(State, frozen=True, kw_only=True):
     """Newest first, at most 50."""
     frozen: dict[WorkloadKey, Digest] = {}
     """Workload -> config that failed for another cause than a commit: not tried again until it would be another."""
+    counted: msgspec.Raw = msgspec.Raw(b"{}")
+    """Up to where each proxy's reports are in the evidence (evidence.export)."""
     proven: dict[Digest, Proven] = {}
     next_rollout: int = 1
     suspended: bool = False
