@@ -19,6 +19,8 @@ from backstay.core.registry import Service, ServicePort, Workload
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 """A workload takes about 300 bytes; a thousand of them fit three times."""
+MAX_DEPTH: Final = 16
+"""The deepest place in a file is 6 deep; PyYAML's time grows with the square of the depth."""
 MAX_REPLICAS: Final = 200
 """Each replica is two processes on this machine; 200 is already beyond a large workstation's memory."""
 
@@ -178,17 +180,23 @@ def _load(data: bytes, path: Path) -> tuple[Any, _Places]:
         message = f"not YAML: {error.problem or error.context}"
         problem = Problem(file=str(path), line=line, column=column, message=message, reason="YAMLInvalid")
         raise WorkloadsFileInvalid((problem,)) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = Problem(file=str(path), message=f"not YAML: {type(error).__name__}", reason="YAMLInvalid")
         raise WorkloadsFileInvalid((problem,)) from error
 
 
 def _compose(data: bytes, path: Path) -> yaml.Node:
+    """The node tree; looks at the events first, so that depth and anchors are refused before anything is built."""
+    depth = 0
     for event in yaml.parse(data, Loader=_Loader):
         anchored = isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None
         if anchored or getattr(event, "tag", None) is not None:
             message = "anchors, aliases and tags are not allowed here"
             raise WorkloadsFileInvalid((_problem(path, event.start_mark, "", message, "YAMLFeature"),))
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            message = f"nested more than {MAX_DEPTH} deep"
+            raise WorkloadsFileInvalid((_problem(path, event.start_mark, "", message, "LimitExceeded"),))
     root = yaml.compose(data, Loader=_Loader)
     if root is None:
         message = "the file is empty, expected `workloads:`"
