@@ -53,7 +53,7 @@ def _next_steps(folder: Path) -> str:
     steps = (
         f"cd {folder}",
         "git init -b main mesh && git -C mesh add . && git -C mesh commit -m 'First mesh'",
-        "backstay validate mesh --workloads workloads.yaml --namespace shop",
+        "backstay validate mesh --workloads workloads.yaml",
         "backstay up mesh --workloads workloads.yaml",
     )
     return "next:\n" + "\n".join(f"  {step}" for step in steps)

@@ -16,9 +16,9 @@ import msgspec
 from backstay.cli.exits import Exit, Failed, OperatorAway
 from backstay.cli.files import Files, read_folder, read_revision
 from backstay.cli.output import emit
-from backstay.cli.registries import live_registry, registry_of
+from backstay.cli.registries import Declared, declared, live_registry
 from backstay.cli.session import Session, output_option, pass_session
-from backstay.cli.validate import problem_lines
+from backstay.cli.validate import DEFAULT_NAMESPACE, problem_lines
 from backstay.core import memory
 from backstay.core.compile import PartCache, compile_mesh
 from backstay.core.diff import PartChange
@@ -38,7 +38,9 @@ from backstay.reconciler.planning import MeshPlan, Wanted, plan_mesh, settings_f
 @click.option(
     "-w", "--workloads", type=click.Path(path_type=Path), help="Services and workloads, instead of the live ones."
 )
-@click.option("-n", "--namespace", default="default", show_default=True, help="Of documents that do not name theirs.")
+@click.option(
+    "-n", "--namespace", default="", help="Of documents that do not name theirs; else the workloads file says."
+)
 @click.option("--exit-code", is_flag=True, help="End with 1 if anything would change.")
 @output_option()
 @pass_session
@@ -55,7 +57,8 @@ def plan(  # noqa: PLR0917 - click passes options by name
 
     Compared are the folder as it is, committed or not, and the live mesh, or with --from a commit.
     """
-    registry = _registry(session, workloads)
+    known = _known(session, workloads)
+    registry, namespace = known.registry, namespace or known.namespace
     new = _snapshot(read_folder(folder), registry, namespace)
     old = _snapshot(read_revision(folder, old_revision), None, namespace) if old_revision else _live(session)
     made, parts = make_plan(old, new, registry)
@@ -66,11 +69,11 @@ def plan(  # noqa: PLR0917 - click passes options by name
     sys.exit(Exit.NO if exit_code and (made.changes or data["documents"]) else Exit.OK)
 
 
-def _registry(session: Session, workloads: Path | None) -> Registry:
+def _known(session: Session, workloads: Path | None) -> Declared:
     if workloads is not None:
-        return registry_of(workloads)
+        return declared(workloads)
     try:
-        return live_registry(session.client())
+        return Declared(registry=live_registry(session.client()), namespace=DEFAULT_NAMESPACE)
     except OperatorAway as away:
         hint = "name the services and workloads with --workloads FILE, or start an operator"
         raise Failed(f"{away.message}, so nothing says which workloads exist", hint=hint) from away

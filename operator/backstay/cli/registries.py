@@ -1,5 +1,6 @@
 """Registries for verbs that compile without a platform: from a workloads file, or from the operator."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -10,15 +11,25 @@ from backstay.cli.exits import Failed
 from backstay.core.registry import Registry
 
 
-def registry_of(path: Path) -> Registry:
-    """Services and workloads of a workloads file; nothing runs, so there are no instances. Raises Failed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What a workloads file says. Nothing runs yet, so there are no instances."""
+
+    registry: Registry
+    namespace: str
+    """Of documents that do not name theirs, as `backstay up` would have it."""
+
+
+def declared(path: Path) -> Declared:
+    """Raises Failed, with every problem of the file."""
     try:
         found = workloads_file.read(path)
     except workloads_file.WorkloadsFileInvalid as error:
         raise Failed("\n".join(map(str, error.problems))) from error
     except OSError as error:
         raise Failed(f"{path}: {error.strerror or error}") from error
-    return Registry(services=found.services(), workloads=found.workloads())
+    registry = Registry(services=found.services(), workloads=found.workloads())
+    return Declared(registry=registry, namespace=found.contents.namespace)
 
 
 def live_registry(client: Client) -> Registry:

@@ -11,13 +11,14 @@ import click
 from backstay.cli.exits import Exit
 from backstay.cli.files import Files, read_folder
 from backstay.cli.output import to_json, to_yaml
-from backstay.cli.registries import registry_of
+from backstay.cli.registries import declared
 from backstay.cli.session import Session, pass_session
 from backstay.core.codes import code_of
 from backstay.core.problems import Problem, Severity
 from backstay.core.validate import Validated
 from backstay.core.validate import validate as judge
 
+DEFAULT_NAMESPACE: Final = "default"  # as kubectl's
 _COLORS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.WAITING: "cyan"}
 _GITHUB: Final = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.WAITING: "notice"}
 _SARIF: Final = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.WAITING: "note"}
@@ -28,7 +29,9 @@ _SARIF: Final = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.
 @click.option(
     "-w", "--workloads", type=click.Path(path_type=Path), help="Check services and workloads against this file."
 )
-@click.option("-n", "--namespace", default="default", show_default=True, help="Of documents that do not name theirs.")
+@click.option(
+    "-n", "--namespace", default="", help="Of documents that do not name theirs; else the workloads file says."
+)
 @click.option("-o", "--output", type=click.Choice(("text", "json", "yaml", "github", "sarif")), default="text")
 @pass_session
 def validate(session: Session, folder: Path, workloads: Path | None, namespace: str, output: str) -> None:
@@ -37,9 +40,13 @@ def validate(session: Session, folder: Path, workloads: Path | None, namespace: 
     Exit code 0: valid, 1: invalid, 2: could not be read. Warnings and what waits for the registry are no errors.
     """
     files = read_folder(folder)
-    registry = registry_of(workloads) if workloads else None
+    known = declared(workloads) if workloads else None
     result = judge(
-        files.contents, revision=files.revision, registry=registry, default_namespace=namespace, refused=files.refused
+        files.contents,
+        revision=files.revision,
+        registry=known.registry if known else None,
+        default_namespace=namespace or (known.namespace if known else DEFAULT_NAMESPACE),
+        refused=files.refused,
     )
     shown = WRITERS[output](result, files)
     if shown:
