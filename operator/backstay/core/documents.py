@@ -113,7 +113,8 @@ def _cached(name: str, data: bytes, namespace: str, limits: Limits, cache: Cache
 def _parse_file(name: str, data: bytes, namespace: str, limits: Limits) -> _File:
     if not name.isprintable():
         message = f"the file's name {shown(name)} has control characters, expected none"
-        return _File(documents=(), problems=(Problem(file=name, message=message, reason="FileName"),), nodes=0)
+        visible = name.encode("unicode_escape").decode("ascii")
+        return _File(documents=(), problems=(Problem(file=visible, message=message, reason="FileName"),), nodes=0)
     content = read(data, limits)
     documents: list[Document] = []
     problems: list[Problem] = []
@@ -190,7 +191,7 @@ class _Reading:
     def _key(self, raw: Any) -> str:
         """`Kind/namespace/name` as far as it can be told; "" if not."""
         metadata = raw.get("metadata") if isinstance(raw, dict) else None
-        if not isinstance(metadata, dict) or raw.get("kind") not in KINDS:
+        if not isinstance(metadata, dict) or not _is_kind(raw.get("kind")):
             return ""
         name, namespace = metadata.get("name"), metadata.get("namespace", self._namespace)
         return f"{raw['kind']}/{namespace}/{name}" if isinstance(name, str) and isinstance(namespace, str) else ""
@@ -204,7 +205,7 @@ class _Reading:
             yield self._problem("apiVersion", "UnknownApiVersion", message)
         if "kind" not in raw:
             yield self._problem("", "MissingField", f"`kind` is missing, expected one of {_kinds()}")
-        elif kind not in KINDS:
+        elif not _is_kind(kind):
             message = f"unknown kind {shown(kind)}, expected one of {_kinds()}{did_you_mean(kind, KINDS)}"
             yield self._problem("kind", "UnknownKind", message)
 
@@ -247,6 +248,10 @@ class _Reading:
 
     def _place(self, path: str) -> Position:
         return self._tree.positions.get(path, (self._tree.line, self._tree.column))
+
+
+def _is_kind(value: object) -> bool:
+    return isinstance(value, str) and value in KINDS
 
 
 def _kinds() -> str:

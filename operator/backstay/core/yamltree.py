@@ -156,19 +156,20 @@ def _place(text: str, index: int) -> Position:
     return text.count("\n", 0, index) + 1, index - (text.rfind("\n", 0, index) + 1) + 1
 
 
-_HINTS: Final = (
-    (
-        "mapping values are not allowed",
-        "a second `: ` on one line or a wrong indentation; quote text that contains `: `",
-    ),
-    ("found unexpected end of stream", "a quote or bracket that is never closed"),
-    ("did not find expected ',' or", "a `,` or a closing bracket"),
-    ("did not find expected key", "a key at the same indentation as its neighbours"),
-    ("did not find expected '-' indicator", "a `-` at the same indentation as the list's other items"),
-    ("found unknown escape character", "a known escape, or single quotes for a literal `\\`"),
-    ("did not find expected <document start>", "`---` between documents"),
-    ("could not find expected ':'", "`:` after the key"),
+_SAID: Final = (
+    ("mapping values are not allowed", "a second `: ` here, expected text that contains `: ` to be quoted"),
+    ("found unexpected end of stream", "the file ends before the quote is closed, expected the closing quote"),
+    ("did not find expected ',' or", "the bracket or brace is not closed, expected `,` or its end"),
+    ("did not find expected key", "no key at this indentation, expected one that lines up with its neighbours"),
+    ("did not find expected '-' indicator", "no item of the list, expected `-` that lines up with its neighbours"),
+    ("did not find expected node content", "nothing that could be a value, expected one"),
+    ("found unknown escape character", "an unknown escape, expected single quotes for a literal `\\`"),
+    ("did not find expected <document start>", "a second document without its mark, expected `---` before it"),
+    ("could not find expected ':'", "a key without `:`, expected `:` after it"),
+    ("found character that cannot start any token", "no value can begin with this character, expected it to be quoted"),
+    ("found incompatible YAML document", "another YAML version, expected 1.1 or 1.2 or no %YAML line"),
 )
+"""What libyaml says and what an author wants to hear; anything else is passed on as libyaml says it."""
 
 
 def _syntax_fault(error: yaml.MarkedYAMLError, text: str) -> Fault:
@@ -178,10 +179,11 @@ def _syntax_fault(error: yaml.MarkedYAMLError, text: str) -> Fault:
     if tabbed:
         message = "a tab indents this line, expected spaces"
         return Fault(line=line, column=tabbed, path="", reason="TabIndentation", message=message)
-    said = error.problem or "unreadable"
-    hint = next((f", expected {hint}" for start, hint in _HINTS if said.startswith(start)), "")
-    since = f" ({error.context}, begun in line {error.context_mark.line + 1})" if error.context_mark else ""
-    return Fault(line=line, column=column, path="", reason="YamlSyntax", message=f"{said}{since}{hint}")
+    problem = error.problem or "unreadable"
+    message = next((said for start, said in _SAID if problem.startswith(start)), f"{problem}, expected YAML")
+    begun = error.context_mark.line + 1 if error.context_mark else line
+    since = f"; what is wrong may have begun in line {begun}" if begun != line else ""
+    return Fault(line=line, column=column, path="", reason="YamlSyntax", message=message + since)
 
 
 def _tab_in_indentation(text: str, line: int) -> int:
@@ -331,7 +333,7 @@ class _Walk:
         if self._characters > self._limits.path_characters:
             raise self._too_many("characters of paths", self._limits.path_characters, event)
         if depth > self._limits.depth:
-            raise self._stop(event, "LimitExceeded", f"nested deeper than {self._limits.depth} levels")
+            raise self._stop(event, "LimitExceeded", f"nested too deep, expected at most {self._limits.depth} levels")
 
     def _too_many(self, what: str, limit: int, event: Any) -> _Stop:
         return self._stop(event, "LimitExceeded", f"the file has too many {what}, expected at most {limit}")

@@ -19,7 +19,7 @@ from backstay.core.intents import (
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry, Service, Workload
 from backstay.core.snapshot import Document
-from backstay.core.suggest import did_you_mean
+from backstay.core.suggest import NAMES, did_you_mean
 from backstay.core.validate.facts import Facts, problem, service_key
 
 # --- said twice -------------------------------------------------------------------------------------------------------
@@ -30,14 +30,14 @@ def duplicate_documents(facts: Facts) -> Iterator[Problem]:
     for document in facts.documents:
         earlier = first.setdefault(document.key, document)
         if earlier is not document:
-            message = f"{document.key} is already defined in {earlier.place()}, expected it once"
+            message = f"{document.key} is already defined in {earlier.place('metadata.name')}, expected it once"
             yield problem(document, "metadata.name", "DuplicateDocument", message)
 
 
 def several_meshes(facts: Facts) -> Iterator[Problem]:
     for document, _ in facts.of(MeshSpec):
         if facts.mesh_document is not None and document.key != facts.mesh_document.key:
-            message = f"a second Mesh, expected at most one; the first is in {facts.mesh_document.place()}"
+            message = f"a second Mesh, expected at most one; the first is in {facts.mesh_document.place('metadata.name')}"
             yield problem(document, "metadata.name", "SeveralMeshes", message)
 
 
@@ -59,7 +59,7 @@ def conflicting_backends(facts: Facts) -> Iterator[Problem]:
         service = service_key(spec.service, document)
         earlier = facts.backends[service]
         if earlier.key != document.key:
-            message = f"service {service!r} already has a Backend in {earlier.place()}, expected one"
+            message = f"service {service!r} already has a Backend in {earlier.place('spec.service')}, expected one"
             yield problem(document, "spec.service", "ConflictingBackends", message)
 
 
@@ -95,7 +95,7 @@ def _unknown_subset(facts: Facts, service: str, subset: str) -> str:
         return ""
     expected = f"one of {', '.join(names)}" if names else "it to be defined there"
     place = backend.place("spec.subsets")
-    return f"subset {subset!r} is not defined in {place}, expected {expected}{did_you_mean(subset, names)}"
+    return f"subset {subset!r} is not defined in {place}, expected {expected}{did_you_mean(subset, names, NAMES)}"
 
 
 # --- named, and the registry must have it -----------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def services_not_there(facts: Facts) -> Iterator[Problem]:
         key = service_key(name, document)
         if key not in known:
             if key not in hints:
-                hints[key] = did_you_mean(key, known) if len(hints) < _MOST_HINTS else ""
+                hints[key] = did_you_mean(key, known, NAMES) if len(hints) < _MOST_HINTS else ""
             message = f"service {key!r} is not there yet, the document waits for it{hints[key]}"
             yield problem(document, path, "ServiceNotFound", message, Severity.WAITING)
 
@@ -235,7 +235,7 @@ def workloads_not_there(facts: Facts) -> Iterator[Problem]:
         known = [w.name for w in facts.registry.workloads.values() if w.namespace == namespace]
         for index, name in enumerate(selector.workloads):
             if name not in known:
-                hint = did_you_mean(name, known)
+                hint = did_you_mean(name, known, NAMES)
                 message = f"workload {f'{namespace}/{name}'!r} is not there yet, the document waits for it{hint}"
                 path = f"spec.selector.workloads[{index}]"
                 yield problem(document, path, "WorkloadNotFound", message, Severity.WAITING)

@@ -34,10 +34,19 @@ def unreachable_rules(facts: Facts) -> Iterator[Problem]:
         for number, rule in enumerate(spec.rules[: _comparable(spec)]):
             takers = _takers(spec.rules[:number], rule)
             if takers:
-                places = ", ".join(document.place(f"spec.rules[{taker}]") for taker in takers)
-                whose = "the earlier rule" if len(takers) == 1 else "the earlier rules"
-                message = f"no request reaches this rule: {whose} in {places} take all of them"
-                yield problem(document, f"spec.rules[{number}]", "UnreachableRule", f"{message}, expected it before")
+                message = f"no request reaches this rule: {_who_takes_all(document, takers)}, expected it before"
+                yield problem(document, f"spec.rules[{number}]", "UnreachableRule", message)
+
+
+_MOST_PLACES: Final = 5
+
+
+def _who_takes_all(document: Document, takers: Sequence[int]) -> str:
+    places = [document.place(f"spec.rules[{taker}]") for taker in takers]
+    if len(places) == 1:
+        return f"the earlier rule in {places[0]} takes all of them"
+    more = f" and {len(places) - _MOST_PLACES} more" if len(places) > _MOST_PLACES else ""
+    return f"the earlier rules in {', '.join(places[:_MOST_PLACES])}{more} take all of them"
 
 
 _MOST_COMPARISONS: Final = 40_000

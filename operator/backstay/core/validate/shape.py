@@ -5,6 +5,7 @@ expected. A test asserts that no keyword is without one.
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -92,16 +93,22 @@ _TYPES: Final = {
 
 def _wrong_type(error: Any, path: str) -> Iterator[Mistake]:
     wanted = _TYPES[error.validator_value]
-    message = f"{_said(error.instance)} is not {wanted}{_expected_example(error.schema)}"
-    if wanted == "text" and isinstance(error.instance, int | float):
-        message = f"{_spelt(error.instance)} is {_kind_of(error.instance)}, expected text; quote it"
-    yield Mistake(path=path, reason="WrongType", message=message)
+    is_scalar = not isinstance(error.instance, dict | list)
+    wrong = f"{_said(error.instance)} is {_kind_of(error.instance)}" if is_scalar else _said(error.instance)
+    hint = "; quote it" if wanted == "text" and _fits_when_quoted(error) else _example(error.schema)
+    yield Mistake(path=path, reason="WrongType", message=f"{wrong}, expected {wanted}{hint}")
+
+
+def _fits_when_quoted(error: Any) -> bool:
+    """True for 42 where a name is expected, not for 15 where a duration is."""
+    is_scalar = not isinstance(error.instance, dict | list)
+    return is_scalar and re.search(error.schema.get("pattern", ""), _spelt(error.instance)) is not None
 
 
 def _said(value: object) -> str:
     if isinstance(value, dict):
         return "an object"
-    return "a list" if isinstance(value, list) else shown(value) if isinstance(value, str) else _spelt(value)
+    return "a list" if isinstance(value, list) else _spelt(value)
 
 
 def _spelt(value: object) -> str:
@@ -110,17 +117,19 @@ def _spelt(value: object) -> str:
 
 
 def _kind_of(value: object) -> str:
-    return "a boolean" if isinstance(value, bool) else "a number"
+    if isinstance(value, str):
+        return "text"
+    return "a boolean" if isinstance(value, bool) else "a number" if isinstance(value, int) else "a decimal number"
 
 
-def _expected_example(schema: Any) -> str:
+def _example(schema: Any) -> str:
     examples = schema.get("examples") if isinstance(schema, Mapping) else None
-    return f", expected something like {' or '.join(_spelt(item) for item in examples)}" if examples else ""
+    return f" like {' or '.join(_spelt(item) for item in examples)}" if examples else ""
 
 
 def _wrong_format(error: Any, path: str) -> Iterator[Mistake]:
-    hint = _expected_example(error.schema) or f", expected the form {error.validator_value}"
-    yield Mistake(path=path, reason="BadFormat", message=f"{shown(error.instance)} has the wrong form{hint}")
+    hint = f"something{_example(error.schema)}" if _example(error.schema) else f"the form {error.validator_value}"
+    yield Mistake(path=path, reason="BadFormat", message=f"{shown(error.instance)} has the wrong form, expected {hint}")
 
 
 def _unknown_value(error: Any, path: str) -> Iterator[Mistake]:
