@@ -249,7 +249,7 @@ class LocalCA:
             raise CertificatesUnusable(f"{self.folder}: a certificate for {names[0].value!r} failed its own check")
 
 
-# --- making certificates -------------------------------------------------------------------------------------------
+# --- making certificates --------------------------------------------------------------------------
 
 
 def _leaf(  # noqa: PLR0917 - the fields of a certificate
@@ -371,7 +371,7 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-# --- checking what comes in ------------------------------------------------------------------------------------------
+# --- checking what comes in -----------------------------------------------------------------------
 
 
 def _checked_request(csr_pem: bytes) -> x509.CertificateSigningRequest:
@@ -423,7 +423,7 @@ def _name(certificate: x509.Certificate) -> str:
     return certificate.subject.rfc4514_string() or "a certificate without a subject"
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def _create(folder: Path, trust_domain: str, now: dt.datetime) -> None:

@@ -69,6 +69,10 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     digest: str
     base: str = ""
+    workload: str = ""
+    """Of the manifest; empty: as the base's."""
+    schema: int = 0
+    """Of the manifest; 0: as the base's."""
     set: dict[str, str] = {}
     unset: list[str] = []
     parts: dict[str, msgspec.Raw] = {}

@@ -90,7 +90,15 @@ class Library:
             changed, gone = dict(target.manifest.parts), []
         had = set().union(*(self._known[each].manifest.parts.values() for each in bases))
         lacking = {part: target.parts[part] for part in changed.values() if part not in had}
-        return Offer(digest=digest, base=base, set=changed, unset=gone, parts=_fitting(lacking, MAX_INLINE_BYTES))
+        return Offer(
+            digest=digest,
+            base=base,
+            workload=target.manifest.workload,
+            schema=target.manifest.schema,
+            set=changed,
+            unset=gone,
+            parts=_fitting(lacking, MAX_INLINE_BYTES),
+        )
 
     def part(self, digest: str) -> bytes | None:
         for known in self._known.values():

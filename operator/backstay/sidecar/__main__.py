@@ -1,0 +1,47 @@
+"""`python -m backstay.sidecar`: reads settings, sets up log and loop, and turns signals into events."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+from backstay.redact import clean
+from backstay.sidecar.settings import Settings, parse
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    settings = parse(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_run(settings))
+    except (OSError, ValueError) as error:
+        print(f"backstay sidecar: {clean(str(error))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - not everywhere
+    except ImportError:
+        return None
+    return uvloop.Loop
+
+
+async def _run(settings: Settings) -> None:
+    from backstay.sidecar.program import run  # noqa: PLC0415 - settings errors must not wait for imports
+
+    loop = asyncio.get_running_loop()
+    stopping, reload = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    await run(settings, stopping, reload)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
