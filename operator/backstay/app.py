@@ -100,7 +100,7 @@ class LocalOperator:
         self.source = git_source(settings.source, settings.state_dir / "mirror.git")
         self.store = SqliteStore(settings.state_dir / STATE_FILE)
         self.platform = LocalPlatform(
-            settings.workloads, settings.state_dir / "instances", trust_domain=settings.trust_domain
+            settings.workloads, settings.state_dir, trust_domain=settings.trust_domain
         )
         self.control: ControlServer | None = None
         self.reconciler: Reconciler | None = None

@@ -341,8 +341,10 @@ class Reconciler:
         """Compile what is wanted now and start, change or end a rollout accordingly."""
         self._replan = False
         state = self._keeper.state
-        desired = self._keeper.snapshot(state.desired_documents) or Snapshot(revision="", documents={})
+        desired = self._keeper.snapshot(state.desired_documents)
         stable = self._keeper.snapshot(state.stable_documents)
+        if desired is None:
+            return  # defaults before the first commit would make that commit a change of something that works
         made = plan_mesh(
             Wanted(
                 desired=desired,
