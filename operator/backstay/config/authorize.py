@@ -66,7 +66,9 @@ class AuthorizationTable:
         self.decides_nothing = not authorization.policies
         """True lets a caller skip `decide`: everything is allowed."""
 
-    def decide(self, source: str, namespace: str, method: bytes, path: bytes, headers: Headers, port: int) -> Decision:
+    def decide(  # noqa: PLR0913, PLR0917 - six plain values, asked once per request: an object per call would cost more
+        self, source: str, namespace: str, method: bytes, path: bytes, headers: Headers, port: int
+    ) -> Decision:
         """Judge one request. `source` is the caller's verified SPIFFE ID, empty for plaintext; `path` has no query."""
         if self.decides_nothing:
             return ALLOWED_BY_DEFAULT
@@ -75,8 +77,8 @@ class AuthorizationTable:
         return self._judge(lambda policy: policy.match(request), audited)
 
     def decide_connection(self, source: str, namespace: str, port: int) -> Decision:
-        """Judge a connection whose requests nobody reads. Fails closed: what cannot be seen matches a deny rule and does
-        not match an allow rule (as Istio: a deny with HTTP fields denies all of a TCP port)."""
+        """Judge a connection whose requests nobody reads. Fails closed: what cannot be seen matches a deny rule and
+        does not match an allow rule (as Istio: a deny with HTTP fields denies all of a TCP port)."""
         if self.decides_nothing:
             return ALLOWED_BY_DEFAULT
         audited = tuple(

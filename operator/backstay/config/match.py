@@ -39,7 +39,7 @@ class RouteTable:
     def __init__(self, routes: HostRoutes, position: int = 0) -> None:
         self.routes = routes
         self.position = position
-        """Where this table stands in its HostTable: callers keep what they compiled for it in a list of the same order."""
+        """Index in its HostTable: callers keep what they compiled for it in a list of the same order."""
         self._alternatives = tuple(_alternatives(routes))
         self._takes_all = self._first_that_takes_all()
 
@@ -126,7 +126,7 @@ def canonical(authority: bytes) -> bytes:
 
 
 def joined(headers: Headers) -> dict[bytes, bytes]:
-    """Header values by lower-case name; those of a repeated header joined by `,` (threats: a matcher sees all values)."""
+    """Header values by lower-case name; those of a repeated header joined by `,`: a matcher sees all of them."""
     values: dict[bytes, bytes] = {}
     for name, value in headers:
         key = name.lower()

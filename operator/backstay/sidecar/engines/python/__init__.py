@@ -1,0 +1,206 @@
+"""The bundled data plane: HTTP/1.1 and TCP with mTLS, on uvloop (asyncio where there is none) and httptools.
+
+`PythonEngine` is the `Engine` that the agent drives; it composes and swaps, the modules beside it do the traffic.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from random import random as system_random
+from time import monotonic
+from typing import Final
+
+from backstay.config.model import Config
+from backstay.config.wire import Endpoint, RefusalExpected
+from backstay.sidecar.engine import Address, IdentityFiles, Observed
+from backstay.sidecar.engines.python.accept import Acceptor, bind, count_refusal, refuses_plaintext, refuses_tls
+from backstay.sidecar.engines.python.accesslog import AccessLog
+from backstay.sidecar.engines.python.listeners import Explicit, Inbound, Listener, Outbound
+from backstay.sidecar.engines.python.metrics import render
+from backstay.sidecar.engines.python.runtime import Runtime
+from backstay.sidecar.engines.python.server import Server, close_all
+from backstay.sidecar.engines.python.tls import make_contexts, trust_domain_of
+
+__all__ = ["PythonEngine", "new_event_loop"]
+
+DRAIN_LOOK_SECONDS: Final = 0.02  # between looks at whether the last request has ended
+
+_log: Final = logging.getLogger("backstay.sidecar.python")
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """The fastest loop there is here."""
+    try:
+        import uvloop  # noqa: PLC0415 - not there on every platform
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _write_stdout(data: bytes) -> int:
+    return os.write(sys.stdout.fileno(), data)
+
+
+class PythonEngine:
+    """Implements `backstay.sidecar.engine.Engine`."""
+
+    name = "python"
+    capabilities: tuple[str, ...] = ("split",)
+
+    def __init__(
+        self, *, log: Callable[[bytes], int | None] = _write_stdout, random: Callable[[], float] = system_random
+    ) -> None:
+        """`log` takes lines of the access log and says how many bytes it took."""
+        self._log_to = log
+        self._random = random
+        self._acceptors: list[Acceptor] = []
+        self._bundles: dict[str, str] = {}
+        self._revoked: frozenset[str] = frozenset()
+        self._files: IdentityFiles | None = None
+        self._server: Server | None = None
+
+    @property
+    def server(self) -> Server:
+        """What the connections share; there once started."""
+        if self._server is None:
+            raise RuntimeError("the engine was not started")
+        return self._server
+
+    async def start(self, address: Address) -> None:
+        server = Server(address, AccessLog(self._log_to), self._random)
+        wanted: list[tuple[str, int, Listener]] = [
+            *((address.host, listen, Inbound(server, port)) for port, listen in address.inbound.items()),
+            *((address.app_host, entry.listen, Explicit(server, entry.host, entry.port)) for entry in address.explicit),
+        ]
+        if address.outbound:
+            wanted.append((address.app_host, address.outbound, Outbound(server)))
+        try:
+            for host, port, listener in wanted:
+                self._acceptors.append(Acceptor(server, bind(host, port), listener))
+        except OSError:
+            self._close_acceptors()
+            server.stop()
+            raise
+        self._server = server
+
+    def apply(
+        self, stable: Config, candidate: Config | None, share: float, expect_refused: Sequence[RefusalExpected] = ()
+    ) -> None:
+        server = self.server
+        served = {runtime.digest: runtime for runtime in (server.stable, server.candidate) if runtime is not None}
+        new_stable = served.get(stable.digest) or Runtime(stable, server)
+        new_candidate = None
+        if candidate is not None and share > 0:
+            new_candidate = served.get(candidate.digest) or Runtime(candidate, server)
+        is_other = server.candidate is not new_candidate or server.stable is not new_stable
+        share_grew = share > server.share
+        server.stable, server.candidate, server.share = new_stable, new_candidate, share if new_candidate else 0.0
+        server.expected = tuple(expect_refused)
+        if is_other:
+            self._forget_unused_groups()
+        if is_other or share_grew:
+            self._look_again(redraw=is_other)
+
+    def _forget_unused_groups(self) -> None:
+        runtimes = [runtime for runtime in (self.server.stable, self.server.candidate) if runtime is not None]
+        close_all(self.server.pools.keep(group for runtime in runtimes for group in runtime.groups()))
+
+    def _look_again(self, *, redraw: bool) -> None:
+        """Close open inbound connections that the config they now draw does not accept."""
+        server = self.server
+        for downstream in list(server.downstreams):
+            if not isinstance(downstream.listener, Inbound) or downstream.leaving:
+                continue
+            if redraw:
+                downstream.draw = server.random()
+            port = downstream.listener.port
+            refuses = refuses_tls if downstream.secure else refuses_plaintext
+            if refuses(server, port, downstream.draw):
+                reason = "handshake-refused" if downstream.secure else "plaintext-refused"
+                count_refusal(server, port, downstream.draw, reason, downstream.address)
+                downstream.leave_when_idle()
+
+    def endpoints(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> None:
+        close_all(self.server.pools.update(changed, full=full))
+
+    def trust(self, bundles: Mapping[str, str], revoked: Sequence[str]) -> None:
+        self._bundles = dict(bundles)
+        self._revoked = frozenset(revoked)
+        self._renew_contexts()
+        self._cut_off(self._revoked)
+
+    def identity(self, files: IdentityFiles) -> None:
+        self._files = files
+        self._renew_contexts()
+
+    def _renew_contexts(self) -> None:
+        if self._files is None or not self._bundles:
+            return
+        self.server.contexts = make_contexts(self._files, self._bundles, self._revoked)
+
+    def _cut_off(self, revoked: frozenset[str]) -> None:
+        """Close every connection to or from a revoked identity, and from domains that are not trusted any more."""
+        server = self.server
+        for downstream in list(server.downstreams):
+            if downstream.secure and self._is_cut_off(downstream.identity, revoked):
+                downstream.abort()
+        for upstream in list(server.upstreams):
+            if upstream.secure and self._is_cut_off(upstream.peer, revoked):
+                upstream.close()
+        for tunnel in list(server.tunnels):
+            if any(peer and self._is_cut_off(peer, revoked) for peer in tunnel.peers):
+                tunnel.abort()
+
+    def _is_cut_off(self, identity: str, revoked: frozenset[str]) -> bool:
+        return identity in revoked or trust_domain_of(identity) not in self._bundles
+
+    def collect(self) -> Observed:
+        server = self.server
+        serving = self._serving()
+        rows, peers = server.ledger.collect(server.open_exchanges(), monotonic(), serving)
+        open_requests = sum(1 for _ in server.open_exchanges())
+        return Observed(rows=rows, peers=peers, serving=serving, open_requests=open_requests)
+
+    def _serving(self) -> dict[str, float]:
+        server = self.server
+        if server.stable is None:
+            return {}
+        if server.candidate is None:
+            return {server.stable.digest: 1.0}
+        shares = {server.stable.digest: 1.0 - server.share}
+        shares[server.candidate.digest] = shares.get(server.candidate.digest, 0.0) + server.share
+        return shares
+
+    def metrics(self) -> bytes:
+        """Prometheus text."""
+        server = self.server
+        workload = server.stable.config.manifest.workload if server.stable is not None else "unknown/unknown"
+        gauges = [
+            ("backstay_downstream_connections", float(len(server.downstreams))),
+            ("backstay_upstream_connections", float(len(server.upstreams))),
+            ("backstay_tunnels", float(len(server.tunnels))),
+            ("backstay_candidate_share", server.share),
+            ("backstay_protocol_errors", float(server.ledger.protocol_errors)),
+            ("backstay_illegal_transitions", float(server.ledger.illegal_transitions)),
+            ("backstay_access_log_dropped", float(server.log.dropped)),
+        ]
+        return render(server.ledger.sums(), workload=workload, gauges=gauges)
+
+    async def drain(self, timeout: float) -> None:
+        server = self.server
+        server.draining = True
+        self._close_acceptors()
+        for downstream in list(server.downstreams):
+            downstream.leave_when_idle()
+        ends = monotonic() + timeout
+        while not server.is_idle and monotonic() < ends:  # noqa: ASYNC110 - ends once a process life
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        server.stop()
+        await asyncio.sleep(0)
+
+    def _close_acceptors(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()

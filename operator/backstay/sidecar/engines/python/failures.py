@@ -1,0 +1,62 @@
+"""What a client is told when the mesh itself answers: one table from reason to status and body.
+
+Bodies name the kind of failure and nothing else: no policy, no address, no file (those are in the access log).
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    status: int
+    bad: str
+    """Name in `wire.BAD_REASONS`; empty for what is the client's own fault or nobody's evidence."""
+    flag: str
+    """Response flag in the access log, as Envoy's users know them."""
+    is_refusal: bool = False
+    """The mesh says no by its rules: evidence only if stable would have said yes."""
+
+
+FAILURES: Final = {
+    "no-route": Failure(status=404, bad="no-route", flag="NR", is_refusal=True),
+    "unknown-host": Failure(status=502, bad="no-route", flag="NR", is_refusal=True),
+    "denied": Failure(status=403, bad="denied", flag="RBAC", is_refusal=True),
+    "plaintext-refused": Failure(status=0, bad="plaintext-refused", flag="DC", is_refusal=True),
+    "handshake-refused": Failure(status=0, bad="handshake-refused", flag="DC", is_refusal=True),
+    "fault": Failure(status=503, bad="fault", flag="FI", is_refusal=True),
+    "no-healthy-upstream": Failure(status=503, bad="no-healthy-upstream", flag="UH"),
+    "no-backend": Failure(status=503, bad="no-healthy-upstream", flag="UH"),
+    "overflow": Failure(status=503, bad="overflow", flag="UO"),
+    "connect-failure": Failure(status=503, bad="connect-failure", flag="UF"),
+    "reset": Failure(status=503, bad="reset", flag="UC"),
+    "bad-response": Failure(status=502, bad="reset", flag="UPE"),
+    "timeout": Failure(status=504, bad="timeout", flag="UT"),
+    "not-ready": Failure(status=503, bad="", flag="UH"),
+    "loop": Failure(status=508, bad="", flag="NR"),
+    "client-gone": Failure(status=0, bad="", flag="DC"),
+    "bad-request": Failure(status=400, bad="", flag="DPE"),
+    "slow-request": Failure(status=408, bad="", flag="DT"),
+}
+"""Statuses as Envoy's (`connect-failure`, `reset` 503; a malformed answer 502; registry-only 502)."""
+
+
+def local_response(status: int, reason: str, *, close: bool, with_body: bool = True) -> bytes:
+    """A whole answer made by the proxy itself."""
+    body = reason.encode() + b"\n"
+    head = b"HTTP/1.1 %d %b\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n%b\r\n" % (
+        status, phrase(status), len(body), b"Connection: close\r\n" if close else b"",
+    )  # fmt: skip
+    return head + body if with_body else head
+
+
+def phrase(status: int) -> bytes:
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b"Unknown"
+
+
+STATUS_LINES: Final = {status: b"HTTP/1.1 %d %b\r\n" % (status, phrase(status)) for status in range(100, 600)}
+"""Reason phrases are the proxy's own: an application's phrase is free text that nobody needs downstream."""

@@ -1,0 +1,521 @@
+"""One request and its response in motion: tries, body bytes both ways, limits, and the count at the end.
+
+A `Downstream` makes an exchange of every parsed request; a listener decides its lane; an `Upstream` tells it what came
+back. What to do is asked of pure functions (framing, retry, balance, exchange); this module acts on the answers.
+"""
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from backstay.sidecar.engines.python.exchange import CODES, Phase
+from backstay.sidecar.engines.python.failures import FAILURES, STATUS_LINES, Failure, local_response
+from backstay.sidecar.engines.python.framing import (
+    CHUNKED,
+    LAST_CHUNK,
+    UNTIL_CLOSE,
+    Fields,
+    Refusal,
+    RequestHead,
+    ResponseHead,
+    chunk,
+    read_response,
+    upgrade_head,
+    wants_websocket,
+)  # fmt: skip
+from backstay.sidecar.engines.python.pool import Pool
+from backstay.sidecar.engines.python.retry import (
+    FAILOVERS,
+    IDEMPOTENT,
+    MAX_REPLAY_BYTES,
+    Outcome,
+    backoff_seconds,
+    outcome_of,
+    should_retry,
+    within_budget,
+)  # fmt: skip
+from backstay.sidecar.engines.python.tunnel import splice
+from backstay.sidecar.engines.python.upstream import SWITCHING, Upstream, connect
+
+if TYPE_CHECKING:
+    from backstay.sidecar.engines.python.downstream import Downstream
+    from backstay.sidecar.engines.python.runtime import Lane, Runtime
+    from backstay.sidecar.engines.python.server import Server
+    from backstay.sidecar.engines.python.stats import Counters
+
+_READ, _DELAYED, _CONNECTING, _SENT, _RESPONDING, _TUNNEL, _ENDED = (int(phase) for phase in Phase)
+_NO_POOLS: Final[list[Pool]] = []
+_ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
+_CONTINUE_LINE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+SERVER_ERROR: Final = 500
+
+
+class Exchange:
+    __slots__ = (  # noqa: RUF023 - by lifetime
+        "downstream", "server",  # connection
+        "body", "broken", "complete", "fields", "head", "keep_alive", "method", "raw", "size", "target", "upgrade",
+        "version",  # what the client sent
+        "lane", "policy", "reason", "runtime", "started",  # what was decided
+        "end_sent", "failovers", "fresh", "phase", "pool", "retrying", "sent", "timer", "tried", "tries", "upstream",
+        "waiting",  # tries
+        "response", "response_bytes", "status",
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0917 - one call per request with what the parser knows
+        self, downstream: "Downstream", method: bytes, target: bytes, version: str, fields: Fields, keep_alive: bool
+    ) -> None:
+        self.downstream = downstream
+        self.server: Server = downstream.server
+        self.method = method
+        self.target = target
+        self.version = version
+        self.fields = fields
+        self.keep_alive = keep_alive
+        self.body: list[bytes] = []
+        """Chunks as received: all of them while a second try is possible, else those not sent yet."""
+        self.sent = 0
+        """How many of `body` went to the current upstream connection."""
+        self.size = 0
+        self.raw = 0
+        self.complete = False
+        self.upgrade = False
+        self.broken = 0
+        self.head: RequestHead = None  # type: ignore[assignment]  # set before anything reads it, in Downstream
+        self.runtime: Runtime | None = None
+        self.lane: Lane | None = None
+        self.started = 0.0
+        self.phase = _READ
+        self.upstream: Upstream | None = None
+        self.pool: Pool | None = None
+        self.tries = 0
+        self.failovers = 0
+        self.tried = _NO_POOLS
+        self.retrying = False
+        self.fresh = False
+        """True: the next try must not use a kept connection, because one just turned out to be dead."""
+        self.waiting = False
+        self.end_sent = False
+        self.timer: asyncio.TimerHandle | None = None
+        self.status = 0
+        self.response: ResponseHead | None = None
+        self.response_bytes = 0
+        self.reason = ""
+        self.policy = ""
+
+    @property
+    def counters(self) -> "Counters":
+        return self.lane.counters  # type: ignore[union-attr]  # only asked of exchanges that have a lane
+
+    # --- decided ---------------------------------------------------------------------------------------------------
+
+    def forward(self, lane: "Lane") -> None:
+        """Go down this lane."""
+        self.lane = lane
+        lane.counters.open += 1
+        lane.deadlines.add(self)
+        if lane.fault is None or not self._inject():
+            self.attempt()
+
+    def _inject(self) -> bool:
+        """Draw the fault of this lane; True if the exchange goes on later or is over."""
+        fault = self.lane.fault  # type: ignore[union-attr]
+        random = self.server.random
+        delayed = fault.delay_ms > 0 and random() * 100 < fault.delay_percent  # type: ignore[union-attr]
+        aborted = fault.abort_status > 0 and random() * 100 < fault.abort_percent  # type: ignore[union-attr]
+        then = self._abort if aborted else self.attempt
+        if delayed:
+            self._move(_DELAYED)
+            self.timer = self.server.loop.call_later(fault.delay_ms / 1000, then)  # type: ignore[union-attr]
+        elif aborted:
+            then()
+        return delayed or aborted
+
+    def _abort(self) -> None:
+        self.fail("fault", self.lane.fault.abort_status)  # type: ignore[union-attr]
+
+    # --- tries -----------------------------------------------------------------------------------------------------
+
+    def attempt(self) -> None:
+        """Make the next try."""
+        self.timer = None
+        lane: Lane = self.lane  # type: ignore[assignment]
+        group = lane.group
+        pool = group.choose(self.tried)
+        if pool is None:
+            self.fail("no-healthy-upstream")
+            return
+        upstream = None if self.fresh or self.method == b"CONNECT" else self._kept_connection(pool)
+        if upstream is None and group.max_connections and group.is_full:
+            self._wait()
+            return
+        self.pool = pool
+        self.tries += 1
+        lane.counters.attempts += 1
+        pool.active += 1
+        group.active += 1
+        if upstream is not None:
+            self._send(upstream)
+            return
+        self._move(_CONNECTING)
+        connect(self.server, pool, group, self, lane.digest)
+
+    def _kept_connection(self, pool: Pool) -> Upstream | None:
+        upstream = pool.take()
+        while upstream is not None and self.method not in IDEMPOTENT and not upstream.is_quiet():
+            upstream.close()
+            upstream = pool.take()
+        return upstream
+
+    def _wait(self) -> None:
+        """The backend has all the connections it may have: wait for one."""
+        group = self.lane.group  # type: ignore[union-attr]
+        if len(group.pending) >= self.server.max_pending:
+            self.fail("overflow")
+            return
+        self._move(_CONNECTING)
+        self.waiting = True
+        group.pending.append(self)
+
+    def connection_available(self) -> None:
+        if not self.waiting:
+            self.lane.group.wake()  # type: ignore[union-attr]  # gone meanwhile: the next one's turn
+            return
+        self.waiting = False
+        self.attempt()
+
+    def connected(self, upstream: Upstream) -> None:
+        if self.phase == _CONNECTING and self.upstream is None and self.pool is upstream.pool:
+            if self.method == b"CONNECT":
+                self._pipe(upstream)
+            else:
+                self._send(upstream)
+        else:
+            upstream.release(reusable=True)
+
+    def connect_failed(self, error: Exception) -> None:
+        if self.phase != _CONNECTING:
+            return
+        lane: Lane = self.lane  # type: ignore[assignment]
+        self.server.note_connect_failure(self.pool, error)
+        if self._try_again(Outcome.CONNECT_FAILURE, written=False):
+            return
+        others = len(lane.group.members) > len(self.tried) + 1
+        if others and self.failovers < FAILOVERS:
+            self.failovers += 1
+            self._leave_try()
+            self.attempt()
+            return
+        self.fail("connect-failure")
+
+    def _send(self, upstream: Upstream) -> None:
+        self._move(_SENT)
+        self.upstream = upstream
+        self.sent = 0
+        self.end_sent = False
+        upstream.begin(self, head_only=self.method == b"HEAD")
+        if self.complete and not self.body:
+            self.end_sent = True
+            upstream.write(self.head.block + LAST_CHUNK if self.head.length == CHUNKED else self.head.block)
+        else:
+            self._push(upstream, [self.head.block])
+        if self.lane.try_seconds:  # type: ignore[union-attr]
+            self.timer = self.server.loop.call_later(self.lane.try_seconds, self._try_expired)  # type: ignore[union-attr]
+
+    def push(self) -> None:
+        """Bytes of the request arrived."""
+        if self.upstream is not None and not self.end_sent:
+            self._push(self.upstream, [])
+        self.downstream.update_reading()
+
+    def _push(self, upstream: Upstream, out: list[bytes]) -> None:
+        chunks = self.body[self.sent :] if self.sent else self.body
+        out += map(chunk, chunks) if self.head.length == CHUNKED else chunks
+        if self.complete:
+            self.end_sent = True
+            if self.head.length == CHUNKED:
+                out.append(LAST_CHUNK)
+        if self.size <= MAX_REPLAY_BYTES:
+            self.sent = len(self.body)
+        else:
+            self.body = []
+            self.sent = 0
+        if out:
+            upstream.write(out[0] if len(out) == 1 else b"".join(out))
+        self.downstream.update_reading()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of the request that wait for a connection."""
+        return 0 if self.upstream is not None else sum(map(len, self.body))
+
+    def _leave_try(self) -> None:
+        """The current try is over: stop counting it as load, and let go of its connection."""
+        pool, self.pool = self.pool, None
+        if pool is not None:
+            pool.active -= 1
+            self.lane.group.active -= 1  # type: ignore[union-attr]
+            self.tried = [*self.tried, pool]
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.close()
+
+    def _try_again(self, outcome: Outcome, *, written: bool = True) -> bool:
+        """Ask for a retry by the lane's policy; True if one was started."""
+        lane: Lane = self.lane  # type: ignore[assignment]
+        group, retry = lane.group, lane.retry
+        if retry is None or self.size > MAX_REPLAY_BYTES:
+            return False
+        if not should_retry(retry, outcome, tries=self.tries - self.failovers, method=self.method, written=written):
+            return False
+        if not self.retrying and not within_budget(retry, retries_in_flight=group.retries, in_flight=group.active):
+            return False
+        if not self.retrying:
+            self.retrying = True
+            group.retries += 1
+        self._leave_try()
+        self._move(_DELAYED)
+        delay = backoff_seconds(retry, self.tries, self.server.random())
+        self.timer = self.server.loop.call_later(delay, self.attempt)
+        return True
+
+    def _try_expired(self) -> None:
+        self.timer = None
+        if self.phase == _SENT and not self._try_again(Outcome.TRY_TIMEOUT):
+            self.fail("timeout")
+
+    # --- what upstream says ----------------------------------------------------------------------------------------
+
+    def response_progress(self, upstream: Upstream) -> None:
+        """The connection parsed something."""
+        if upstream.broken:
+            self.fail("bad-response")
+            return
+        if self.phase == _SENT:
+            if upstream.continued:
+                self._continue(upstream)
+            if not upstream.status:
+                return
+            if upstream.status == SWITCHING:
+                self._switch(upstream)
+                return
+            head = self._respond(upstream)
+            if head is None:
+                return
+            self._pass_on(upstream, [head])
+        else:
+            self._pass_on(upstream, [])
+
+    def _continue(self, upstream: Upstream) -> None:
+        upstream.continued = False
+        if self.head.expects_continue and not self.complete:
+            self.head.expects_continue = False
+            self.downstream.write(_CONTINUE_LINE)
+
+    def _respond(self, upstream: Upstream) -> bytes | None:
+        """The response head that goes downstream; None if this try is made again or the exchange has failed."""
+        status = upstream.status
+        if status >= SERVER_ERROR and self.lane.retry is not None:  # type: ignore[union-attr]
+            outcome = outcome_of(status)
+            if outcome is not None and self._try_again(outcome):
+                return None
+        client_http11 = self.version == "1.1"
+        line = STATUS_LINES.get(status)
+        head = read_response(
+            status, line or b"", upstream.fields, self.method, upstream.keep_alive, client_http11
+        ) if line else Refusal(status=502, reason="bad-status")  # fmt: skip
+        if isinstance(head, Refusal):
+            self.fail("bad-response")
+            return None
+        self._move(_RESPONDING)
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.status = status
+        self.response = head
+        if head.length < 0 and not client_http11:
+            self.keep_alive = False  # the end of the connection is the only end an HTTP/1.0 client can see
+        return head.block + self._connection_field()
+
+    def _connection_field(self) -> bytes:
+        if not self.keep_alive or self.server.draining or self.upgrade or self.downstream.leaving:
+            self.keep_alive = False
+            return b"Connection: close\r\n\r\n"
+        return b"\r\n" if self.version == "1.1" else b"Connection: keep-alive\r\n\r\n"
+
+    def _pass_on(self, upstream: Upstream, out: list[bytes]) -> None:
+        """Write what was parsed in one go: one read upstream, one write downstream (a write per part costs 1.3 times the
+        CPU of a small response)."""
+        chunked = self.response.length < 0 and self.version == "1.1"  # type: ignore[union-attr]
+        if upstream.body:
+            for data in upstream.take_body():
+                self.response_bytes += len(data)
+                out.append(chunk(data) if chunked else data)
+        if upstream.complete:
+            if chunked:
+                out.append(LAST_CHUNK)
+            if out:
+                self.downstream.write(b"".join(out))
+            self._finish_response(upstream)
+        elif out:
+            self.downstream.write(b"".join(out))
+
+    def _finish_response(self, upstream: Upstream) -> None:
+        response: ResponseHead = self.response  # type: ignore[assignment]
+        clean = response.reusable and self.end_sent and not self.upgrade
+        self.upstream = None
+        self._end()
+        upstream.release(reusable=clean)
+        self.downstream.exchange_ended(self)
+
+    def _switch(self, upstream: Upstream) -> None:
+        """101: both sides become pipes, if both agreed to speak WebSocket."""
+        if not (self.upgrade and upstream.upgraded and wants_websocket(upstream.fields)):
+            self.fail("bad-response")
+            return
+        self._move(_TUNNEL)
+        self.status = SWITCHING
+        head = upgrade_head(STATUS_LINES[SWITCHING], upstream.fields)
+        self.upstream = None
+        self._end()
+        upstream.exchange = None
+        downstream = self.downstream
+        downstream.write(head + upstream.tail)
+        early = downstream.leave_for_tunnel()
+        self.server.tunnels.add(splice(downstream, upstream, self.server, early))
+
+    def _pipe(self, upstream: Upstream) -> None:
+        """A CONNECT, or a connection of a TCP port: both sides become pipes."""
+        self._move(_TUNNEL)
+        self.status = 200
+        self._end()
+        downstream = self.downstream
+        if self.version:
+            downstream.write(_ESTABLISHED)
+        early = downstream.leave_for_tunnel()
+        self.server.tunnels.add(splice(downstream, upstream, self.server, early))
+
+    def upstream_lost(self, upstream: Upstream, *, refused: bool) -> None:
+        """The connection is gone before its response was complete."""
+        self.upstream = None
+        if self.phase == _RESPONDING:
+            self._lost_midway(upstream)
+        elif self.phase == _SENT:
+            self._lost_unanswered(upstream, refused)
+
+    def _lost_midway(self, upstream: Upstream) -> None:
+        if self.response.length == UNTIL_CLOSE and not upstream.broken:  # type: ignore[union-attr]
+            upstream.complete = True
+            self._pass_on(upstream, [])
+        else:
+            self.fail("reset")
+
+    def _lost_unanswered(self, upstream: Upstream, refused: bool) -> None:
+        if refused:
+            self.server.ledger.peer_failed_late(upstream.pool.key.id, self.lane.digest)  # type: ignore[union-attr]
+            self._move(_CONNECTING)
+            self.connect_failed(ConnectionError("handshake refused"))
+            return
+        # A kept connection that dies unanswered was most likely closed by its idle timer as the request left.
+        was_stale = upstream.served > 0 and not upstream.raw and not self.fresh
+        if was_stale and self.method in IDEMPOTENT and self.size <= MAX_REPLAY_BYTES:
+            self.fresh = True
+            self._leave_try()
+            self.attempt()
+            return
+        if not self._try_again(Outcome.RESET):
+            self.fail("reset")
+
+    # --- ends ------------------------------------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """The time for the whole exchange is over."""
+        self.fail("timeout")
+
+    def fail(self, reason: str, status: int = 0) -> None:
+        """End with an answer of the mesh's own, or by cutting off a response that has begun."""
+        failure = FAILURES[reason]
+        self.reason = reason
+        responding = self.phase == _RESPONDING
+        if self.lane is not None:
+            self._count_failure(failure, self.lane.counters)
+        if not responding:
+            self.status = status or failure.status
+        self._end()
+        if responding or not self.status:
+            self.downstream.abort()
+        else:
+            self.downstream.answer(self, self.status, failure_text(reason))
+
+    def refuse(self, reason: str, counters: "Counters", policy: str = "") -> None:
+        """The rules of the mesh say no before any lane was chosen."""
+        failure = FAILURES[reason]
+        self.reason, self.policy, self.status = reason, policy, failure.status
+        self._move(_ENDED)
+        self._count_failure(failure, counters)
+        seconds = monotonic() - self.started
+        counters.finish(seconds, failure.status)
+        self._log(seconds)
+        self.downstream.answer(self, failure.status, failure_text(reason))
+
+    def _count_failure(self, failure: Failure, counters: "Counters") -> None:
+        if not failure.bad:
+            return
+        if failure.is_refusal and self.server.is_excused(self):
+            counters.excused += 1
+        else:
+            counters.blame(failure.bad)
+
+    def client_gone(self) -> None:
+        """The client closed its connection: nobody waits for the response."""
+        if self.phase == _ENDED:
+            return
+        self.reason = "client-gone"
+        self._end()
+
+    def _end(self) -> None:
+        """Count once, and let go of everything."""
+        if self.phase == _ENDED:
+            return
+        self._move(_ENDED)
+        self.waiting = False
+        lane = self.lane
+        if lane is None:
+            return
+        lane.deadlines.remove(self)
+        counters = lane.counters
+        seconds = monotonic() - self.started
+        counters.open -= 1
+        counters.finish(seconds, self.status)
+        if self.status >= SERVER_ERROR and not self.reason:
+            counters.blame("5xx")
+        if self.retrying:
+            lane.group.retries -= 1
+        self._leave_try()
+        self._log(seconds)
+
+    def _log(self, seconds: float) -> None:
+        logs = self.runtime.logs if self.runtime is not None else "off"
+        if logs == "all" or (logs == "failures" and (self.reason or self.status >= SERVER_ERROR)):
+            self.server.log.exchange(self, seconds)
+
+    def _move(self, phase: int) -> None:
+        """Change phase by the table; a transition that is not in it cuts both sides."""
+        if self.phase * 8 + phase in CODES:
+            self.phase = phase
+            return
+        self.server.ledger.illegal_transitions += 1
+        self.phase = phase
+        if self.upstream is not None:
+            self.upstream.close()
+        self.downstream.abort()
+
+
+def failure_text(reason: str) -> str:
+    return "access denied" if reason == "denied" else reason
+
+
+def local_answer(status: int, reason: str, *, close: bool, method: bytes) -> bytes:
+    return local_response(status, reason, close=close, with_body=method != b"HEAD")

@@ -1,0 +1,350 @@
+"""The strict layer over httptools: which parsed messages may go on, and with which bytes.
+
+llhttp without leniencies already refuses what breaks framing inside one message (two Content-Length, both framings,
+bare LF, folded lines, bad chunks). It has no rules for Host, targets, sizes, versions and hop-by-hop fields: those are here.
+Called once per message head with plain values; a refusal is a value. Rule: every decision is made on what is forwarded.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+Fields: TypeAlias = list[tuple[bytes, bytes]]
+
+MAX_HEAD_BYTES: Final = 60 * 1024  # Envoy's default; nginx 4 x 8 KiB, h11 16 KiB
+MAX_FIELDS: Final = 100  # Envoy's default
+MAX_TARGET_BYTES: Final = 8 * 1024  # nginx large_client_header_buffers; RFC 9112 asks for at least 8000
+MAX_CHUNK_OVERHEAD: Final = 64 * 1024
+"""Bytes of chunk lines, extensions and trailers beyond `CHUNK_OVERHEAD_PER_BYTE` per body byte (threats H2, H16)."""
+CHUNK_OVERHEAD_PER_BYTE: Final = 8  # one-byte chunks need five: size, CR LF, CR LF
+MAX_INTERIM_RESPONSES: Final = 16  # 1xx answers to one request; real servers send one or two
+
+CHUNKED: Final = -1
+NO_BODY: Final = 0
+UNTIL_CLOSE: Final = -2
+"""Body lengths that are not a number of bytes."""
+
+_ORDINARY, _HOST, _LENGTH, _ENCODING, _CONNECTION, _EXPECT, _UPGRADE, _DROPPED = range(8)
+_SPECIAL: Final = {
+    b"host": _HOST,
+    b"content-length": _LENGTH,
+    b"transfer-encoding": _ENCODING,
+    b"connection": _CONNECTION,
+    b"expect": _EXPECT,
+    b"upgrade": _UPGRADE,
+    b"keep-alive": _DROPPED,
+    b"proxy-connection": _DROPPED,
+    b"proxy-authenticate": _DROPPED,
+    b"proxy-authorization": _DROPPED,
+    b"te": _DROPPED,
+    b"trailer": _DROPPED,
+    b"http2-settings": _DROPPED,
+    b"x-forwarded-client-cert": _DROPPED,
+}
+_OWN_PREFIX: Final = b"x-backstay-"
+"""Identity and control fields are the mesh's to write; a client's are removed, underscore twins too (threats H8)."""
+_NEVER_LISTED: Final = frozenset((b"authorization", b"cookie", b"traceparent", b"tracestate", b"content-type"))
+"""Fields that naming them in `Connection` does not remove: they are what a next hop decides by (threats H7)."""
+_MAX_REMEMBERED_NAMES: Final = 4096
+
+_AUTHORITY: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~-]{1,253})(?::([0-9]{1,5}))?")
+_NEEDS_LOOK: Final = re.compile(rb"[%\\#\x00-\x20\x7f-\xff]|/\.")
+_BAD_IN_TARGET: Final = re.compile(rb"[\\#\x00-\x20\x7f-\xff]|%00|%(?![0-9A-Fa-f]{2})")
+_DOT: Final = re.compile(rb"%2e", re.IGNORECASE)
+_METHOD_BODYLESS: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"))
+_STATUS_WITHOUT_BODY: Final = frozenset((204, 304))
+_MAX_PORT: Final = 65535
+
+
+class _Kinds(dict[bytes, int]):
+    """Kind of a field by its name as sent; each spelling is classified once."""
+
+    def __missing__(self, name: bytes) -> int:
+        lower = name.lower().replace(b"_", b"-")
+        kind = _DROPPED if lower.startswith(_OWN_PREFIX) else _SPECIAL.get(lower, _ORDINARY)
+        if kind not in (_ORDINARY, _DROPPED) and b"_" in name:
+            kind = _DROPPED  # `Content_Length`: some application servers read it as the real one
+        if len(self) < _MAX_REMEMBERED_NAMES:
+            self[name] = kind
+        return kind
+
+
+_kinds: Final = _Kinds()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A message that goes nowhere, and what its sender is told."""
+
+    status: int
+    reason: str
+
+
+class RequestHead:
+    """A request that may be forwarded. Not frozen and without defaults: one is made per request."""
+
+    __slots__ = ("authority", "block", "expects_continue", "fields", "length", "method", "path", "query", "upgrade")
+
+    def __init__(self, method: bytes, authority: bytes, path: bytes, query: bytes) -> None:
+        self.method = method
+        self.authority = authority
+        self.path = path
+        self.query = query
+        self.fields: Fields = []
+        """What is forwarded, and so what matchers see (without Host and framing)."""
+        self.length = NO_BODY
+        self.upgrade = False
+        self.expects_continue = False
+        self.block = b""
+        """The whole head as it goes upstream."""
+
+
+class ResponseHead:
+    __slots__ = ("block", "length", "reusable")
+
+    def __init__(self, block: bytes, length: int, reusable: bool) -> None:
+        self.block = block
+        self.length = length
+        """Length of the body from upstream: bytes, CHUNKED, NO_BODY or UNTIL_CLOSE."""
+        self.reusable = reusable
+
+
+class _Scan:
+    """What the special fields of one head say."""
+
+    __slots__ = ("connection", "dropped", "encoding", "expect", "host", "length", "size", "upgrade")
+
+    def __init__(self) -> None:
+        self.host: list[bytes] = []
+        self.length: list[bytes] = []
+        self.encoding: list[bytes] = []
+        self.connection: list[bytes] = []
+        self.expect: list[bytes] = []
+        self.upgrade: list[bytes] = []
+        self.dropped: list[bytes] = []
+
+    def of(self, kind: int) -> list[bytes]:
+        return (self.host, self.length, self.encoding, self.connection, self.expect, self.upgrade, self.dropped)[
+            kind - 1
+        ]
+
+
+def _sort(fields: Fields) -> tuple[Fields, _Scan]:
+    """Ordinary fields in order, and the values of the special ones."""
+    ordinary: Fields = []
+    scan = _Scan()
+    for field in fields:
+        kind = _kinds[field[0]]
+        if kind == _ORDINARY:
+            ordinary.append(field)
+        else:
+            scan.of(kind).append(field[1].strip(b" \t"))
+    if scan.connection:
+        ordinary = _without_listed(ordinary, scan.connection)
+    return ordinary, scan
+
+
+def connection_options(values: Sequence[bytes]) -> set[bytes]:
+    return {option.strip(b" \t").lower() for value in values for option in value.split(b",")}
+
+
+def _without_listed(fields: Fields, connection: Sequence[bytes]) -> Fields:
+    listed = connection_options(connection) - {b"close", b"keep-alive", b"upgrade"} - _NEVER_LISTED
+    return [field for field in fields if field[0].lower() not in listed] if listed else fields
+
+
+def read_request(
+    method: bytes, target: bytes, version: str, fields: Fields, authority: bytes = b""
+) -> RequestHead | Refusal:
+    """Judge one request head. `authority`: what a tunnel or an explicit listener fixed; it wins over Host and target."""
+    refusal = _limits(target, version, fields)
+    if refusal is not None:
+        return refusal
+    ordinary, scan = _sort(fields)
+    named, target = _split_target(target)
+    if named is None or len(scan.host) > 1 or (not scan.host and version == "1.1"):
+        return Refusal(status=400, reason="bad-host")
+    sent = named or (scan.host[0] if scan.host else authority)
+    if not is_authority(sent):
+        return Refusal(status=400, reason="bad-host")
+    cleaned = clean_target(target, method)
+    if cleaned is None:
+        return Refusal(status=400, reason="bad-target")
+    path, _, query = cleaned.partition(b"?")
+    head = RequestHead(method, authority or sent, path, query)
+    head.fields = ordinary
+    return _frame(head, scan, version) or _finish(head, cleaned, sent)
+
+
+def _limits(target: bytes, version: str, fields: Fields) -> Refusal | None:
+    if version not in ("1.1", "1.0"):
+        return Refusal(status=505, reason="bad-version")
+    if len(target) > MAX_TARGET_BYTES:
+        return Refusal(status=414, reason="long-target")
+    if len(fields) > MAX_FIELDS:
+        return Refusal(status=431, reason="many-fields")
+    return None
+
+
+def _frame(head: RequestHead, scan: _Scan, version: str) -> Refusal | None:
+    """Read body length, Expect and Upgrade into the head."""
+    length = body_length(scan.length, scan.encoding, version)
+    if length is None:
+        return Refusal(status=400, reason="bad-framing")
+    head.length = length
+    if scan.expect:
+        if [value.lower() for value in scan.expect] != [b"100-continue"]:
+            return Refusal(status=417, reason="bad-expect")
+        head.expects_continue = version == "1.1" and length != NO_BODY
+    if scan.upgrade and b"upgrade" in connection_options(scan.connection):
+        head.upgrade = is_websocket(scan.upgrade)
+    if head.upgrade and (length != NO_BODY or head.method != b"GET"):
+        return Refusal(status=400, reason="bad-upgrade")
+    return None
+
+
+def is_websocket(upgrade: Sequence[bytes]) -> bool:
+    """Only WebSocket is passed on; other offers (`h2c`) are a client's option that a proxy may ignore (RFC 9110, 7.8)."""
+    return len(upgrade) == 1 and upgrade[0].lower() == b"websocket"
+
+
+def wants_websocket(fields: Fields) -> bool:
+    return is_websocket([value.strip(b" \t") for name, value in fields if name.lower() == b"upgrade"])
+
+
+def body_length(length: Sequence[bytes], encoding: Sequence[bytes], version: str) -> int | None:
+    """Bytes, CHUNKED or NO_BODY of a request; None if the framing is not beyond doubt."""
+    if encoding:
+        is_plain_chunked = len(encoding) == 1 and encoding[0].lower() == b"chunked"
+        return CHUNKED if is_plain_chunked and not length and version == "1.1" else None
+    if not length:
+        return NO_BODY
+    return int(length[0]) if len(length) == 1 and length[0].isdigit() else None
+
+
+def _finish(head: RequestHead, target: bytes, host: bytes) -> RequestHead:
+    parts = [head.method, b" ", target, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
+    for name, value in head.fields:
+        parts += (name, b": ", value, b"\r\n")
+    if head.length == CHUNKED:
+        parts.append(b"Transfer-Encoding: chunked\r\n")
+    elif head.length > 0 or head.method not in _METHOD_BODYLESS:
+        parts.append(b"Content-Length: %d\r\n" % head.length)
+    if head.expects_continue:
+        parts.append(b"Expect: 100-continue\r\n")
+    if head.upgrade:
+        parts.append(b"Connection: Upgrade\r\nUpgrade: websocket\r\n")
+    parts.append(b"\r\n")
+    head.block = b"".join(parts)
+    return head
+
+
+def is_authority(value: bytes) -> bool:
+    match = _AUTHORITY.fullmatch(value)
+    return match is not None and (match[1] is None or 0 < int(match[1]) <= _MAX_PORT)
+
+
+def split_authority(authority: bytes, default_port: int = 80) -> tuple[str, int]:
+    """Host without brackets, and port, of a checked authority."""
+    host, colon, port = authority.rpartition(b":")
+    if not colon or not port.isdigit():
+        return authority.strip(b"[]").decode(), default_port
+    return host.strip(b"[]").decode(), int(port)
+
+
+def _split_target(target: bytes) -> tuple[bytes | None, bytes]:
+    """(authority or b"", origin form) of a target; the authority is None for forms a proxy cannot serve."""
+    if target.startswith(b"/") or target == b"*":
+        return b"", target
+    if target[:7].lower() != b"http://":
+        return None, b""
+    rest = target[7:]
+    cut = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
+    origin = rest[cut:]
+    return rest[:cut] or None, origin if origin.startswith(b"/") else b"/" + origin
+
+
+def clean_target(target: bytes, method: bytes) -> bytes | None:
+    """The target to decide by and to forward: dot segments resolved; None if it cannot be read in one way only."""
+    if target == b"*":
+        return target if method == b"OPTIONS" else None
+    if _NEEDS_LOOK.search(target) is None:
+        return target
+    if _BAD_IN_TARGET.search(target) is not None:
+        return None
+    path, question, query = target.partition(b"?")
+    return resolve_dots(path) + question + query
+
+
+def resolve_dots(path: bytes) -> bytes:
+    """Remove dot segments, also those written `%2e` (RFC 3986, 5.2.4 and 6.2.2.2); never leaves the root."""
+    segments = path.split(b"/")[1:]
+    plain = [_DOT.sub(b".", segment) if b"%" in segment else segment for segment in segments]
+    if b"." not in plain and b".." not in plain:
+        return path
+    kept: list[bytes] = []
+    for original, segment in zip(segments, plain, strict=True):
+        if segment == b"..":
+            del kept[-1:]
+        elif segment != b".":
+            kept.append(original)
+    if plain[-1] in (b".", b".."):
+        kept.append(b"")
+    return b"/" + b"/".join(kept)
+
+
+# --- responses -----------------------------------------------------------------------------------------------------
+
+
+def read_response(  # noqa: PLR0917 - plain values, once per response
+    status: int, status_line: bytes, fields: Fields, request_method: bytes, keep_alive: bool, client_http11: bool
+) -> ResponseHead | Refusal:
+    """Judge one final response head (or a 101) and make the head that the client gets, without the Connection field."""
+    if len(fields) > MAX_FIELDS:
+        return Refusal(status=502, reason="many-fields")
+    ordinary, scan = _sort(fields)
+    length = response_length(status, request_method, scan.length, scan.encoding)
+    if length is None:
+        return Refusal(status=502, reason="bad-framing")
+    parts = [status_line]
+    for name, value in ordinary:
+        parts += (name, b": ", value, b"\r\n")
+    if length >= 0 and scan.length and status != 204:
+        parts.append(b"Content-Length: %d\r\n" % int(scan.length[0]))
+    elif length >= 0 and not _has_no_body(status, request_method):
+        parts.append(b"Content-Length: 0\r\n")
+    elif length < 0 and client_http11:
+        parts.append(b"Transfer-Encoding: chunked\r\n")
+    return ResponseHead(b"".join(parts), length, keep_alive and length != UNTIL_CLOSE)
+
+
+def _has_no_body(status: int, request_method: bytes) -> bool:
+    return request_method == b"HEAD" or status in _STATUS_WITHOUT_BODY or status < 200
+
+
+def response_length(status: int, method: bytes, length: Sequence[bytes], encoding: Sequence[bytes]) -> int | None:
+    """Length of the body that follows, by RFC 9112, 6.3; None if the framing is not beyond doubt."""
+    if len(length) > 1 or (length and (encoding or not length[0].isdigit())):
+        return None
+    if encoding and (len(encoding) > 1 or encoding[0].lower() != b"chunked"):
+        return None
+    if _has_no_body(status, method):
+        return NO_BODY
+    if encoding:
+        return CHUNKED
+    return int(length[0]) if length else UNTIL_CLOSE
+
+
+def upgrade_head(status_line: bytes, fields: Fields) -> bytes:
+    """The head of a 101 answer as the client gets it."""
+    ordinary, _ = _sort(fields)
+    parts = [status_line, *(b"%b: %b\r\n" % field for field in ordinary)]
+    return b"".join((*parts, b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"))
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+LAST_CHUNK: Final = b"0\r\n\r\n"

@@ -1,0 +1,178 @@
+"""What each listening port does with a request: which lane it goes down, or why not.
+
+`decide` has no effects, so that a refusal under the candidate can be checked against stable. `admit` draws the config,
+decides, and lets the exchange act.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from backstay.sidecar.engines.python.framing import is_authority
+from backstay.sidecar.engines.python.runtime import Lane, Runtime
+from backstay.sidecar.engines.python.stats import Counters
+
+if TYPE_CHECKING:
+    from backstay.sidecar.engines.python.flow import Exchange
+    from backstay.sidecar.engines.python.server import Server
+
+ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    reason: str
+    counters: Counters
+    policy: str = ""
+    """`<namespace>/<name>#<rule>` that decided; for the log only."""
+
+
+class Listener:
+    """A port of the proxy."""
+
+    authority = b""
+
+    def __init__(self, server: "Server") -> None:
+        self.server = server
+
+    def decide(self, runtime: Runtime, exchange: "Exchange") -> Lane | Refused:
+        raise NotImplementedError
+
+    def admit(self, exchange: "Exchange") -> None:
+        """Decide by the config that this request draws, and act."""
+        server = self.server
+        runtime = server.stable
+        candidate = server.candidate
+        if candidate is not None and server.random() < server.share:
+            runtime = candidate
+        if runtime is None:
+            exchange.fail("not-ready")
+            return
+        exchange.runtime = runtime
+        chosen = self.decide(runtime, exchange)
+        if type(chosen) is Lane:
+            exchange.forward(chosen)
+        else:
+            exchange.refuse(chosen.reason, chosen.counters, chosen.policy)  # type: ignore[union-attr]
+
+    def admit_connection(self, exchange: "Exchange", runtime: Runtime) -> bool:
+        """Take a whole connection whose bytes are not read; False if its requests are."""
+        return False
+
+    def connect(self, exchange: "Exchange") -> None:
+        exchange.keep_alive = False
+        exchange.downstream.answer(exchange, 405, "method not allowed")
+
+
+class Inbound(Listener):
+    """The mesh's side of one application port."""
+
+    def __init__(self, server: "Server", port: int) -> None:
+        super().__init__(server)
+        self.port = port
+
+    def decide(self, runtime: Runtime, exchange: "Exchange") -> Lane | Refused:
+        port = runtime.ports[self.port]
+        if runtime.authorization.decides_nothing:
+            return port.lane
+        head, downstream = exchange.head, exchange.downstream
+        decision = runtime.authorization.decide(
+            downstream.identity, downstream.namespace, head.method, head.path, head.fields, self.port
+        )
+        if decision.allowed:
+            return port.lane
+        return Refused(reason="denied", counters=port.counters, policy=f"{decision.policy}#{decision.rule}")
+
+    def admit_connection(self, exchange: "Exchange", runtime: Runtime) -> bool:
+        port = runtime.ports[self.port]
+        if port.protocol != "tcp":
+            return False
+        downstream = exchange.downstream
+        decision = runtime.authorization.decide_connection(downstream.identity, downstream.namespace, self.port)
+        if decision.allowed:
+            exchange.forward(port.lane)
+        else:
+            exchange.refuse("denied", port.counters, f"{decision.policy}#{decision.rule}")
+        return True
+
+
+class Outbound(Listener):
+    """The application's side: an HTTP proxy port."""
+
+    def decide(self, runtime: Runtime, exchange: "Exchange") -> Lane | Refused:
+        head = exchange.head
+        table = runtime.hosts.find(head.authority)
+        if table is None:
+            return self._unknown(runtime, head.authority)
+        index = table.pick(head.method, head.path, head.query, head.fields)
+        if index is None:
+            return Refused(reason="no-route", counters=runtime.no_route[table.position])
+        rule = runtime.rules[table.position][index]
+        lane = rule.only or rule.draw(self.server.random())
+        return lane or Refused(reason="no-backend", counters=rule.counters)
+
+    def _unknown(self, runtime: Runtime, authority: bytes) -> Lane | Refused:
+        if runtime.registry_only:
+            return Refused(reason="unknown-host", counters=runtime.unknown_host)
+        lane = self.server.external_lane(runtime, authority)
+        return lane or Refused(reason="loop", counters=runtime.unknown_host)
+
+    def connect(self, exchange: "Exchange") -> None:
+        """CONNECT: look into tunnels to mesh hosts, pipe those to others, refuse what the config does not let out."""
+        downstream = exchange.downstream
+        authority = exchange.target
+        runtime = self.server.draw_runtime()
+        if runtime is None:
+            exchange.fail("not-ready")
+        elif not is_authority(authority) or b":" not in authority:
+            downstream.answer(exchange, 400, "bad-target")
+        elif self.server.knows(authority):
+            self._connect_mesh(exchange, runtime)
+        elif runtime.registry_only:
+            exchange.runtime = runtime
+            exchange.refuse("unknown-host", runtime.unknown_host)
+        else:
+            self._tunnel(exchange, runtime)
+
+    def _connect_mesh(self, exchange: "Exchange", runtime: Runtime) -> None:
+        """HTTP inside the tunnel follows the same rules as outside of one; a TCP backend is piped to."""
+        lane = self.raw_lane(runtime, exchange.target)
+        if lane is None:
+            exchange.downstream.look_into(exchange.target, ESTABLISHED)
+            return
+        exchange.runtime = runtime
+        exchange.forward(lane)
+
+    def raw_lane(self, runtime: Runtime, authority: bytes) -> Lane | None:
+        """The lane of a connection to a TCP backend; None where the backend speaks HTTP."""
+        table = runtime.hosts.find(authority)
+        index = table.pick(b"", b"/", b"", ()) if table is not None else None
+        if table is None or index is None:
+            return None
+        rule = runtime.rules[table.position][index]
+        lane = rule.only or rule.draw(self.server.random())
+        return lane if lane is not None and lane.group.is_tcp else None
+
+    def _tunnel(self, exchange: "Exchange", runtime: Runtime) -> None:
+        lane = self.server.external_lane(runtime, exchange.target)
+        if lane is None:
+            exchange.fail("loop")
+            return
+        exchange.runtime = runtime
+        exchange.forward(lane)
+
+
+class Explicit(Outbound):
+    """A port on which the application finds one host."""
+
+    def admit_connection(self, exchange: "Exchange", runtime: Runtime) -> bool:
+        lane = self.raw_lane(runtime, self.authority)
+        if lane is not None:
+            exchange.forward(lane)
+        return lane is not None
+
+    def __init__(self, server: "Server", host: str, port: int) -> None:
+        super().__init__(server)
+        self.authority = f"{host}:{port}".encode()
+
+    def connect(self, exchange: "Exchange") -> None:
+        Listener.connect(self, exchange)

@@ -1,0 +1,215 @@
+"""Endpoints, the connections kept to them, and who gets the next request.
+
+A `Pool` is one endpoint reached in one way (plaintext, or mTLS with one expected identity). A `Group` is what one config
+means by a backend's subset: the pools whose endpoints carry its labels. Groups live as long as a config names them;
+pools live as long as a group holds them. Nothing here opens or closes a socket; `upstream.py` does.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+
+from backstay.config.model import Backend
+from backstay.config.wire import Endpoint
+from backstay.sidecar.engines.python.balance import Random, RoundRobin, least_request, untried
+
+if TYPE_CHECKING:
+    from backstay.sidecar.engines.python.upstream import Upstream
+
+MAX_PENDING: Final = 1024  # requests waiting for a connection of a full backend; Envoy's max_pending_requests
+MAX_IDLE_PER_ENDPOINT: Final = 256
+"""Connections kept without a request; more are closed when their request ends. nginx `keepalive` is often 32 to 320."""
+MESH_IDLE_SECONDS: Final = 60.0
+"""Below the 75 s after which our own listeners close, so that a request never meets a connection that is going."""
+PLAIN_IDLE_SECONDS: Final = 4.0
+"""Below the 5 s after which Node.js and uvicorn close an idle connection, the shortest common defaults."""
+
+
+class PoolKey(NamedTuple):
+    id: str
+    address: str
+    port: int
+    identity: str
+    """Expected SPIFFE ID; empty: plaintext."""
+
+
+class Pool:
+    """One endpoint and its connections."""
+
+    __slots__ = ("active", "idle", "idle_seconds", "key", "open", "retired")
+
+    def __init__(self, key: PoolKey) -> None:
+        self.key = key
+        self.active = 0
+        """Requests in flight: what least-request compares."""
+        self.open = 0
+        """Connections, idle ones included."""
+        self.idle: list[Upstream] = []
+        """Newest last, and reused first: those are the least likely to be closed by the other side."""
+        self.idle_seconds = MESH_IDLE_SECONDS if key.identity else PLAIN_IDLE_SECONDS
+        self.retired = False
+
+    def take(self) -> "Upstream | None":
+        """An idle connection that can carry a request now."""
+        idle = self.idle
+        while idle:
+            upstream = idle.pop()
+            if upstream.is_usable:
+                return upstream
+        return None
+
+    def give(self, upstream: "Upstream", now: float) -> bool:
+        """Keep a connection for later; False if the caller must close it."""
+        if self.retired or len(self.idle) >= MAX_IDLE_PER_ENDPOINT:
+            return False
+        upstream.idle_since = now
+        self.idle.append(upstream)
+        return True
+
+    def forget(self, upstream: "Upstream") -> None:
+        """A connection is gone."""
+        self.open -= 1
+        if upstream in self.idle:
+            self.idle.remove(upstream)
+
+    def stale(self, now: float) -> list["Upstream"]:
+        """Take out the connections that were idle too long; the caller closes them."""
+        if not self.idle or now - self.idle[0].idle_since < self.idle_seconds:
+            return []
+        old = [upstream for upstream in self.idle if now - upstream.idle_since >= self.idle_seconds]
+        self.idle = [upstream for upstream in self.idle if now - upstream.idle_since < self.idle_seconds]
+        return old
+
+    def retire(self) -> list["Upstream"]:
+        """The endpoint is gone: take out all idle connections; those in use are closed when their request ends."""
+        self.retired = True
+        idle, self.idle = self.idle, []
+        return idle
+
+    def __repr__(self) -> str:
+        return f"Pool({self.key.address}:{self.key.port} active={self.active} open={self.open} idle={len(self.idle)})"
+
+
+class Waiter(Protocol):
+    """A request that waits until a full backend has a free connection."""
+
+    def connection_available(self) -> None: ...
+
+
+class Group:
+    """The endpoints of one backend and subset as one config sees them."""
+
+    __slots__ = (
+        "_choose", "_random", "active", "connect_seconds", "is_tcp", "labels", "max_connections", "members", "mesh",
+        "pending", "retries", "service",
+    )  # fmt: skip
+
+    def __init__(self, backend: Backend, labels: Iterable[tuple[str, str]], random: Random) -> None:
+        self.service = f"{backend.service}:{backend.port}"
+        self.labels = tuple(labels)
+        self.mesh = backend.tls == "mesh"
+        self.is_tcp = backend.protocol == "tcp"
+        self.max_connections = backend.max_connections
+        self.connect_seconds = backend.connect_timeout_ms / 1000
+        self.members: tuple[Pool, ...] = ()
+        self.active = 0
+        self.retries = 0
+        """Requests in flight, and those among them that are a second or later try: the retry budget compares them."""
+        self.pending: deque[Waiter] = deque()
+        self._random = random
+        self._choose: Callable[[Sequence[Pool]], Pool] = (
+            RoundRobin(random) if backend.balance == "round_robin" else self._least
+        )
+
+    def _least(self, members: Sequence[Pool]) -> Pool:
+        return least_request(members, self._random)
+
+    def choose(self, tried: Sequence[Pool] = ()) -> Pool | None:
+        """The endpoint for the next try; None if there is none at all."""
+        members = self.members
+        if not members:
+            return None
+        if tried:
+            return self._choose(untried(members, tried))
+        return members[0] if len(members) == 1 else self._choose(members)
+
+    def takes(self, endpoint: Endpoint) -> bool:
+        return all(endpoint.labels.get(name) == value for name, value in self.labels)
+
+    def key_for(self, endpoint: Endpoint) -> PoolKey:
+        return PoolKey(endpoint.id, endpoint.address, endpoint.port, endpoint.identity if self.mesh else "")
+
+    @property
+    def is_full(self) -> bool:
+        return 0 < self.max_connections <= sum(pool.open for pool in self.members)
+
+    def wake(self) -> None:
+        """A connection may be free: the request that waits longest tries again."""
+        if self.pending:
+            self.pending.popleft().connection_available()
+
+    def __repr__(self) -> str:
+        return f"Group({self.service} {dict(self.labels)} members={len(self.members)} active={self.active})"
+
+
+GroupKey = tuple[str, tuple[tuple[str, str], ...], str, str, str, int, int]
+Mode = Literal["mesh", "disable"]
+
+
+class Pools:
+    """All groups and pools of one engine, and the live endpoints they are made from."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._groups: dict[GroupKey, Group] = {}
+        self._pools: dict[PoolKey, Pool] = {}
+        self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
+
+    def group(self, backend: Backend, labels: tuple[tuple[str, str], ...]) -> Group:
+        """The group of these settings. Configs that mean the same share it, so a swap keeps connections and loads."""
+        key: GroupKey = (
+            f"{backend.service}:{backend.port}", labels, backend.tls, backend.balance, backend.protocol,
+            backend.max_connections, backend.connect_timeout_ms,
+        )  # fmt: skip
+        found = self._groups.get(key)
+        if found is None:
+            found = self._groups[key] = Group(backend, labels, self._random)
+            self._fill(found)
+        return found
+
+    def update(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> list["Upstream"]:
+        """Take in live endpoints; returns the idle connections that the caller must close."""
+        if full:
+            self._endpoints.clear()
+        for service, endpoints in changed.items():
+            self._endpoints[service] = tuple(endpoints)
+        for group in self._groups.values():
+            if full or group.service in changed:
+                self._fill(group)
+        return self._retire()
+
+    def keep(self, groups: Iterable[Group]) -> list["Upstream"]:
+        """Forget all other groups; returns the idle connections that the caller must close."""
+        wanted = {id(group) for group in groups}
+        self._groups = {key: group for key, group in self._groups.items() if id(group) in wanted}
+        return self._retire()
+
+    def _fill(self, group: Group) -> None:
+        endpoints = self._endpoints.get(group.service, ())
+        group.members = tuple(self.pool(group.key_for(endpoint)) for endpoint in endpoints if group.takes(endpoint))
+
+    def pool(self, key: PoolKey) -> Pool:
+        found = self._pools.get(key)
+        if found is None:
+            found = self._pools[key] = Pool(key)
+        return found
+
+    def _retire(self) -> list["Upstream"]:
+        held = {pool.key for group in self._groups.values() for pool in group.members}
+        gone = [pool for key, pool in self._pools.items() if key not in held]
+        for pool in gone:
+            del self._pools[pool.key]
+        return [upstream for pool in gone for upstream in pool.retire()]
+
+    def all(self) -> list[Pool]:
+        return list(self._pools.values())

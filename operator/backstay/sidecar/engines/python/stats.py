@@ -1,0 +1,197 @@
+"""Counters: one slotted object per (config digest, direction, route, backend), bumped with plain integer additions.
+
+Everything here is cumulative; `Ledger.collect` gives what was added since the previous call, and `prometheus` renders
+the sums. Increments per request: one bucket, one code, perhaps one reason.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, Protocol
+
+from backstay.config.model import LATENCY_BOUNDS_MS
+from backstay.config.wire import PeerRow, Row
+
+Direction = Literal["in", "out"]
+BUCKETS: Final = len(LATENCY_BOUNDS_MS) + 1
+_BOUNDS_S: Final = tuple(bound / 1000 for bound in LATENCY_BOUNDS_MS)
+
+
+def bucket_of(seconds: float) -> int:
+    """Index of the bucket: a request that took exactly a bound is within it."""
+    return bisect_left(_BOUNDS_S, seconds)
+
+
+class Counters:
+    """What happened to the requests of one kind since the process started."""
+
+    __slots__ = (
+        "_sent", "attempts", "backend", "bad", "codes", "config", "direction", "excused", "latency", "open", "route", "seconds",
+    )  # fmt: skip
+
+    def __init__(self, config: str, direction: Direction, route: str, backend: str) -> None:
+        self.config = config
+        self.direction: Direction = direction
+        self.route = route
+        self.backend = backend
+        self.attempts = 0
+        self.excused = 0
+        self.seconds = 0.0
+        self.latency = [0] * BUCKETS
+        self.bad: dict[str, int] = {}
+        self.codes: dict[int, int] = {}
+        self.open = 0
+        """Requests under way; a config that is gone keeps its counters until the last one has ended."""
+        self._sent = Sent()
+
+    def finish(self, seconds: float, status: int) -> None:
+        self.latency[bisect_left(_BOUNDS_S, seconds)] += 1
+        self.seconds += seconds
+        self.codes[status] = self.codes.get(status, 0) + 1
+
+    def blame(self, reason: str) -> None:
+        self.bad[reason] = self.bad.get(reason, 0) + 1
+
+    def take(self, open_crossings: list[int] | None) -> Row | None:
+        """Increments since the last call, or None if there are none."""
+        over = self._over(open_crossings)
+        row = self._sent.difference(self, over)
+        return row if row.total or any(row.over) or row.attempts else None
+
+    def _over(self, open_crossings: list[int] | None) -> list[int]:
+        """Crossings so far: finished requests beyond each bound, and open ones that crossed it. One that was counted while
+        it was open is counted as finished later, never twice: the sum of both only grows."""
+        over: list[int] = []
+        slower = 0
+        for bucket in range(BUCKETS - 1, 0, -1):
+            slower += self.latency[bucket]
+            over.append(slower)
+        over.reverse()
+        if open_crossings is not None:
+            over = [finished + still_open for finished, still_open in zip(over, open_crossings, strict=True)]
+        return over
+
+
+class Sent:
+    """The sums at the previous collect."""
+
+    __slots__ = ("attempts", "bad", "excused", "latency", "over")
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.excused = 0
+        self.bad: dict[str, int] = {}
+        self.latency = [0] * BUCKETS
+        self.over = [0] * (BUCKETS - 1)
+
+    def difference(self, now: Counters, over: list[int]) -> Row:
+        latency = [after - before for after, before in zip(now.latency, self.latency, strict=True)]
+        row = Row(
+            config=now.config,
+            direction=now.direction,
+            route=now.route,
+            backend=now.backend,
+            total=sum(latency),
+            bad=_grown(now.bad, self.bad),
+            excused=now.excused - self.excused,
+            attempts=now.attempts - self.attempts,
+            latency=latency,
+            over=[after - before for after, before in zip(over, self.over, strict=True)],
+        )
+        self.attempts, self.excused, self.bad = now.attempts, now.excused, dict(now.bad)
+        self.latency, self.over = list(now.latency), over
+        return row
+
+
+def _grown(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {key: count - before.get(key, 0) for key, count in now.items() if count != before.get(key, 0)}
+
+
+class Waiting(Protocol):
+    """An open request, as far as counting goes."""
+
+    @property
+    def counters(self) -> "Counters": ...
+
+    started: float
+
+
+Key = tuple[str, Direction, str, str]
+
+
+class Ledger:
+    """All counters of one engine, and what it tried to connect to."""
+
+    def __init__(self) -> None:
+        self._counters: dict[Key, Counters] = {}
+        self._retired: dict[Key, Counters] = {}
+        """Sums of configs that are gone, without their digest: what Prometheus shows never falls."""
+        self._peers: dict[tuple[str, str], list[int]] = {}
+        self.illegal_transitions = 0
+        self.protocol_errors = 0
+
+    def counters(self, config: str, direction: Direction, route: str, backend: str) -> Counters:
+        key = (config, direction, route, backend)
+        found = self._counters.get(key)
+        if found is None:
+            found = self._counters[key] = Counters(config, direction, route, backend)
+        return found
+
+    def connected(self, peer: str, config: str, *, failed: bool) -> None:
+        """Count one attempt to open a connection to an endpoint."""
+        row = self._peers.setdefault((peer, config), [0, 0])
+        row[0] += 1
+        row[1] += failed
+
+    def peer_failed_late(self, peer: str, config: str) -> None:
+        """A connection that was counted as made turned out to be refused (TLS 1.3 tells the client late)."""
+        self._peers.setdefault((peer, config), [0, 0])[1] += 1
+
+    def collect(self, waiting: Iterable[Waiting], now: float, live: Iterable[str]) -> tuple[list[Row], list[PeerRow]]:
+        """Increments since the previous call; forgets counters of configs that are not `live` any more."""
+        crossings = _crossings(waiting, now)
+        taken = [(counters, counters.take(crossings.get(id(counters)))) for counters in self._counters.values()]
+        self._retire(set(live), [counters for counters, row in taken if row is None])
+        peers = [
+            PeerRow(peer, config, attempts, failures) for (peer, config), (attempts, failures) in self._peers.items()
+        ]
+        self._peers.clear()
+        return [row for _, row in taken if row is not None], peers
+
+    def _retire(self, live: set[str], idle: Iterable[Counters]) -> None:
+        for counters in idle:
+            if counters.config in live or counters.open:
+                continue
+            del self._counters[counters.config, counters.direction, counters.route, counters.backend]
+            _add(self._retired, counters)
+
+    def sums(self) -> list[Counters]:
+        """One Counters per (direction, route, backend) over all configs."""
+        total: dict[Key, Counters] = {}
+        for counters in (*self._retired.values(), *self._counters.values()):
+            _add(total, counters)
+        return list(total.values())
+
+
+def _crossings(waiting: Iterable[Waiting], now: float) -> dict[int, list[int]]:
+    """Bounds crossed by open requests, by the identity of their counters."""
+    found: dict[int, list[int]] = {}
+    for exchange in waiting:
+        crossed = bucket_of(now - exchange.started)
+        if crossed:
+            row = found.setdefault(id(exchange.counters), [0] * (BUCKETS - 1))
+            for bound in range(crossed):
+                row[bound] += 1
+    return found
+
+
+def _add(sums: dict[Key, Counters], counters: Counters) -> None:
+    key: Key = ("", counters.direction, counters.route, counters.backend)
+    total = sums.setdefault(key, Counters(*key))
+    total.attempts += counters.attempts
+    total.excused += counters.excused
+    total.seconds += counters.seconds
+    total.latency = [one + other for one, other in zip(total.latency, counters.latency, strict=True)]
+    for reason, count in counters.bad.items():
+        total.bad[reason] = total.bad.get(reason, 0) + count
+    for code, count in counters.codes.items():
+        total.codes[code] = total.codes.get(code, 0) + count

@@ -1,0 +1,296 @@
+"""One connection to an endpoint: reads responses and tells the exchange that uses it; opened here, kept by a pool.
+
+Callbacks only note what was parsed; the exchange looks at it once per read, so that a head and the framing errors behind
+it are judged together, and one read downstream is one write upstream.
+"""
+
+import asyncio
+import select
+import socket
+import ssl
+from typing import TYPE_CHECKING, Final
+
+import httptools
+
+from backstay.sidecar.engines.python.framing import MAX_HEAD_BYTES, MAX_INTERIM_RESPONSES, Fields
+from backstay.sidecar.engines.python.pool import Group, Pool
+from backstay.sidecar.engines.python.tls import TlsTransport, check_peer, set_nodelay, trust_domain_of
+from backstay.tasks import spawn
+
+if TYPE_CHECKING:
+    from backstay.sidecar.engines.python.flow import Exchange
+    from backstay.sidecar.engines.python.server import Server
+
+CONTINUE: Final = 100
+SWITCHING: Final = 101
+FIRST_FINAL: Final = 200
+_NO_FIELDS: Final[Fields] = []
+
+
+class Upstream(asyncio.Protocol):
+    __slots__ = (  # noqa: RUF023 - by lifetime
+        "group", "pool", "secure", "server", "transport",  # connection
+        "idle_since", "parser", "peer", "received", "served",
+        "body", "broken", "complete", "continued", "exchange", "fields", "full", "head_only", "interims", "keep_alive",
+        "raw", "status", "surplus", "tail", "upgraded",  # one response
+    )  # fmt: skip
+
+    def __init__(self, server: "Server", pool: Pool, group: Group) -> None:
+        self.server = server
+        self.pool = pool
+        self.group = group
+        self.transport: asyncio.Transport | None = None
+        self.exchange: Exchange | None = None
+        self.parser = httptools.HttpResponseParser(self)
+        self.peer = ""
+        self.secure = bool(pool.key.identity)
+        self.received = False
+        """True once any byte arrived: before that a TLS alert still means that the handshake was refused."""
+        self.served = 0
+        self.idle_since = 0.0
+        self.full = False
+        self.upgraded = False
+        self.surplus = False
+        self._reset(head_only=False)
+
+    def _reset(self, *, head_only: bool) -> None:
+        self.fields: Fields = []
+        self.body: list[bytes] = []
+        self.status = 0
+        self.complete = False
+        self.keep_alive = False
+        self.continued = False
+        self.broken = False
+        self.tail = b""
+        self.interims = 0
+        self.raw = 0
+        self.head_only = head_only
+
+    # --- what the exchange calls -----------------------------------------------------------------------------------
+
+    def begin(self, exchange: "Exchange", *, head_only: bool) -> None:
+        """Serve this exchange: the next response is its own."""
+        if self.head_only:  # llhttp cannot know that a response to HEAD has no body: its parser is not used again
+            self.parser = httptools.HttpResponseParser(self)
+        self.exchange = exchange
+        self._reset(head_only=head_only)
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)  # type: ignore[union-attr]  # set in connection_made, before any exchange sees this
+
+    def take_body(self) -> list[bytes]:
+        body, self.body = self.body, []
+        return body
+
+    def release(self, *, reusable: bool) -> None:
+        """The exchange is done with this connection."""
+        self.exchange = None
+        self.served += 1
+        if not (reusable and not self.surplus and self.is_usable and self.pool.give(self, self.server.now)):
+            self.close()
+            return
+        if self.group.pending:
+            self.group.wake()
+
+    def close(self) -> None:
+        self.exchange = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def pause(self) -> None:
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    @property
+    def is_usable(self) -> bool:
+        return self.transport is not None and not self.transport.is_closing()
+
+    def is_quiet(self) -> bool:
+        """False if something is there to be read on an idle connection: its end, or bytes nobody asked for. Costs a
+        system call, so only requests that cannot be sent twice ask."""
+        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if sock is None or sock.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    # --- asyncio.Protocol ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self.server.upstreams.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.received = True
+        exchange = self.exchange
+        if exchange is None:
+            self.surplus = True
+            self.close()
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.upgraded = True
+            self.tail = data[upgrade.args[0] :]
+        except httptools.HttpParserError:
+            # What follows a complete response is surplus: it reaches nobody, and the connection is not used again.
+            self.surplus = True
+            self.broken = not self.complete
+        if not self.status:
+            self.raw += len(data)
+            self.broken = self.broken or self.raw > MAX_HEAD_BYTES or self.interims > MAX_INTERIM_RESPONSES
+        exchange.response_progress(self)
+
+    def eof_received(self) -> None:
+        return None
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.server.upstreams.discard(self)
+        self.pool.forget(self)
+        self.transport = None
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.upstream_lost(self, refused=self._was_refused(error))
+        self.group.wake()
+
+    def _was_refused(self, error: Exception | None) -> bool:
+        """True for a TLS alert before any byte: with TLS 1.3 a client learns only now that its certificate was refused."""
+        is_alert = isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+        return is_alert and not self.received
+
+    def pause_writing(self) -> None:
+        self.full = True
+        if self.exchange is not None:
+            self.exchange.downstream.update_reading()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        if self.exchange is not None:
+            self.exchange.downstream.update_reading()
+
+    # --- httptools -------------------------------------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        status = self.parser.get_status_code()
+        if status < FIRST_FINAL and status != SWITCHING:
+            self.interims += 1
+            self.continued = self.continued or status == CONTINUE
+            self.fields = []
+            return
+        self.status = status
+        self.keep_alive = self.parser.should_keep_alive()
+        self.complete = self.head_only
+
+    def on_body(self, data: bytes) -> None:
+        if self.complete:
+            self.surplus = True
+            return
+        self.body.append(data)
+
+    def on_message_complete(self) -> None:
+        if self.status:
+            self.complete = True
+
+    def __repr__(self) -> str:
+        return f"Upstream({self.pool.key.address}:{self.pool.key.port} status={self.status} complete={self.complete})"
+
+
+# --- opening -------------------------------------------------------------------------------------------------------
+
+
+def connect(server: "Server", pool: Pool, group: Group, exchange: "Exchange", digest: str) -> None:
+    """Open a connection in the background; the exchange hears of it, or the pool keeps it if nobody waits any more."""
+    pool.open += 1
+    spawn(_connect(server, pool, group, exchange, digest), name=f"connect {pool.key.address}:{pool.key.port}")
+
+
+async def _connect(server: "Server", pool: Pool, group: Group, exchange: "Exchange", digest: str) -> None:
+    upstream = Upstream(server, pool, group)
+    peer = pool.key.id
+    try:
+        async with asyncio.timeout(group.connect_seconds):
+            await (_open_tls(upstream) if pool.key.identity else _open_plain(upstream))
+    except (OSError, TimeoutError, ValueError) as error:
+        if peer:
+            server.ledger.connected(peer, digest, failed=True)
+        if upstream.transport is None:
+            pool.open -= 1
+        upstream.close()
+        exchange.connect_failed(error)
+        return
+    except asyncio.CancelledError:
+        if upstream.transport is None:
+            pool.open -= 1
+        upstream.close()
+        raise
+    if peer:
+        server.ledger.connected(peer, digest, failed=False)
+    exchange.connected(upstream)
+
+
+async def _open_plain(upstream: Upstream) -> None:
+    key = upstream.pool.key
+    await upstream.server.loop.create_connection(lambda: upstream, key.address, key.port)
+
+
+async def _open_tls(upstream: Upstream) -> None:
+    key, server = upstream.pool.key, upstream.server
+    contexts = server.contexts
+    context = contexts.client.get(trust_domain_of(key.identity)) if contexts is not None else None
+    if contexts is None or context is None:
+        raise ConnectionError(f"no identity or trust bundle for {key.identity!r} yet")
+    sock = await _connect_socket(server.loop, key.address, key.port)
+    try:
+        wrapped = context.wrap_socket(sock, do_handshake_on_connect=False)
+    except (OSError, ValueError):
+        sock.close()
+        raise
+    transport = await _shake(server.loop, wrapped)
+    try:
+        upstream.peer = check_peer(wrapped, contexts, key.identity)
+    except ssl.SSLError:
+        transport.abort()
+        raise
+    transport.begin(upstream)
+
+
+async def _connect_socket(loop: asyncio.AbstractEventLoop, address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        set_nodelay(sock)
+        await loop.sock_connect(sock, (address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _shake(loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) -> TlsTransport:
+    done: asyncio.Future[None] = loop.create_future()
+
+    def ready(_: TlsTransport, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    transport = TlsTransport(loop, sock, ready)
+    try:
+        transport.start()
+        await done
+    except BaseException:
+        transport.abort()
+        raise
+    return transport
