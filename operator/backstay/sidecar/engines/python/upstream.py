@@ -175,6 +175,10 @@ class Upstream(asyncio.Protocol):
 
     # --- httptools -------------------------------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise ValueError("a response that nobody asked for")  # ends the parse: `data_received` counts it as surplus
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields.append((name, value))
 
