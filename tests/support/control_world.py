@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,8 @@ class Sidecar:
         self._port = port
         self.process: asyncio.subprocess.Process | None = None
 
-    async def start(self, *more: str) -> None:
+    async def start(self, *more: str, limit_file_bytes: int = 0) -> None:
+        """`limit_file_bytes`: no file may grow beyond, as on a disk that is nearly full."""
         environment = os.environ | {
             "PYTHONPATH": f"{OPERATOR}{os.pathsep}{HERE}",
             "RECORDING": str(self.log),
@@ -132,6 +135,7 @@ class Sidecar:
                 *("--report-interval", "0.2", *more),
                 env=environment,
                 stderr=errors,
+                preexec_fn=partial(_limit_files, limit_file_bytes) if limit_file_bytes else None,
             )
 
     async def end(self, number: signal.Signals) -> int:
@@ -166,6 +170,10 @@ class Sidecar:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
+
+
+def _limit_files(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 class World:

@@ -7,6 +7,7 @@ route `crash.shop` kills the process, one with `refuse.shop` is refused: bad con
 import json
 import os
 import ssl
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,3 +61,4 @@ class RecordingEngine:
 
     async def drain(self, timeout: float) -> None:
         self._write("drain", timeout=timeout)
+        self._write("modules", loaded=sorted({"aiohttp", "cryptography", "jsonschema", "yaml"} & sys.modules.keys()))

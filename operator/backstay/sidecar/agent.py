@@ -363,7 +363,8 @@ class Agent:
             raise Fenced(f"epoch {message.epoch} is refused, {saved.epoch} was seen")
         if message.epoch > saved.epoch:
             # Before anything of this operator is obeyed, or a restart could obey its predecessor again.
-            await asyncio.to_thread(self.store.save, _replace(saved, epoch=message.epoch))
+            async with self._applying:
+                await asyncio.to_thread(self.store.save, _replace(self.store.saved, epoch=message.epoch))
 
     def _welcomed(self, message: Welcome) -> None:
         self.connected = True
@@ -436,14 +437,15 @@ class Agent:
         """The config, or digests of the parts it lacks, or the digest of the manifest that is lacking.
 
         Raises msgspec.DecodeError for what this version does not understand."""
+        present = self._serving(offer.digest)
+        if present is not None:
+            return present
         manifest = self._manifest(offer, incoming)
         if manifest is None:
             return offer.digest
         if manifest.schema > SCHEMA_VERSION:
             raise msgspec.ValidationError(f"schema {manifest.schema}, this sidecar knows up to {SCHEMA_VERSION}")
         known = store.parts_of(self.stable, self.candidate)
-        if offer.digest in (each.digest for each in (self.stable, self.candidate) if each):
-            return Config(manifest=manifest, parts={key: known[part] for key, part in manifest.parts.items()})
         wanted = set(manifest.parts.values())
         from_disk = self.store.objects.read(part for part in wanted if part not in known)
         here = {part: decode_part(data) for part, data in (from_disk | incoming.objects).items() if part in wanted}
@@ -451,15 +453,26 @@ class Agent:
         lacking = sorted({part for part in wanted if part not in every})
         return lacking or Config(manifest=manifest, parts={key: every[part] for key, part in manifest.parts.items()})
 
+    def _serving(self, digest: str) -> Config | None:
+        """One of the two configs in force, by its digest."""
+        saved = self.store.saved
+        return self.stable if digest == saved.stable else self.candidate if digest == saved.candidate else None
+
     def _manifest(self, offer: Offer, incoming: Incoming) -> Manifest | None:
-        whole = incoming.objects.get(offer.digest) or self.store.objects.read([offer.digest]).get(offer.digest)
+        """What is offered, if it can be worked out from what is here."""
+        whole = self._known_manifest(offer.digest, incoming)
         if whole is not None:
-            return msgspec.json.decode(whole, type=Manifest)
+            return whole
         empty = Manifest(workload=offer.workload, parts={}, schema=offer.schema or SCHEMA_VERSION)
-        if not offer.base:
-            return store.offered(empty, offer)
-        base = self.store.objects.read([offer.base]).get(offer.base)
-        return store.offered(msgspec.json.decode(base, type=Manifest), offer) if base is not None else None
+        base = self._known_manifest(offer.base, incoming) if offer.base else empty
+        return store.offered(base, offer) if base is not None else None
+
+    def _known_manifest(self, digest: str, incoming: Incoming) -> Manifest | None:
+        present = self._serving(digest)
+        if present is not None:
+            return present.manifest
+        data = incoming.objects.get(digest) or self.store.objects.read([digest]).get(digest)
+        return msgspec.json.decode(data, type=Manifest) if data is not None else None
 
     async def _apply(self, incoming: Incoming, stable: Config, candidate: Config | None) -> None:
         """Disk first, then the engine, then the word."""
@@ -482,9 +495,12 @@ class Agent:
         except OSError as error:
             self._nack_disk(assign, error)
             return
-        if not self._engine_takes(assign, stable, candidate):
+        refusal = self._offer_to_engine(assign, stable, candidate)
+        if refusal is not None:
+            # The disk first again: a kill between the two must not start with what was refused.
             self._try_disk("state", lambda: self.store.save(_replace(before, epoch=saved.epoch)))
             self._try_disk("lease", lambda: self.store.save_lease(self.lease))
+            self._nack(assign.serial, _named(assign), refusal.reason, clean(str(refusal)), content=True)
             return
         self.stable, self.candidate, self.lease = stable, candidate, begun
         self._lease_written = now.since_boot
@@ -501,19 +517,18 @@ class Agent:
         self.store.save_lease(begun)
         self.store.save(saved)
 
-    def _engine_takes(self, assign: Assign, stable: Config, candidate: Config | None) -> bool:
+    def _offer_to_engine(self, assign: Assign, stable: Config, candidate: Config | None) -> ContentRefused | None:
         share = assign.share if candidate else 0.0
         try:
             self.engine.apply(stable, candidate, share, assign.expect_refused)
         except ContentRefused as error:
-            self._nack(assign.serial, _named(assign), error.reason, clean(str(error)), content=True)
-            return False
+            return error
         except Exception as error:
+            # A config that breaks the engine is the config's fault as far as the rollout goes; the agent must live.
             _log.exception("engine.broken-by-config digest=%s", _named(assign)[:12])
-            self._nack(assign.serial, _named(assign), "EngineFailed", clean(repr(error)), content=True)
-            return False
-        _log.info("config.applied serial=%d stable=%s share=%g", assign.serial, stable.digest[:12], share)
-        return True
+            return ContentRefused("EngineFailed", repr(error))
+        _log.info("config.applied serial=%d stable=%s share=%g", assign.serial, assign.stable.digest[:12], share)
+        return None
 
     def _nack(self, serial: int, digest: str, reason: str, message: str, *, content: bool = False) -> None:
         _log.warning("config.refused digest=%s reason=%s message=%s", digest[:12], reason, message)
