@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 import sa_logic
 from aiohttp import web
-from traffic import Generator, Traffic
+from traffic import SENTENCES, Generator, Traffic
 
 APPS = Path(__file__).parents[3] / "example-repo" / "apps"
 
@@ -74,6 +74,16 @@ async def test_sentences_are_scored_by_their_first_one(logic: str) -> None:
     assert await call("POST", url, awful) == (200, {**awful, "polarity": -1.0}, "v2")
     empty = {"sentence": ""}
     assert await call("POST", url, empty) == (200, {**empty, "polarity": 0.0}, "v2")
+
+
+def test_scores_are_textblobs_own() -> None:
+    """Asked in another process: here the package is known by its folder only."""
+    sentences = [*SENTENCES, "I love this!", "not good at all", "", "GREAT :)"]
+    code = "import json, sys, textblob; print([textblob.TextBlob(s).sentiment.polarity for s in json.load(sys.stdin)])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(sentences), capture_output=True, text=True, check=True
+    )
+    assert [sa_logic.SENTIMENT(sentence)[0] for sentence in sentences] == json.loads(done.stdout)
 
 
 async def test_what_is_no_sentence_is_refused(logic: str) -> None:
