@@ -202,14 +202,14 @@ def _learn(look: _Look) -> None:
 def _learn_block(look: _Look, block: Block, state: WorkloadRollout) -> None:
     candidate, stable = _cohorts(look, block.workload)
     if look.rollout.phase is Phase.BAKING:
-        block = msgspec.structs.replace(block, share=1.0 - block.share if look.memo.suspect else 1.0)
+        block = msgspec.structs.replace(block, share=1.0 - block.share if look.memo.suspect else 1.0, expected=0.0)
     ours, theirs = verdict.cohorts(block, candidate, stable, look.rollout.gaining)
     _remember_recent(look, block.workload, ours.total + theirs.total, ours.bad + theirs.bad)
     if not candidate or candidate == stable or look.rollout.phase is Phase.ROLLING_BACK:
         return
     tests = verdict.load(state.evidence.tests)
     _count_harm(look, ours, verdict.usual_rate(tests))
-    after = verdict.observe(tests, block, candidate, stable, look.rollout.settings, look.rollout.gaining)
+    after = verdict.observe(tests, block, candidate, stable, look.rollout.settings, gaining=look.rollout.gaining)
     evidence = _added(state.evidence, ours, theirs, after)
     look.change(workloads={**look.rollout.workloads, block.workload: msgspec.structs.replace(state, evidence=evidence)})
 

@@ -175,7 +175,8 @@ class Folder:
             workload=workload,
             second=second,
             cohorts=bucket.cohorts,
-            share=self._expected_share(bucket.shares),
+            share=sum(bucket.shares.values()) / len(bucket.shares) if bucket.shares else 0.0,
+            expected=self._expected(bucket.shares),
             peers=bucket.peers,
         )
         if block.share <= 0 and bucket.shares:
@@ -200,19 +201,13 @@ class Folder:
                 break
         self._counted[proxy] = Counted(boot=boot, sequence=reporter.upto)
 
-    def _expected_share(self, shares: Mapping[ProxyId, float]) -> float:
-        """The part of these proxies' requests that should have gone to the candidate, by their usual traffic."""
-        known = [self._reporters[p].weight for p in shares if p in self._reporters and self._reporters[p].weight >= 0]
-        mean = sum(known) / len(known) if known else 1.0
-        weights = {p: self._weight(p, mean) for p in shares}
+    def _expected(self, shares: Mapping[ProxyId, float]) -> float:
+        """The part of these proxies' requests that should have gone to the candidate, if all their usual traffic is known."""
+        weights = {p: self._reporters[p].weight for p in shares if p in self._reporters}
         total = sum(weights.values())
-        if total <= 0:
-            return sum(shares.values()) / len(shares) if shares else 0.0
-        return sum(weights[p] * share for p, share in shares.items()) / total
-
-    def _weight(self, proxy: ProxyId, mean: float) -> float:
-        reporter = self._reporters.get(proxy)
-        return reporter.weight if reporter is not None and reporter.weight >= 0 else mean
+        if len(weights) < len(shares) or total <= 0 or min(weights.values()) < 0:
+            return 0.0
+        return sum(weights[proxy] * share for proxy, share in shares.items()) / total
 
     def before(self) -> Mapping[WorkloadKey, verdict.Before]:
         """What each workload did lately while it served nothing but stable."""

@@ -42,7 +42,7 @@ class Phase(enum.Enum):
 
 
 class Verdict(enum.Enum):
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
     """Too little traffic so far."""
@@ -306,7 +306,9 @@ class Block(State, frozen=True, kw_only=True):
     """Operator's second number (monotonic, from its own start)."""
     cohorts: dict[Digest, Counts]
     share: float = 0.0
-    """Part of the workload's proxies' requests that should have gone to the candidate in this second."""
+    """Part of what the workload's proxies serve that the candidate had throughout this second; 1: nothing else."""
+    expected: float = 0.0
+    """Part of the requests that should have gone to the candidate, by the proxies' usual traffic; 0: not known."""
     peers: dict[Digest, tuple[int, int]] = {}
     """Config the *called* proxy of this workload was serving -> (connection attempts, failures) by its callers."""
 

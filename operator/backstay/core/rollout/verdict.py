@@ -22,7 +22,6 @@ from backstay.core.rollout.model import Block, Counts, Digest, Settings, State, 
 
 ALTERNATIVES: Final = (0.02, 0.05, 0.15, 0.4, 0.95)
 """Rates of the candidate that the tests bet on (verdict.md), beside one learnt from its own past."""
-BETS: Final = len(ALTERNATIVES) + 1
 
 OUTCOMES: Final = ("bad", "slow", "retried", "connect", "vanished")
 BAD, SLOW, RETRIED, CONNECT, VANISHED = range(5)
@@ -34,6 +33,12 @@ MARGINS: Final = (0.0, 0.01, 0.01, 0.01, 0.0)
 
 PHI_START: Final = 2.0
 """Dispersion before any block was seen: with 1, strong bursts in the first seconds are false alarms (verdict.md)."""
+TOGETHER: Final = 0.05
+"""Correlation within a second and cohort that is expected before anything is known; two requests a second cannot
+scatter like twenty."""
+PHI_KNOWN: Final = 1.2
+KNOWN_BAD: Final = 30.0
+"""With this many bad requests in the baseline its burstiness is known, and only a little is added for doubt."""
 PHI_WEIGHT: Final = 8.0
 """Blocks that the starting dispersion counts for; bench-verdict: 4 lets bursts through, 16 costs harm."""
 MEMORY: Final = 0.995
@@ -53,8 +58,15 @@ HEAVY: Final = 0.25
 HEAVY_LEAST: Final = 5
 """A decision needs bad requests in two different blocks, unless one block alone had this many and this share of them."""
 CONFIRMED_BLOCKS: Final = 2
-PASS_BETS: Final = (0.8, 0.2)
-"""Stakes on "no worse" and on "half the tolerance worse"."""
+PASS_BETS: Final = (0.5, 0.35, 0.15)
+"""Stakes on "no worse" at the baseline's rate over minutes, at its rate of the last seconds (an outage that is over
+must not make good traffic look unlikely), and on "half the tolerance worse"."""
+LATELY_REQUESTS: Final = 20.0
+LATELY: Final = 0.9
+"""What the rate of the last seconds keeps per block: half is forgotten in 7 s."""
+SHARED_JUMP: Final = 9.0
+"""A block that scatters this much (three standard errors) is held against the other cohort's rate in the same second:
+what moves both is an outage, not burstiness, and must not blunt the test for minutes."""
 BEFORE_AFTER_MARGIN: Final = 0.01
 BEFORE_AFTER_FACTOR: Final = 0.5
 """Before/after, time itself moves the rate: 1 pp or half of the rate, the larger (verdict.md 3)."""
@@ -64,6 +76,10 @@ ALL_MOVED: Final = 0.999
 VANISH_FRACTION: Final = 0.7
 VANISH_BETS: Final = (0.1, 0.4, 0.6)
 """Null: at least 0.7 of the expected share arrives; the bets are on these fractions of it."""
+PHI_PLANNED_MAX: Final = 4.0
+"""For estimating how many requests a pass takes: one past outage must not look like traffic too thin to judge."""
+VANISH_BLOCKS: Final = 10
+"""Seconds with too little traffic before it counts: clients come and go, and reconnect elsewhere."""
 VANISH_PHI: Final = 4.0
 """Connections are long and callers uneven, so shares of traffic scatter more than failures do."""
 LN_MAX: Final = 690.0
@@ -94,6 +110,8 @@ class Track(State, frozen=True, kw_only=True, array_like=True):
     heavy: bool = False
     candidate: TallyT = Tally()
     stable: TallyT = Tally()
+    lately: tuple[float, float] = (0.0, 0.0)
+    """Fading (requests, bad) of stable over the last seconds."""
     n: int = 0
     k: int = 0
     """Candidate's sums in this wave."""
@@ -159,7 +177,12 @@ def seed(before: Before) -> Tests:
 def next_wave(tests: Tests) -> Tests:
     """Tests for a new wave: stakes start again, what was learnt about both cohorts stays."""
     tracks = tuple(
-        Track(candidate=t.candidate, stable=t.stable, before=_rate_before(t.stable, t.candidate, t.before))
+        Track(
+            candidate=t.candidate,
+            stable=t.stable,
+            lately=t.lately,
+            before=_rate_before(t.stable, t.candidate, t.before),
+        )
         for t in tests.tracks
     )
     return Tests(tracks=tracks, over=tests.over)
@@ -230,41 +253,33 @@ def _pairs(one: Mapping[str, tuple[int, int]], other: Mapping[str, tuple[int, in
 
 
 def observe(
-    tests: Tests, block: Block, candidate: Digest, stable: Digest, settings: Settings, gaining: Sequence[str] = ()
+    tests: Tests, block: Block, candidate: Digest, stable: Digest, settings: Settings, *, gaining: Sequence[str] = ()
 ) -> Tests:
     """The tests after one more block. `gaining`: compare destinations instead of configs (traffic steps)."""
     ours, theirs = cohorts(block, candidate, stable, gaining)
     alone = not gaining and block.share >= ALL_MOVED
-    track = tests.tracks
-    margin = settings.margin
-    slow = _slow_index(tests.over)
-    moved = [
-        _two(track[BAD], ours.total, ours.bad, theirs.total, theirs.bad, margin, alone, settings),
-        track[SLOW],
-        track[RETRIED],
-        track[CONNECT],
-        track[VANISHED],
-    ]
+    tracks = list(tests.tracks)
+    bad = _Seen(ours.total, ours.bad, theirs.total, theirs.bad)
+    tracks[BAD] = _two(tracks[BAD], bad, settings.margin, alone=alone, settings=settings)
     if not gaining:
-        if slow >= 0:
-            moved[SLOW] = _two(track[SLOW], *_slow(ours, slow), *_slow(theirs, slow), MARGINS[SLOW], alone, settings)
-        moved[RETRIED] = _two(
-            track[RETRIED],
-            ours.total,
-            _retried(ours),
-            theirs.total,
-            _retried(theirs),
-            MARGINS[RETRIED],
-            alone,
-            settings,
-        )
+        tracks[SLOW] = _observe_slow(tests, ours, theirs, alone=alone, settings=settings)
+        retried = _Seen(ours.total, _retried(ours), theirs.total, _retried(theirs))
+        tracks[RETRIED] = _rare(tracks[RETRIED], retried, MARGINS[RETRIED], alone=alone, settings=settings)
         if block.peers:
-            n, k = block.peers.get(candidate, (0, 0))
-            nb, kb = block.peers.get(stable, (0, 0))
-            moved[CONNECT] = _two(track[CONNECT], n, k, nb, kb, MARGINS[CONNECT], alone, settings)
-        if 0 < block.share < ALL_MOVED:
-            moved[VANISHED] = _vanished(track[VANISHED], ours.total, ours.total + theirs.total, block.share)
-    return Tests(tracks=tuple(moved), over=remember_latency(tests.over, theirs), before_after=alone)
+            called = _Seen(*block.peers.get(candidate, (0, 0)), *block.peers.get(stable, (0, 0)))
+            tracks[CONNECT] = _rare(tracks[CONNECT], called, MARGINS[CONNECT], alone=alone, settings=settings)
+        if 0 < block.expected < ALL_MOVED:
+            tracks[VANISHED] = _vanished(tracks[VANISHED], ours.total, ours.total + theirs.total, block.expected)
+    return Tests(tracks=tuple(tracks), over=remember_latency(tests.over, theirs), before_after=alone)
+
+
+def _observe_slow(tests: Tests, ours: Counts, theirs: Counts, *, alone: bool, settings: Settings) -> Track:
+    """Slow is what crosses the bound at or above the baseline's p99, fixed before the block."""
+    bound = _slow_index(tests.over)
+    if bound < 0:
+        return tests.tracks[SLOW]
+    seen = _Seen(*_slow(ours, bound), *_slow(theirs, bound))
+    return _two(tests.tracks[SLOW], seen, MARGINS[SLOW], alone=alone, settings=settings)
 
 
 _NOTHING: Final = Counts()
@@ -315,13 +330,17 @@ def remember_latency(over: tuple[float, ...], counts: Counts) -> tuple[float, ..
     )
 
 
-def remember(tally: TallyT, n: int, k: int) -> TallyT:
-    """The tally with one more block."""
+def remember(tally: TallyT, n: int, k: int, others: int = 0, others_bad: int = 0) -> TallyT:
+    """The tally with one more block; `others` is the other cohort in the same second."""
     if not n:
         return tally
     sum_n, sum_k = tally[0] * MEMORY + n, tally[1] * MEMORY + k
     p = (sum_k + 0.5) / (sum_n + 1.0)
-    return (sum_n, sum_k, tally[2] * MEMORY + (k - n * p) ** 2 / (n * p * (1.0 - p)), tally[3] * MEMORY + 1.0)
+    scatter = (k - n * p) ** 2 / (n * p * (1.0 - p))
+    if scatter > SHARED_JUMP and others:
+        q = (others_bad + 0.5) / (others + 1.0)
+        scatter = min(scatter, (k - n * q) ** 2 / (n * q * (1.0 - q) * (1.0 + n / others)))
+    return (sum_n, sum_k, tally[2] * MEMORY + scatter, tally[3] * MEMORY + 1.0)
 
 
 def _rate(tally: TallyT) -> float:
@@ -335,77 +354,132 @@ def _phi(tally: TallyT, start: float) -> float:
 def _phi_expected(baseline: TallyT, n: int) -> float:
     """Dispersion to begin with for blocks of n requests, from how the baseline's requests hang together."""
     blocks = baseline[3]
-    if blocks < PHI_WEIGHT:
-        return PHI_START
-    per_block = baseline[0] / blocks
-    if per_block <= 1.5:
-        return PHI_START
+    unknown = min(PHI_START, 1.0 + (n - 1) * TOGETHER)
+    per_block = baseline[0] / blocks if blocks else 0.0
+    if blocks < PHI_WEIGHT or per_block <= 1.5:
+        return unknown
     together = max(0.0, (baseline[2] / blocks - 1.0) / (per_block - 1.0))
-    return max(PHI_START, 1.0 + (n - 1) * together)
+    expected = 1.0 + (n - 1) * together
+    return max(PHI_KNOWN, expected) if baseline[1] >= KNOWN_BAD else max(unknown, expected)
 
 
-def _two(track: Track, n: int, k: int, nb: int, kb: int, margin: float, alone: bool, settings: Settings) -> Track:
-    """One outcome, candidate (n, k) against baseline (nb, kb) of the same second."""
-    if not n:
-        if not nb:
-            return track
-        return msgspec.structs.replace(
-            track, stable=remember(track.stable, nb, kb), n_stable=track.n_stable + nb, k_stable=track.k_stable + kb
-        )
-    worse, better = track.worse or (-inf,) * BETS, track.better or tuple(log(stake) for stake in PASS_BETS)
-    size = n / _phi(track.candidate, _phi_expected(track.stable, n))
+def _two(track: Track, seen: "_Seen", margin: float, *, alone: bool, settings: Settings) -> Track:
+    """One outcome after one more block."""
+    if not seen.n:
+        return _heard_stable(track, seen) if seen.nb else track
+    phi = _phi(track.candidate, _phi_expected(track.stable, seen.n))
     learnt = (track.candidate[1] + 0.5) / (track.candidate[0] + 10.0)
-    stake = log(FIRST) if track.started == 0 else log((1.0 - FIRST) / LATE_BLOCKS)
-    staked = track.started <= LATE_BLOCKS
-    scale = size / n
+    bets = (*ALTERNATIVES, learnt)
     if alone:
-        if track.before >= 0:
-            wide = max(BEFORE_AFTER_MARGIN, BEFORE_AFTER_FACTOR * track.before)
-            null = min(0.99, track.before + max(margin, wide))
-            gains = [_one(n, k, a, null) * scale if a > null else 0.0 for a in (*ALTERNATIVES, learnt)]
-            worse = _invest(worse, stake if staked else -inf, gains)
-            limit = min(0.99, track.before + max(settings.tolerance, wide))
-            better = tuple(
-                x + _one(n, k, min(a, limit), limit) * scale
-                for x, a in zip(better, (track.before, track.before + (limit - track.before) / 2), strict=True)
-            )
+        worse, better = _alone(track, seen, bets, margin, phi, settings)
     else:
-        b = _rate(track.stable)
-        size_b = nb / _phi(track.stable, PHI_START) if nb else 0.0
-        scale_b = size_b / nb if nb else 0.0
-        gains = [
-            _pair(n, k, nb, kb, a, b, margin, scale, scale_b) if a > b + margin else 0.0
-            for a in (*ALTERNATIVES, learnt)
-        ]
-        worse = _invest(worse, stake if staked else -inf, gains)
-        tolerance = max(settings.tolerance, margin)
-        better = tuple(
-            x + _pair(n, k, nb, kb, a, b, tolerance, scale, scale_b)
-            for x, a in zip(better, (b, b + tolerance / 2), strict=True)
-        )
+        worse, better = _compared(track, seen, bets, margin, phi, settings)
     return Track(
         worse=worse,
-        better=tuple(max(-LN_MAX, min(LN_MAX, x)) for x in better),
+        better=better,
         started=track.started + 1,
-        bad_blocks=track.bad_blocks + (k > 0),
-        heavy=track.heavy or (k >= HEAVY_LEAST and k >= HEAVY * n),
-        candidate=remember(track.candidate, n, k),
-        stable=remember(track.stable, nb, kb),
-        n=track.n + n,
-        k=track.k + k,
-        n_stable=track.n_stable + nb,
-        k_stable=track.k_stable + kb,
+        bad_blocks=track.bad_blocks + (seen.k > 0),
+        heavy=track.heavy or (seen.k >= HEAVY_LEAST and seen.k >= HEAVY * seen.n),
+        candidate=remember(track.candidate, seen.n, seen.k, seen.nb, seen.kb),
+        stable=remember(track.stable, seen.nb, seen.kb, seen.n, seen.k),
+        lately=_lately(track, seen),
+        n=track.n + seen.n,
+        k=track.k + seen.k,
+        n_stable=track.n_stable + seen.nb,
+        k_stable=track.k_stable + seen.kb,
         before=track.before,
     )
 
 
-def _invest(worse: tuple[float, ...], stake: float, gains: Sequence[float]) -> tuple[float, ...]:
+class _Seen(NamedTuple):
+    """One outcome in one block: (requests, bad) of candidate and baseline."""
+
+    n: int
+    k: int
+    nb: int = 0
+    kb: int = 0
+
+
+_Stakes: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _heard_stable(track: Track, seen: _Seen) -> Track:
+    return msgspec.structs.replace(
+        track,
+        stable=remember(track.stable, seen.nb, seen.kb),
+        lately=_lately(track, seen),
+        n_stable=track.n_stable + seen.nb,
+        k_stable=track.k_stable + seen.kb,
+    )
+
+
+def _compared(
+    track: Track, seen: _Seen, bets: Sequence[float], margin: float, phi: float, settings: Settings
+) -> _Stakes:
+    b = _rate(track.stable)
+    scale = 1.0 / phi
+    scale_b = 1.0 / _phi(track.stable, min(PHI_START, 1.0 + max(0, seen.nb - 1) * TOGETHER))
+    gains = [_pair(seen, a, b, margin, scale, scale_b) if a > b + margin else 0.0 for a in bets]
+    tolerance = max(settings.tolerance, margin)
+    n, k = track.lately
+    lately = (k + PRIOR_RATE * LATELY_REQUESTS) / (n + LATELY_REQUESTS) if n else b
+    tries = (b, lately, b + tolerance / 2)
+    bases = (b, lately, b)
+    return _invest(track, gains), _earn(
+        track, [_pair(seen, a, base, tolerance, scale, scale_b) for a, base in zip(tries, bases, strict=True)]
+    )
+
+
+def _alone(track: Track, seen: _Seen, bets: Sequence[float], margin: float, phi: float, settings: Settings) -> _Stakes:
+    """Before/after: against the rate before the wave, which time itself may have moved."""
+    if track.before < 0:
+        return _invest(track, [0.0] * len(bets)), _earn(track, [0.0] * len(PASS_BETS))
+    wide = max(BEFORE_AFTER_MARGIN, BEFORE_AFTER_FACTOR * track.before)
+    null = min(0.98, track.before + max(margin, wide))
+    limit = min(0.99, track.before + max(settings.tolerance, wide))
+    gains = [_one(seen.n, seen.k, a, null) / phi if a > null else 0.0 for a in bets]
+    tries = (track.before, track.before, (track.before + limit) / 2)
+    return _invest(track, gains), _earn(track, [_one(seen.n, seen.k, min(a, limit), limit) / phi for a in tries])
+
+
+def _earn(track: Track, gains: Sequence[float]) -> tuple[float, ...]:
+    old = track.better or _PASS_STAKES
+    return tuple([max(-LN_MAX, min(LN_MAX, x + gain)) for x, gain in zip(old, gains, strict=True)])
+
+
+def _lately(track: Track, seen: _Seen) -> tuple[float, float]:
+    return track.lately[0] * LATELY + seen.nb, track.lately[1] * LATELY + seen.kb
+
+
+_PASS_STAKES: Final = tuple(log(stake) for stake in PASS_BETS)
+_FIRST_STAKE: Final = log(FIRST)
+_LATE_STAKE: Final = log((1.0 - FIRST) / LATE_BLOCKS)
+
+
+def _rare(track: Track, seen: _Seen, margin: float, *, alone: bool, settings: Settings) -> Track:
+    """An outcome that is usually absent: nothing is bet before its first case, which the past decides, not the block."""
+    if not track.candidate[1]:
+        return msgspec.structs.replace(
+            _heard_stable(track, seen),
+            candidate=remember(track.candidate, seen.n, seen.k),
+            n=track.n + seen.n,
+            k=track.k + seen.k,
+            bad_blocks=track.bad_blocks + (seen.k > 0),
+        )
+    return _two(track, seen, margin, alone=alone, settings=settings)
+
+
+def _invest(track: Track, gains: Sequence[float]) -> tuple[float, ...]:
     """Add this block's stake to what is invested, then let it earn the block's factor."""
+    old = track.worse or (-inf,) * len(gains)
+    if track.started > LATE_BLOCKS:
+        return tuple([max(-LN_MAX, min(LN_MAX, x + gain)) for x, gain in zip(old, gains, strict=True)])
+    stake = _LATE_STAKE if track.started else _FIRST_STAKE
     invested = []
-    for old, gain in zip(worse, gains, strict=True):
-        high, low = (old, stake) if old >= stake else (stake, old)
-        total = high + log1p(exp(low - high)) if high > -inf else -inf
-        invested.append(max(-LN_MAX, min(LN_MAX, total + gain)))
+    for x, gain in zip(old, gains, strict=True):
+        high, low = (x, stake) if x >= stake else (stake, x)
+        total = high + log1p(exp(low - high)) + gain
+        invested.append(max(-LN_MAX, min(LN_MAX, total)))
     return tuple(invested)
 
 
@@ -414,8 +488,9 @@ def _one(n: int, k: int, a: float, null: float) -> float:
     return k * log(a / null) + (n - k) * log((1.0 - a) / (1.0 - null))
 
 
-def _pair(n: int, k: int, nb: int, kb: int, a: float, b: float, margin: float, scale: float, scale_b: float) -> float:
+def _pair(seen: _Seen, a: float, b: float, margin: float, scale: float, scale_b: float) -> float:
     """ln of one block's factor for the bet (a, b), tempered by each cohort's dispersion."""
+    n, k, nb, kb = seen
     m = border(a, b, margin, n * scale, nb * scale_b)
     gain = scale * (k * log(a / (m + margin)) + (n - k) * log((1.0 - a) / (1.0 - m - margin)))
     if nb:
@@ -460,8 +535,7 @@ def _vanished(track: Track, arrived: int, total: int, expected: float) -> Track:
     scale = 1.0 / _phi(track.candidate, VANISH_PHI)
     bets = [fraction * expected for fraction in VANISH_BETS]
     gains = [scale * _one(total, arrived, bet, null) for bet in bets]
-    stake = log(FIRST) if track.started == 0 else log((1.0 - FIRST) / LATE_BLOCKS)
-    worse = _invest(track.worse or (-inf,) * len(bets), stake if track.started <= LATE_BLOCKS else -inf, gains)
+    worse = _invest(track, gains)
     return Track(
         worse=worse,
         started=track.started + 1,
@@ -483,7 +557,7 @@ def watched(total: float, bad: float) -> Track:
 
 def watch(track: Track, total: int, bad: int, settings: Settings) -> Track:
     """One more second of a destination's requests against its rate from before."""
-    return _two(track, total, bad, 0, 0, settings.margin, True, settings)
+    return _two(track, _Seen(total, bad), settings.margin, alone=True, settings=settings)
 
 
 def exceeds(track: Track, settings: Settings) -> bool:
@@ -519,7 +593,7 @@ def judge(tests: Tests, settings: Settings) -> Judgement:
     worse = mean_ln([value + log(weight) for value, weight in zip(per_outcome, WEIGHTS, strict=True)], 1)
     loudest = max(range(len(OUTCOMES)), key=lambda i: per_outcome[i] + log(WEIGHTS[i]))
     track = tests.tracks[loudest]
-    confirmed = track.bad_blocks >= CONFIRMED_BLOCKS or track.heavy
+    confirmed = track.bad_blocks >= (VANISH_BLOCKS if loudest == VANISHED else CONFIRMED_BLOCKS) or track.heavy
     catastrophe = _most_fail(tests.tracks[BAD], settings)
     better = _ln_better(tests.tracks[BAD])
     return Judgement(
@@ -583,7 +657,7 @@ def requests_needed(tests: Tests, settings: Settings) -> float:
     b = stable[1] / stable[0] if stable[0] >= BEFORE_LEAST else 0.0
     worse = min(0.99, b + max(settings.tolerance, settings.margin))
     per_request = (b * log(b / worse) if b > 0 else 0.0) + (1.0 - b) * log((1.0 - b) / (1.0 - worse))
-    return -log(settings.missed) / per_request * _phi(stable, 1.0)
+    return -log(settings.missed) / per_request * min(PHI_PLANNED_MAX, _phi(stable, 1.0))
 
 
 # --- words ----------------------------------------------------------------------------------------------------------

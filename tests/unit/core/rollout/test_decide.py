@@ -1,0 +1,570 @@
+"""Stories of rollouts: what is seen in, what is done out."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from backstay.core.rollout import memo, phases, plan
+from backstay.core.rollout.decide import decide, fell
+from backstay.core.rollout.memo import Suspect
+from backstay.core.rollout.model import (
+    Hold,
+    Nacked,
+    Observation,
+    Order,
+    Phase,
+    Promote,
+    Restore,
+    Rollout,
+    SetSeats,
+    Settings,
+    Tell,
+    Verdict,
+    WentBack,
+)
+from support.rollouts import GOOD, QUICK, WEB, Play, calm, counts, fleet, play, stage
+
+
+def replaced(settings: Settings = QUICK, **fields: Any) -> Settings:
+    return msgspec.structs.replace(settings, **fields)
+
+
+# --- forward ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_change_goes_out_in_waves_is_promoted_and_bakes() -> None:
+    story = play().until(Phase.SUCCEEDED, GOOD, GOOD)
+    assert story.reasons == [
+        "RolloutStarted",
+        "WavePassed", "WaveStarted",
+        "WavePassed", "WaveStarted",
+        "WavePassed", "WaveStarted",
+        "WavePassed", "Live",
+        "Baked",
+    ]  # fmt: skip
+    assert story.stable == {WEB: "new"}
+    assert [c for c in story.commands if isinstance(c, Promote)] == [Promote()]
+    assert story.rollout.workloads[WEB].proven
+
+
+def test_soak_is_a_floor_under_a_pass() -> None:
+    story = play(settings=replaced(soak=10.0)).looks(10, GOOD, GOOD)
+    assert (story.phase, story.rollout.wave) == (Phase.SHIFTING, 0)
+    assert story.looks(2, GOOD, GOOD).rollout.wave == 1
+
+
+def test_nothing_is_judged_good_before_the_seats_are_acked() -> None:
+    story = play()
+    story.acks = False
+    story.proxies = fleet(8)
+    assert story.looks(20, (0, 0), GOOD).phase is Phase.PREPARING
+
+
+def test_a_candidate_nobody_confirms_is_unknown() -> None:
+    story = play(settings=replaced(confirm_within=10.0))
+    story.acks = False
+    story.proxies = fleet(8)
+    assert story.looks(12, (0, 0), GOOD).phase is Phase.HOLDING
+    assert story.rollout.sentence == "holding: the candidate was not confirmed by the proxies that are to serve it"
+
+
+def test_equal_consecutive_waves_merge() -> None:
+    """One proxy that cannot split has moved after the first wave: there is nothing left to move."""
+    story = play(fleet(1, can_split=False), before={WEB: calm()})
+    assert story.on_candidate == {"web-0": 1.0}
+    assert story.until(Phase.BAKING, GOOD, None).reasons == ["RolloutStarted", "WavePassed", "Live"]
+
+
+def test_immediate_moves_everybody_at_once_and_is_still_watched() -> None:
+    story = play(settings=replaced(immediate=True), before={WEB: calm()})
+    assert story.on_candidate == {f"web-{n}": 1.0 for n in range(8)}
+    assert story.look((200, 190)).phase is Phase.ROLLING_BACK
+
+
+def test_gateways_move_last() -> None:
+    views = fleet(4) | fleet(2, "shop/gate", is_gateway=True)
+    story = play(views, stages=(stage(web="new", gate="new"),))
+    story.until(Phase.BAKING, blocks=None, candidate=GOOD, stable=GOOD)
+    shares = [m.message.split(" ")[0] for m in story.commands if isinstance(m, Tell) and m.reason == "WaveStarted"]
+    assert shares == ["25", "60", "100", "100", "100", "100", "100"]
+
+
+def test_gateways_serve_stable_while_others_have_waves_to_go() -> None:
+    views = fleet(4) | fleet(2, "shop/gate", is_gateway=True)
+    story = play(views, stages=(stage(web="new", gate="new"),))
+    assert {p for p in story.on_candidate if p.startswith("gate")} == set()
+
+
+def test_stages_go_one_after_the_other_and_each_builds_on_the_one_before() -> None:
+    story = play(stages=(stage("expand", web="wide"), stage("move", web="new")))
+    story.until(Phase.PREPARING).look(GOOD, GOOD)
+    while story.rollout.stage == 0:
+        story.look(GOOD, GOOD)
+    assert plan.targets(story.rollout, story.stable, story.proxies)["web-0"].stable == "wide"
+    assert story.stable == {WEB: "old"}
+    assert story.until(Phase.BAKING, GOOD, GOOD).stable == {WEB: "new"}
+
+
+# --- failing ----------------------------------------------------------------------------------------------------------
+
+
+def test_most_of_the_requests_failing_is_a_fail_at_the_first_look() -> None:
+    story = play(before={WEB: calm()}).look((20, 20), GOOD)
+    assert story.phase is Phase.ROLLING_BACK
+    assert story.on_candidate == {}
+    said = (
+        "web, 1 of 8 proxies on the new revision: 20 of 20 requests failed (100 %), 0 of 1,000 on the others (0 %); "
+        "chance of that without a cause under 1 in 1,000,000. Rolled back. "
+        "Cause: no-healthy-upstream, route routes/sa-logic:80#main."
+    )
+    assert story.last == (
+        SetSeats(workload=WEB),
+        Restore(workloads=(WEB,)),
+        Hold(sentence=said),
+        Tell(reason="RolloutFailed", message=said, warning=True),
+    )
+
+
+def test_the_sentence_names_the_line_of_git() -> None:
+    origins = {WEB: {"routes/sa-logic:80#main": "mesh/sa-logic.yaml:14"}}
+    story = play(before={WEB: calm()}).look((20, 20), GOOD, origins=origins)
+    assert story.rollout.sentence.endswith(
+        "Cause: no-healthy-upstream, route routes/sa-logic:80#main, mesh/sa-logic.yaml:14."
+    )
+
+
+def test_a_plain_regression_is_a_fail_within_seconds() -> None:
+    story = play(before={WEB: calm()}).until(Phase.ROLLING_BACK, (20, 2), (140, 0), limit=10)
+    assert story.rollout.workloads[WEB].evidence.verdict is Verdict.FAIL
+    assert story.rollout.detected_after == story.second - 1
+    assert 0 < story.rollout.harmed <= 20
+
+
+def test_a_common_outage_is_no_evidence_against_the_candidate() -> None:
+    story = play(settings=replaced(deadline=600.0, soak=60.0)).looks(5, GOOD, GOOD).looks(10, (20, 10), (140, 70))
+    assert story.phase is Phase.SHIFTING
+
+
+def test_on_fail_pause_leaves_the_wave_and_says_so() -> None:
+    story = play(settings=replaced(on_fail="pause"), before={WEB: calm()}).look((20, 20), GOOD)
+    assert story.phase is Phase.PAUSED
+    assert len(story.on_candidate) == 1
+    assert story.reasons[-1] == "RolloutFailing"
+    assert "Paused: onFail is pause." in story.rollout.sentence
+
+
+def test_a_content_nack_fails_the_rollout_at_once() -> None:
+    story = play()
+    seated = next(iter(story.on_candidate))
+    assert story.nack(seated, "content").phase is Phase.ROLLING_BACK
+    assert story.rollout.sentence == f"{seated} refused its config: DiskFull: no space. Rolled back."
+
+
+def test_a_nack_of_another_config_says_nothing_about_this_one() -> None:
+    stray = Nacked(proxy="web-1", workload=WEB, digest="other", fault="content", reason="X", message="y")
+    assert play().look(nacks=(stray,)).phase is Phase.SHIFTING
+
+
+def test_an_environment_nack_leaves_the_proxy_out() -> None:
+    story = play(20)
+    seated = next(iter(story.on_candidate))
+    story.nack(seated, "environment")
+    assert story.phase is not Phase.ROLLING_BACK
+    assert seated not in story.on_candidate
+    assert len(story.on_candidate) == 1
+    assert story.reasons[-1] == "ProxyLeftOut"
+
+
+def test_too_many_left_out_is_unknown_and_holds() -> None:
+    story = play()
+    for _ in range(2):
+        story.nack(next(iter(story.on_candidate)), "environment")
+    assert story.looks(6, GOOD, GOOD).phase is Phase.HOLDING
+    assert story.rollout.sentence.startswith("holding: 2 proxies are left out, 1 may be: web-")
+
+
+@pytest.mark.parametrize("reason", ["Restarts", "ControlLost"])
+def test_a_candidate_that_went_back_while_stable_stayed_fails(reason: str) -> None:
+    story = play()
+    seated = next(iter(story.on_candidate))
+    assert story.went_back((seated,), reason).phase is Phase.ROLLING_BACK
+    assert story.rollout.sentence == (
+        f"{seated} went back to stable by itself ({reason}) while stable proxies kept theirs. Rolled back."
+    )
+
+
+def test_one_lease_that_ended_alone_leaves_the_proxy_out() -> None:
+    story = play()
+    seated = next(iter(story.on_candidate))
+    assert story.went_back((seated,), "LeaseEnded").phase is not Phase.ROLLING_BACK
+    assert story.reasons[-1] == "ProxyLeftOut"
+
+
+@pytest.mark.parametrize("reason", ["LeaseEnded", "Restarts", "ControlLost"])
+def test_leases_that_ended_while_stable_was_cut_off_too_start_the_stage_again(reason: str) -> None:
+    story = play().looks(5, GOOD, GOOD)
+    assert story.rollout.wave == 1
+    seated = tuple(story.on_candidate)
+    story.acks = False
+    kept = story.proxies
+    story.proxies = {p: msgspec.structs.replace(v, connected=False, silent_for=20.0) for p, v in kept.items()}
+    story.looks(3)
+    story.proxies = kept
+    story.acks = True
+    story.went_back(seated, reason)
+    assert (story.phase, story.rollout.wave, story.rollout.restarts) == (Phase.PREPARING, 0, 1)
+    assert story.reasons[-1] == "StageRestarted"
+    assert story.until(Phase.BAKING, GOOD, GOOD).stable == {WEB: "new"}
+
+
+def test_losing_every_seated_proxy_holds_and_goes_on_when_they_are_back() -> None:
+    story = play(settings=replaced(soak=30.0)).looks(3, GOOD, GOOD)
+    seated = next(iter(story.on_candidate))
+    story.view(seated, connected=False, silent_for=6.0)
+    assert story.looks(4, None, GOOD).phase is Phase.HOLDING
+    story.view(seated, connected=True, silent_for=0.0)
+    assert story.looks(2, GOOD, GOOD).phase is Phase.SHIFTING
+
+
+def test_a_lost_proxy_frees_its_seat_and_is_taken_back_when_it_returns() -> None:
+    story = play(20, settings=replaced(soak=30.0)).looks(3, GOOD, GOOD)
+    seated = next(iter(story.on_candidate))
+    story.view(seated, connected=False, silent_for=11.0).look(None, GOOD)
+    assert seated not in story.on_candidate
+    assert "ProxyLeftOut" in story.reasons
+    story.view(seated, connected=True, silent_for=0.0).look(GOOD, GOOD)
+    assert memo.load(story.rollout.memo).left_out == {}
+
+
+# --- too little traffic -----------------------------------------------------------------------------------------------
+
+
+def test_no_traffic_proceeds_at_the_deadline_and_says_so() -> None:
+    story = play(settings=replaced(deadline=20.0)).looks(22)
+    assert story.rollout.wave == 1
+    assert [c.message for c in story.commands if isinstance(c, Tell) and c.reason == "NoTraffic"] == [
+        "too little traffic to judge shop/web by the deadline; proceeding"
+    ]
+    assert not story.until(Phase.BAKING).rollout.workloads[WEB].proven
+
+
+def test_no_traffic_holds_where_the_settings_say_hold() -> None:
+    story = play(settings=replaced(deadline=20.0, on_no_traffic="hold")).looks(40)
+    assert (story.phase, story.rollout.wave) == (Phase.HOLDING, 0)
+    assert story.rollout.sentence == "holding: too little traffic to judge shop/web by the deadline"
+
+
+def test_an_unproven_workload_does_not_hold_a_fleet_that_passes() -> None:
+    views = fleet(8) | fleet(4, "shop/quiet")
+    story = play(views, stages=(stage(web="new", quiet="new"),)).until(Phase.BAKING, GOOD, GOOD, limit=40)
+    assert {name: state.proven for name, state in story.rollout.workloads.items()} == {WEB: True, "shop/quiet": False}
+    assert story.reasons[-1] == "Live"
+
+
+def test_a_workload_without_proxies_holds_nothing_up() -> None:
+    story = play(8, stages=(stage(web="new", gone="new"),), stable={WEB: "old", "shop/gone": "old"})
+    assert story.until(Phase.BAKING, GOOD, GOOD, limit=80).stable["shop/gone"] == "new"
+
+
+def test_thin_traffic_raises_the_share_to_at_most_half() -> None:
+    story = play(settings=replaced(deadline=600.0, soak=600.0), before={WEB: calm(requests=4)}).looks(
+        30, (1, 0), (3, 0)
+    )
+    assert story.rollout.workloads[WEB].share == pytest.approx(0.25, abs=0.06)
+    assert "ShareRaised" in story.reasons
+    idle = play(settings=replaced(deadline=600.0, soak=600.0)).looks(30, (0, 0), (1, 0))
+    assert idle.rollout.workloads[WEB].share == 0.5
+
+
+# --- shared harm ------------------------------------------------------------------------------------------------------
+
+LOGIC = "logic.shop:80"
+
+
+def towards(total: int, bad: int) -> object:
+    """Requests towards one destination, under stable."""
+    return counts(total, bad, by_destination={LOGIC: (total, bad)})
+
+
+def test_harm_that_falls_each_time_the_wave_is_taken_back_is_a_fail() -> None:
+    story = play(settings=replaced(soak=600.0, deadline=2000.0), before={WEB: calm(destination=LOGIC)})
+    for _ in range(120):
+        harming = any(view.share > 0 for view in story.proxies.values())
+        story.look((50, 15) if harming else None, towards(950, 285 if harming else 0))
+        if story.phase is Phase.ROLLING_BACK:
+            break
+    assert story.reasons == ["RolloutStarted", "HarmSuspected", "HarmConfirmed", "HarmSuspected", "RolloutFailed"]
+    assert story.rollout.suspicions == 2
+    assert story.rollout.sentence.startswith(f"failures towards {LOGIC} over all callers rose from 0 % to ")
+    assert "it fell each time the last wave was taken back" in story.rollout.sentence
+
+
+def test_harm_that_does_not_fall_is_not_ours_and_the_rollout_goes_on() -> None:
+    story = play(settings=replaced(soak=5.0, deadline=2000.0), before={WEB: calm(destination=LOGIC)})
+    story.until(Phase.SUSPECTING, (50, 15), towards(950, 285), limit=20)
+    story.looks(20, (50, 15), towards(950, 285))
+    assert "HarmDismissed" in story.reasons
+    assert "HarmConfirmed" not in story.reasons
+    assert story.phase in {Phase.PREPARING, Phase.SHIFTING}
+    assert story.until(Phase.BAKING, (1000, 0), towards(1000, 0), limit=200).rollout.suspicions == 0
+
+
+def test_an_outage_in_the_last_wave_is_tested_before_it_is_believed() -> None:
+    story = play(settings=replaced(soak=5.0, bake_time=600.0), before={WEB: calm()})
+    while story.rollout.wave < 3:
+        story.look(GOOD, GOOD)
+    story.until(Phase.SUSPECTING, (1000, 300), (1000, 300), limit=20)
+    assert story.looks(20, (1000, 300), (1000, 300)).reasons[-1] in {"HarmDismissed", "WavePassed", "WaveStarted"}
+    assert "RolloutFailed" not in story.reasons
+
+
+def test_a_bad_last_wave_is_failed_by_the_baseline_that_taking_it_back_makes() -> None:
+    story = play(settings=replaced(soak=5.0), before={WEB: calm()})
+    while story.rollout.wave < 3:
+        story.look(GOOD, GOOD)
+    assert story.until(Phase.ROLLING_BACK, (1000, 300), (1000, 0), limit=20).reasons[-2:] == [
+        "HarmSuspected",
+        "RolloutFailed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "kept", "expected"),
+    [(0, 0.0, True), (30, 0.0, False), (10, 0.0, True), (18, 0.6, True), (26, 0.6, False), (0, 0.6, True)],
+)
+def test_fallen_means_at_least_half_of_what_the_taken_part_explains(bad: int, kept: float, expected: bool) -> None:
+    suspect = Suspect(kind="shared", subject="x", rate=0.3, usual=0.0, kept=kept, total=1000, bad=bad * 10)
+    assert fell(suspect) is expected
+
+
+# --- rolling back -----------------------------------------------------------------------------------------------------
+
+
+def test_rollback_ends_when_all_have_acked_and_says_whether_errors_fell() -> None:
+    story = play(before={WEB: calm()}).look((20, 20), GOOD).until(Phase.FAILED, None, GOOD, limit=10)
+    assert story.reasons[-3:] == ["RolloutFailed", "Recovered", "Restored"]
+    assert story.rollout.restored_after == 1.0
+
+
+def test_rollback_says_when_errors_did_not_fall() -> None:
+    story = play(before={WEB: calm()}).look((20, 20), (20, 0)).until(Phase.FAILED, None, (100, 60), limit=20)
+    assert story.reasons[-3:] == ["RolloutFailed", "NotRecovered", "Restored"]
+    assert "But failed requests did not fall after the rollback: 50 % before, 60 % now." in story.rollout.sentence
+
+
+def test_rollback_waits_for_acks_and_for_leases_of_those_away() -> None:
+    story = play(before={WEB: calm()})
+    story.acks = False
+    seated = next(iter(story.on_candidate))
+    story.look((20, 20), GOOD).view(seated, connected=False, silent_for=1.0)
+    assert story.looks(30, None, GOOD).phase is Phase.ROLLING_BACK
+    story.view(seated, silent_for=61.0)
+    assert story.until(Phase.FAILED, None, GOOD, limit=70).rollout.restored_after > 30
+
+
+def test_rollback_undoes_stages_in_reverse_each_after_all_acks() -> None:
+    story = play(stages=(stage("expand", web="wide"), stage("move", web="new")), before={WEB: calm()})
+    while story.rollout.stage == 0:
+        story.look(GOOD, GOOD)
+    story.look((20, 20), GOOD)
+    assert (story.phase, story.rollout.stage) == (Phase.ROLLING_BACK, 1)
+    assert {t.stable for t in plan.targets(story.rollout, story.stable, story.proxies).values()} == {"wide"}
+    story.look(None, GOOD)
+    assert (story.phase, story.rollout.stage) == (Phase.ROLLING_BACK, 0)
+    assert {t.stable for t in plan.targets(story.rollout, story.stable, story.proxies).values()} == {"old"}
+    assert story.until(Phase.FAILED, None, GOOD, limit=10).reasons.count("StageUndone") == 1
+
+
+def test_a_proxy_that_never_confirms_stable_is_named_and_not_waited_for_for_ever() -> None:
+    story = play(before={WEB: calm()}, settings=replaced(confirm_within=5.0))
+    story.acks = False
+    seated = next(iter(story.on_candidate))
+    story.look((20, 20), GOOD).until(Phase.FAILED, None, GOOD, limit=30)
+    assert [c.message for c in story.commands if isinstance(c, Tell) and c.reason == "NotRestored"] == [
+        f"did not confirm stable: {seated}"
+    ]
+
+
+# --- people -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pause_stops_the_clock_and_resume_goes_on() -> None:
+    story = play().looks(2, GOOD, GOOD).order("pause", reason="lunch")
+    assert (story.phase, story.rollout.actor, story.rollout.reason) == (Phase.PAUSED, "ann", "lunch")
+    assert story.looks(100, GOOD, GOOD).phase is Phase.PAUSED
+    assert story.order("resume").until(Phase.BAKING, GOOD, GOOD).stable == {WEB: "new"}
+
+
+def test_a_fail_shows_while_paused_and_moves_nothing() -> None:
+    story = play(before={WEB: calm()}).order("pause").looks(3, (20, 20), GOOD)
+    assert story.phase is Phase.PAUSED
+    assert story.reasons.count("RolloutFailing") == 1
+    assert story.rollout.workloads[WEB].evidence.verdict is Verdict.FAIL
+
+
+def test_resume_after_a_fail_begins_the_wave_again() -> None:
+    story = play(before={WEB: calm()}, settings=replaced(on_fail="pause")).look((20, 20), GOOD).order("resume")
+    assert story.phase is Phase.PREPARING
+    assert story.until(Phase.BAKING, GOOD, GOOD).stable == {WEB: "new"}
+
+
+def test_promote_moves_one_wave_and_promote_full_ends_the_rollout() -> None:
+    story = play().order("promote")
+    assert story.rollout.wave == 1
+    assert story.order("promote-full", actor="bo", reason="urgent").phase is Phase.BAKING
+    assert (story.rollout.actor, story.rollout.reason) == ("bo", "urgent")
+    assert story.stable == {WEB: "new"}
+
+
+def test_abort_restores_holds_and_ends_aborted() -> None:
+    story = play().order("abort", reason="wrong repo")
+    assert story.phase is Phase.ROLLING_BACK
+    assert Hold(sentence="abort by ann: wrong repo") in story.last
+    assert story.until(Phase.ABORTED, None, GOOD).rollout.sentence == "abort by ann: wrong repo"
+
+
+def test_an_order_that_does_not_fit_is_refused_aloud() -> None:
+    story = play().order("resume")
+    refused = [c.message for c in story.commands if isinstance(c, Tell) and c.reason == "OrderRefused"]
+    assert refused == ["resume by ann: the rollout is preparing"]
+
+
+# --- baking -----------------------------------------------------------------------------------------------------------
+
+
+def baking(**settings: Any) -> Play:
+    return play(settings=replaced(bake_time=300.0, **settings), before={WEB: calm()}).until(Phase.BAKING, GOOD, GOOD)
+
+
+def test_a_bad_bake_is_compared_with_the_config_before_and_restored() -> None:
+    story = baking().until(Phase.ROLLING_BACK, (1000, 100), (1000, 0), limit=20)
+    assert "BakeSuspected" in story.reasons
+    assert story.stable == {WEB: "old"}
+    assert Restore(workloads=(WEB,), to_previous=True) in story.last
+    assert story.until(Phase.FAILED, None, GOOD).phase is Phase.FAILED
+
+
+def test_an_outage_while_baking_is_no_reason_to_go_back() -> None:
+    story = baking()
+    for _ in range(60):
+        story.look((1000, 100), (1000, 100))
+    assert story.phase is Phase.BAKING
+    assert "HarmDismissed" in story.reasons
+    assert story.until(Phase.SUCCEEDED, GOOD, GOOD).stable == {WEB: "new"}
+
+
+def test_a_bad_bake_only_alerts_where_the_settings_say_alert() -> None:
+    story = baking(on_bake_fail="alert").looks(20, (1000, 100), (1000, 0))
+    assert story.phase is Phase.BAKING
+    assert story.reasons.count("BakeFailing") == 1
+
+
+# --- traffic steps ----------------------------------------------------------------------------------------------------
+
+
+def stepping() -> Play:
+    steps = tuple(stage(web=f"step{n}") for n in (10, 50, 100))
+    gaining = ("logic.shop:80/v2",)
+    return play(stages=steps, settings=replaced(traffic=(0.1, 0.5, 1.0)), gaining=gaining, before={WEB: calm()})
+
+
+def split(v1: tuple[int, int], v2: tuple[int, int]) -> object:
+    total, bad = v1[0] + v2[0], v1[1] + v2[1]
+    return counts(total, bad, by_subset={"logic.shop:80/v1": v1, "logic.shop:80/v2": v2, "other.shop:80/x": (5, 5)})
+
+
+def test_traffic_steps_reach_every_proxy_and_compare_destinations() -> None:
+    story = stepping()
+    assert story.on_candidate == {f"web-{n}": 1.0 for n in range(8)}
+    assert story.until(Phase.BAKING, split((500, 0), (500, 0))).stable == {WEB: "step100"}
+
+
+def test_a_bad_destination_fails_its_traffic_step() -> None:
+    story = stepping().until(Phase.ROLLING_BACK, split((180, 0), (20, 6)), limit=10)
+    assert story.rollout.stage == 0
+    assert story.rollout.workloads[WEB].evidence.candidate_bad > 0
+
+
+# --- always -----------------------------------------------------------------------------------------------------------
+
+looks = st.lists(
+    st.tuples(
+        st.sampled_from([(0, 0), (20, 0), (20, 1), (20, 12), (400, 0)]),
+        st.sampled_from([(0, 0), (140, 0), (140, 3), (140, 80)]),
+        st.sampled_from(["", "", "", "", "pause", "resume", "promote", "promote-full", "abort"]),
+        st.sampled_from(["", "", "", "", "nack", "LeaseEnded", "Restarts", "lose", "find", "grow"]),
+    ),
+    max_size=60,
+)
+
+
+def observe(story: Play, step: tuple[tuple[int, int], tuple[int, int], str, str]) -> Observation:
+    """One arbitrary second; also changes the fleet."""
+    candidate, stable, verb, trouble = step
+    seated = sorted(story.on_candidate)
+    went: tuple[WentBack, ...] = ()
+    if trouble in {"LeaseEnded", "Restarts"} and seated:
+        went = (WentBack(proxy=seated[0], workload=WEB, digest=story.tried(), reason=trouble),)
+    if trouble == "lose" and seated:
+        story.view(seated[0], connected=False, silent_for=20.0)
+    if trouble == "find":
+        story.proxies = {
+            p: msgspec.structs.replace(v, connected=True, silent_for=0.0) for p, v in story.proxies.items()
+        }
+    if trouble == "grow":
+        story.proxies |= fleet(len(story.proxies) + 1)
+    orders = (Order(verb=verb, actor="ann"),) if verb else ()  # type: ignore[arg-type]
+    return Observation(
+        elapsed=1.0,
+        now=1e9,
+        proxies=dict(story.proxies),
+        blocks=story.block(WEB, candidate, stable),
+        went_back=went,
+        orders=orders,
+    )
+
+
+def advanced(before: Rollout, after: Rollout) -> int:
+    return (after.stage - before.stage) * 10 + (after.wave - before.wave if after.stage == before.stage else 0)
+
+
+def revived(rollout: Rollout) -> Rollout:
+    """As it comes back from disk after a kill -9."""
+    return msgspec.json.decode(msgspec.json.encode(rollout), type=Rollout)
+
+
+@given(looks, st.sampled_from([1, 3, 20]))
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_whatever_happens_a_look_is_one_step_and_a_kill_changes_nothing(
+    steps: list[tuple[tuple[int, int], tuple[int, int], str, str]], count: int
+) -> None:
+    """At most one advance a look; a rollback never resumes; state from disk has the same future; seats fit shares."""
+    story = play(count, settings=replaced(deadline=15.0), stages=(stage("expand", web="wide"), stage(web="new")))
+    for step in steps:
+        seen, before = observe(story, step), story.rollout
+        after, commands = decide(before, seen, stable=story.stable)
+        assert decide(revived(before), seen, stable=story.stable) == (after, commands)
+        assert advanced(before, after) <= 10 if after.stage > before.stage else advanced(before, after) <= 3
+        if before.phase is Phase.ROLLING_BACK:
+            assert after.phase in {Phase.ROLLING_BACK, Phase.FAILED, Phase.ABORTED}
+            assert Promote() not in commands
+        if after.phase in phases.MOVING:
+            seats_fit(after, story, memo.load(after.memo))
+        story.rollout = after
+        for command in commands:
+            story._execute(command)
+        story.ack()
+
+
+def seats_fit(rollout: Rollout, story: Play, known: memo.Memo) -> None:
+    state = rollout.workloads[WEB]
+    able = [
+        v
+        for v in story.proxies.values()
+        if v.id not in known.left_out and (v.connected or (v.id in state.seats and v.silent_for < 60))
+    ]
+    assert sum(state.seats.values()) == pytest.approx(state.share * len(able))
