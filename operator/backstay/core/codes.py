@@ -513,7 +513,16 @@ _SECURITY: Final = (
         "action: Deny",
         "Add rules; `rules: [{}]` matches every request.",
     ),
+    Explanation(
+        "BS1506",
+        "TrustDomainMismatch",
+        "The Mesh names another trust domain than the CA's",
+        "All identities were issued for one trust domain; another one would make every proxy a stranger to the others.",
+        "trustDomain: new.example",
+        "Write the trust domain that the mesh was started with; a new one needs a new mesh.",
+    ),
 )
+
 
 _SETTINGS: Final = (
     Explanation(

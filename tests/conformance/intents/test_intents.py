@@ -41,16 +41,15 @@ def cases_of(path: Path) -> Iterator[Case]:
 def _case(source: str) -> Case:
     head, *sections = re.split(r"^>>> ", source, flags=re.MULTILINE)
     title, _, flags = head.removeprefix("=== ").strip().partition(" [")
-    files, problems = {}, []
+    files: dict[str, bytes] = {}
+    problems: list[str] = []
     for section in sections:
         name, _, body = section.partition("\n")
         if name == "problems":
             problems = body.splitlines()
         else:
             files[_text(name, flags)] = _content(body, flags)
-    return Case(
-        title=title, flags=frozenset(flags.rstrip("]").split()), files=files, problems=problems, source=source
-    )
+    return Case(title=title, flags=frozenset(flags.rstrip("]").split()), files=files, problems=problems, source=source)
 
 
 def _text(name: str, flags: str) -> str:
@@ -123,8 +122,10 @@ def test_there_are_enough_cases() -> None:
     assert sum(not case.problems for _, case in CASES) >= LEAST_VALID
 
 
-UNWRITABLE: Final = frozenset({"FileTooLarge", "TooManyProblems", "WrongShape", "Symlink", "Submodule", "InvalidPath"})
-"""Reasons whose cases are made by programs (tests/unit/core) or by git (tests/ports)."""
+UNWRITABLE: Final = frozenset(
+    {"FileTooLarge", "TooManyProblems", "WrongShape", "Symlink", "Submodule", "InvalidPath", "TrustDomainMismatch"}
+)
+"""Reasons whose cases are made by programs (tests/unit/core), by git (tests/ports) or by the reconciler."""
 
 
 def test_every_reason_of_validation_has_a_case() -> None:

@@ -37,7 +37,9 @@ def duplicate_documents(facts: Facts) -> Iterator[Problem]:
 def several_meshes(facts: Facts) -> Iterator[Problem]:
     for document, _ in facts.of(MeshSpec):
         if facts.mesh_document is not None and document.key != facts.mesh_document.key:
-            message = f"a second Mesh, expected at most one; the first is in {facts.mesh_document.place('metadata.name')}"
+            message = (
+                f"a second Mesh, expected at most one; the first is in {facts.mesh_document.place('metadata.name')}"
+            )
             yield problem(document, "metadata.name", "SeveralMeshes", message)
 
 
@@ -115,7 +117,7 @@ def services_not_there(facts: Facts) -> Iterator[Problem]:
             yield problem(document, path, "ServiceNotFound", message, Severity.WAITING)
 
 
-_MOST_HINTS: Final = 50  # a registry that lacks more was not mistyped, and each hint compares with every service
+_MOST_HINTS: Final = 10  # a registry that lacks more was not mistyped, and each hint compares with every service
 
 
 def _service_names(facts: Facts, registry: Registry) -> Iterator[tuple[Document, str, str]]:

@@ -79,7 +79,7 @@ def _definitions(kind: str) -> dict[str, Any]:
 
 def _without_null(schema: Any) -> Any:
     """The same schema without the alternative `null` and the default that stands for it."""
-    if isinstance(schema, list):
+    if isinstance(schema, list | tuple):
         return [_without_null(item) for item in schema]
     if not isinstance(schema, dict):
         return schema

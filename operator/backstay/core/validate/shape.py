@@ -45,8 +45,10 @@ def mistakes(kind: str, raw: Mapping[str, Any]) -> list[Mistake]:
 def first_mistake(kind: str, raw: Mapping[str, Any]) -> list[Mistake]:
     """The first mistake only, at a fraction of the cost: for documents too large to explain in full."""
     for key, type_ in (("metadata", Metadata), ("spec", KINDS[kind])):
+        if key not in raw:
+            return [Mistake(path="", reason="MissingField", message=f"`{key}` is missing, expected it here")]
         try:
-            msgspec.convert(raw.get(key, msgspec.UNSET), type_)
+            msgspec.convert(raw[key], type_)
         except msgspec.ValidationError as error:
             said, _, place = str(error).partition(" - at ")
             path = key + place.strip("`").removeprefix("$")

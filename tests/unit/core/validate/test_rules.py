@@ -1,0 +1,19 @@
+"""The table is whole: every rule function of the rule modules stands in it."""
+
+import inspect
+
+from backstay.core.validate import references, routes, security, settings
+from backstay.core.validate.rules import RULES
+
+
+def test_every_rule_is_in_the_table() -> None:
+    functions = {
+        function
+        for module in (references, routes, security, settings)
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__
+        and not name.startswith("_")
+        and list(inspect.signature(function).parameters) == ["facts"]
+    }
+    assert functions == set(RULES)
+    assert len(RULES) == len(set(RULES))
