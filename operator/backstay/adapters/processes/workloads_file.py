@@ -157,7 +157,7 @@ _Places: TypeAlias = dict[str, tuple[int, int]]
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 core schema: only true/false, null, integers and floats are not strings."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML copies it on write)
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # PyYAML copies it on write
 
 
 for _tag, _pattern, _first in (
