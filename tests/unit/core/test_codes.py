@@ -36,6 +36,23 @@ def reasons_given(path: Path) -> Iterator[str]:
             yield from (item.value for item in wanted if isinstance(item, ast.Constant) and isinstance(item.value, str))
 
 
+def reasons_warned_of(path: Path) -> Iterator[str]:
+    """Reasons of events that are told as warnings: `tell("HarmSuspected", ..., warning=True)`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and any(
+            keyword.arg == "warning" and isinstance(keyword.value, ast.Constant) and keyword.value.value is True
+            for keyword in node.keywords
+        ):
+            texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            yield from (text for text in texts if CAMEL.match(text))
+
+
+def test_every_warning_of_an_event_has_a_code() -> None:
+    used = {reason for path in sorted(ROOT.rglob("*.py")) for reason in reasons_warned_of(path)}
+    assert {reason for reason in used if not code_of(reason)} == set()
+    assert {"CommitInvalid", "HarmSuspected"} <= used
+
+
 def test_every_reason_that_reading_intents_gives_has_a_code() -> None:
     used = {text for path in READING if path.suffix == ".py" for text in constants(path) if CAMEL.match(text)}
     used -= {"Draft202012Validator", "PathPrefix"}
