@@ -20,6 +20,7 @@ import backstay
 from backstay.cli.exits import Exit, Failed, OperatorAway
 from backstay.cli.output import condition, emit
 from backstay.cli.session import Session, output_option, pass_session
+from backstay.core.codes import code_of
 
 MINIMUM_FREE: Final = 200 * 1024 * 1024
 """Bytes: a mirror of some MiB, the database, and logs that are cut at 10 MiB per instance."""
@@ -184,7 +185,7 @@ def _ready(repository: dict[str, Any]) -> Fact:
     found = condition(repository, "Ready")
     stalled = condition(repository, "Stalled")
     level: Literal["ok", "warn", "fail"] = "ok" if found["status"] == "True" else "fail" if stalled else "warn"
-    hint = f"`backstay explain {found['reason']}`, `backstay status`"
+    hint = f"`backstay explain {found['reason']}`" if code_of(found["reason"]) else "`backstay status`"
     return Fact(name="mesh", level=level, message=f"{found['reason']}: {found['message']}", hint=hint)
 
 

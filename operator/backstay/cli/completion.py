@@ -3,8 +3,9 @@
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from backstay.cli.client import Client
 from backstay.cli.exits import Failed
-from backstay.cli.session import Session, default_state_dir
+from backstay.cli.session import default_state_dir
 
 ANSWER_WITHIN = 0.5
 """Seconds: a Tab key that blocks longer is worse than none."""
@@ -39,9 +40,9 @@ def completion(shell: str) -> None:
 def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of the kind given before (`get`, `describe`), or of workloads; nothing when no operator answers."""
     kind = kind_of(str(ctx.params.get("kind") or "workloads"))
-    session = ctx.find_object(Session) or Session(state_dir=default_state_dir())
+    folder = ctx.find_root().params.get("state_dir") or default_state_dir()  # while completing, no callback has run
     try:
-        items = session.client(timeout=ANSWER_WITHIN).items(KIND_PATHS[kind])
+        items = Client(folder, timeout=ANSWER_WITHIN).items(KIND_PATHS[kind])
     except (Failed, KeyError):
         return []
     names = (qualified(kind, item) for item in items)

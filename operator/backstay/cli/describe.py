@@ -54,7 +54,7 @@ def _lines(value: dict[str, Any], depth: int) -> Iterator[str]:
             yield from _lines(inner, depth + 1)
         elif isinstance(inner, list):
             yield from _list_lines(key, inner, depth)
-        else:
+        elif inner != "":
             yield f"{pad}{key}: {paint(str(inner))}"
 
 
@@ -71,8 +71,9 @@ def _list_lines(key: str, values: list[Any], depth: int) -> Iterator[str]:
 
 
 def _condition_line(one: dict[str, Any], pad: str) -> str:
-    since = one["lastTransitionTime"]
-    return f"{pad}  {one['type']:<13} {paint(one['status']):<8} {one['reason']}: {one['message']} (since {since})"
+    word, since = one["status"], one["lastTransitionTime"]
+    padded = paint(word) + " " * (8 - len(word))
+    return f"{pad}  {one['type']:<13} {padded} {one['reason']}: {one['message']} (since {since})"
 
 
 def _events(session: Session, kind: str, item: dict[str, Any]) -> list[dict[str, Any]]:

@@ -35,9 +35,7 @@ class Kind(click.ParamType[str]):
 @click.option("--no-headers", is_flag=True, help="No first line.")
 @output_option()
 @pass_session
-def get(  # noqa: PLR0917 - click passes options by name
-    session: Session, kind: str, name: str, namespace: str, no_headers: bool, output: str
-) -> None:
+def get(session: Session, kind: str, name: str, namespace: str, no_headers: bool, output: str) -> None:
     """List intents, workloads, proxies, revisions or rollouts."""
     items = [item for item in listed(session, kind) if not name or matches(kind, item, name)]
     if namespace:

@@ -7,8 +7,9 @@ import (a test keeps the table and the modules together; tests/bench/startup.py 
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -56,6 +57,18 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """A reader that has seen enough (head, less) is no error; click alone would make it exit code 1."""
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            # What is still buffered must go somewhere, or Python complains about it while it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(Exit.OK) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -86,10 +99,10 @@ def _color(wanted: str) -> bool | None:
     return False if os.environ.get("NO_COLOR") else None
 
 
-def main() -> NoReturn:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: every way to end becomes an exit code of the one table."""
     try:
-        code = cli.main(standalone_mode=False, prog_name="backstay")
+        code = cli.main(arguments, standalone_mode=False, prog_name="backstay")
         sys.exit(code if isinstance(code, int) else Exit.OK)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
@@ -98,10 +111,6 @@ def main() -> NoReturn:
         sys.exit(error.code if isinstance(error, Failed) else Exit.TROUBLE)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(Exit.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; a second error while Python flushes stdout would be noise.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.OK)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from backstay.reconciler.planning import MeshPlan, Wanted, plan_mesh, settings_f
 @click.option("--exit-code", is_flag=True, help="End with 1 if anything would change.")
 @output_option()
 @pass_session
-def plan(  # noqa: PLR0917 - click passes options by name
+def plan(
     session: Session,
     folder: Path,
     old_revision: str,

@@ -58,9 +58,7 @@ def _is_meant(item: dict[str, Any], name: str) -> bool:
 @_disk_option
 @output_option()
 @pass_session
-def config(  # noqa: PLR0917 - click passes options by name
-    session: Session, workload: str, which: str, part: str, disk: Path | None, output: str
-) -> None:
+def config(session: Session, workload: str, which: str, part: str, disk: Path | None, output: str) -> None:
     """The config of a workload (`shop/sa-logic`) or of one of its proxies, each part with the lines it came from."""
     found = disk_config(disk, which) if disk is not None else _live_config(session, workload, which)
     parts = [item for item in found["parts"] if item["key"].startswith(part)]

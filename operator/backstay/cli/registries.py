@@ -34,4 +34,4 @@ def declared(path: Path) -> Declared:
 
 def live_registry(client: Client) -> Registry:
     """What the running operator sees. Raises OperatorAway."""
-    return msgspec.convert(client.get("/v1/registry"), Registry)
+    return msgspec.json.decode(client.text("/v1/registry"), type=Registry)

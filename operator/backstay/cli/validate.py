@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,12 +49,19 @@ def validate(session: Session, folder: Path, workloads: Path | None, namespace: 
         default_namespace=namespace or (known.namespace if known else DEFAULT_NAMESPACE),
         refused=files.refused,
     )
+    if output in ("github", "sarif"):
+        result = replace(result, problems=from_here(result.problems, folder))
     shown = WRITERS[output](result, files)
     if shown:
         click.echo(shown)
     if output == "text":
         session.say(summary(result, folder))
     sys.exit(Exit.NO if result.errors else Exit.OK)
+
+
+def from_here(problems: Iterable[Problem], folder: Path) -> tuple[Problem, ...]:
+    """With files named from the present folder: in a pipeline that is the checkout's root, which forges count from."""
+    return tuple(replace(problem, file=(folder / problem.file).as_posix()) for problem in problems)
 
 
 def label(reason: str) -> str:

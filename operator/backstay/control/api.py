@@ -109,7 +109,7 @@ class _Context:
 
 _CONTEXT: Final = web.AppKey("context", _Context)
 _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_encoder: Final = msgspec.json.Encoder(order="deterministic")
+_encoder: Final = msgspec.json.Encoder()
 
 
 class Refused(Exception):

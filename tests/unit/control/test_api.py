@@ -153,8 +153,8 @@ async def test_events_after_a_number(client: aiohttp.ClientSession, operator: vi
         lines = (await answer.text()).splitlines()
     assert [line.count("***") for line in lines] == [0, 1]
     assert lines[0] == (
-        '{"at":1700000002.0,"kind":"rollout","message":"wave 1 passed","number":2,"reason":"WavePassed",'
-        '"revision":"","subject":"","type":"Normal"}'
+        '{"number":2,"at":1700000002.0,"kind":"rollout","type":"Normal","reason":"WavePassed",'
+        '"message":"wave 1 passed","revision":"","subject":""}'
     )
 
 
