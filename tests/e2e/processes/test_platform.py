@@ -239,6 +239,23 @@ async def test_a_foreign_process_with_a_remembered_number_is_left_alone(tmp_path
         bystander.wait()
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="strays are only known on Linux")
+async def test_a_process_that_was_never_written_down_is_ended(tmp_path: Path) -> None:
+    """An operator that is killed between starting a process and writing its pid file."""
+    file, state = workloads(tmp_path, replicas=1), tmp_path / "state"
+    first = LocalPlatform(file, state, settings=QUICK)
+    await first.start(OPERATOR)
+    await first.wait_ready(20)
+    stray, address = pid_of(first, "web-0"), first.place("web-0").address
+    await first.detach()
+    (state / "instances" / "web-0" / "app.pid").unlink()
+    async with running(file, state) as platform:
+        await platform.wait_ready(20)
+        assert start_time(stray) == ""
+        assert pid_of(platform, "web-0") != stray
+        assert platform.place("web-0").address == address
+
+
 async def test_children_of_an_application_go_with_it(tmp_path: Path) -> None:
     command = '["sh", "-c", "sleep 300 & echo $! > {data}/child; exec {python} {dir}/serve.py"]'
     async with running(workloads(tmp_path, replicas=1, command=command), tmp_path / "state") as platform:

@@ -63,7 +63,7 @@ class LocalPlatform:
     ) -> None:
         """`one_address`: use ports of 127.0.0.1 only; None asks the system. Raises WorkloadsFileInvalid, OSError."""
         self.file = workloads_file.read(workloads) if isinstance(workloads, Path) else workloads
-        self._state = state
+        self._state = state.absolute()
         self._trust_domain = trust_domain
         self._settings = settings or SupervisionSettings()
         self._one_address = not addresses.has_many_loopbacks() if one_address is None else one_address
@@ -93,6 +93,9 @@ class LocalPlatform:
         self._operator = operator
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remembered = self._recall()
+        strays = process.end_strays(self._state / "instances")
+        if strays:
+            _log.warning("process.strays_killed sessions=%s", strays)
         plans = [self._plan(instance, key) for key in self._workloads for instance in self._wanted(key)]
         self._remember()
         _refuse_taken_ports(plans)

@@ -20,6 +20,8 @@ import msgspec
 
 _log: Final = logging.getLogger("backstay.processes")
 
+PID_FILE_VARIABLE: Final = "BACKSTAY_PID_FILE"
+"""Tells every process which pid file is its own, so that one that was never written down can still be found."""
 POLL_S: Final = 0.2
 """Seconds between looks at a process on systems without pidfd; a fifth of a second is soon enough for a restart."""
 
@@ -112,7 +114,7 @@ def start(launch: Launch) -> Process:
     with launch.log_file.open("ab") as output:
         child = subprocess.Popen(
             launch.argv,
-            env={**launch.inherited, **launch.env},
+            env={**launch.inherited, **launch.env, PID_FILE_VARIABLE: str(launch.pid_file)},
             cwd=launch.cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -140,6 +142,27 @@ def leftover(pid_file: Path) -> Process | None:
         return None
     process = Process(written.pid, written.started, None)
     return process if process.is_alive() else None
+
+
+def end_strays(folder: Path) -> list[int]:
+    """Kill sessions that carry a pid file below `folder` which does not name them: their operator was killed in the
+    moment between start and pid file. Returns their ids; knows none on systems without /proc."""
+    mark = f"{PID_FILE_VARIABLE}={folder.absolute()}{os.sep}".encode()
+    ended: set[int] = set()
+    for found in Path("/proc").glob("[0-9]*/environ"):
+        pid = int(found.parent.name)
+        with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to another user
+            variable = next((item for item in found.read_bytes().split(b"\0") if item.startswith(mark)), b"")
+            session = os.getsid(pid)
+            if variable and session not in ended and not _is_written(variable, session):
+                _signal_group(session, signal.SIGKILL)
+                ended.add(session)
+    return sorted(ended)
+
+
+def _is_written(variable: bytes, session: int) -> bool:
+    written = _read(Path(os.fsdecode(variable.partition(b"=")[2])))
+    return written is not None and written.pid == session
 
 
 def start_time(pid: int) -> str:
