@@ -1,4 +1,4 @@
-"""A real control server in this process, real sidecar processes beside it, all on loopback and in a temporary folder."""
+"""A real control server in this process, real sidecar processes beside it, all on loopback in a temporary folder."""
 
 import asyncio
 import json
@@ -166,7 +166,7 @@ class Sidecar:
 
     def _get(self, path: str) -> tuple[int, bytes]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=5) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=5) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()

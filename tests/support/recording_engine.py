@@ -1,7 +1,7 @@
 """An engine that serves nothing and writes down what it was told, so that the agent can be tested as a real process.
 
-Run with `--engine recording_engine:RecordingEngine`; the log is `$RECORDING`, one JSON object a line. A candidate that has a
-route `crash.shop` kills the process, one with `refuse.shop` is refused: bad configs as a real engine may meet them.
+Run with `--engine recording_engine:RecordingEngine`; the log is `$RECORDING`, one JSON object a line. A candidate that
+has a route `crash.shop` kills the process, one with `refuse.shop` is refused: bad configs as real engines meet them.
 """
 
 import json

@@ -16,7 +16,7 @@ from typing import Final, Literal
 import msgspec
 
 from backstay import __version__
-from backstay.config.model import SCHEMA_VERSION, Config, Manifest, Part, decode_part, digest_of
+from backstay.config.model import SCHEMA_VERSION, Config, Manifest, Part, decode_part, digest_of, encode_manifest, encode_part
 from backstay.config.wire import (
     ENROL_PATH,
     PROTOCOL_MAX,
@@ -477,29 +477,30 @@ class Agent:
     async def _apply(self, incoming: Incoming, stable: Config, candidate: Config | None) -> None:
         """Disk first, then the engine, then the word."""
         assign, before, now = incoming.assign, self.store.saved, clock.now()
-        begun = lease.begin(candidate.digest, assign.lease_s, now) if candidate else None
+        candidate_digest = assign.candidate.digest if assign.candidate else ""
+        begun = lease.begin(candidate_digest, assign.lease_s, now) if candidate else None
         saved = _replace(
             before,
-            stable=stable.digest,
-            candidate=candidate.digest if candidate else "",
+            stable=assign.stable.digest,
+            candidate=candidate_digest,
             share=assign.share if candidate else 0.0,
             lease_s=assign.lease_s,
             expect_refused=assign.expect_refused,
             went_back="",
             went_back_from="",
-            restarts=before.restarts if candidate and candidate.digest == before.candidate else (),
-            recent=self.store.remember(stable.digest, candidate.digest if candidate else ""),
+            restarts=before.restarts if candidate_digest == before.candidate else (),
+            recent=self.store.remember(assign.stable.digest, candidate_digest),
         )
         try:
-            await asyncio.to_thread(self._write_config, saved, begun, incoming.objects, stable, candidate)
+            await asyncio.to_thread(self._write_config, saved, begun, incoming.objects, (stable, candidate))
         except OSError as error:
+            self._take_back(before)
             self._nack_disk(assign, error)
             return
         refusal = self._offer_to_engine(assign, stable, candidate)
         if refusal is not None:
             # The disk first again: a kill between the two must not start with what was refused.
-            self._try_disk("state", lambda: self.store.save(_replace(before, epoch=saved.epoch)))
-            self._try_disk("lease", lambda: self.store.save_lease(self.lease))
+            self._take_back(before)
             self._nack(assign.serial, _named(assign), refusal.reason, clean(str(refusal)), content=True)
             return
         self.stable, self.candidate, self.lease = stable, candidate, begun
@@ -508,14 +509,32 @@ class Agent:
         await asyncio.to_thread(self._try_disk, "compaction", self.store.compact)
 
     def _write_config(
-        self, saved: Saved, begun: Lease | None, received: dict[str, bytes], *configs: Config | None
+        self,
+        saved: Saved,
+        begun: Lease | None,
+        received: dict[str, bytes],
+        configs: tuple[Config, Config | None],
     ) -> None:
         """Raises OSError."""
-        manifests = {each.digest: msgspec.json.encode(each.manifest, order="sorted") for each in configs if each}
-        wanted = {part for each in configs if each for part in each.manifest.parts.values()}
-        self.store.objects.add({digest: data for digest, data in received.items() if digest in wanted} | manifests)
+        objects = self.store.objects
+        fresh: dict[str, bytes] = {}
+        for digest, config in zip((saved.stable, saved.candidate), configs, strict=True):
+            if config is None:
+                continue
+            if digest not in objects:
+                fresh[digest] = encode_manifest(config.manifest)
+            for key, part in config.manifest.parts.items():
+                if part not in objects:
+                    fresh[part] = received.get(part) or encode_part(config.parts[key])
+        objects.add(fresh)
         self.store.save_lease(begun)
         self.store.save(saved)
+
+    def _take_back(self, before: Saved) -> None:
+        """Put the disk back to what the engine goes on with; objects may stay, they harm nobody."""
+        if self.store.saved is not before:
+            self._try_disk("state", lambda: self.store.save(before))
+        self._try_disk("lease", lambda: self.store.save_lease(self.lease))
 
     def _offer_to_engine(self, assign: Assign, stable: Config, candidate: Config | None) -> ContentRefused | None:
         share = assign.share if candidate else 0.0

@@ -136,11 +136,13 @@ class Objects:
     def _next_number(self) -> int:
         return max((int(pack.stem) for pack in self._folder.glob("*.pack")), default=0) + 1
 
+    @property
+    def is_scattered(self) -> bool:
+        return sum(1 for _ in self._folder.glob("*.pack")) > MAX_PACKS
+
     def compact(self, keep: Iterable[str]) -> None:
-        """Merge many packs into one that holds only these. Raises OSError, then all is as before."""
+        """Merge all packs into one that holds only these. Raises OSError, then all is as before."""
         old = sorted(self._folder.glob("*.pack"))
-        if len(old) <= MAX_PACKS:
-            return
         kept = self.read(keep)
         self._places = {}
         try:
@@ -202,7 +204,9 @@ class Store:
         return tuple([*older, *fresh][-REMEMBERED_CONFIGS:])
 
     def compact(self) -> None:
-        """Forget objects that no recent config uses. Raises OSError."""
+        """Merge packs and forget objects that no recent config uses, once it is worth it. Raises OSError."""
+        if not self.objects.is_scattered:
+            return
         keep: set[str] = set(self.saved.recent)
         for data in self.objects.read(self.saved.recent).values():
             keep.update(msgspec.json.decode(data, type=Manifest).parts.values())

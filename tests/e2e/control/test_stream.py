@@ -5,12 +5,11 @@ import signal
 import stat
 import sys
 
-from support.control_world import IDENTITY, World, assignment, config
-
 from backstay.config.model import config_digest
 from backstay.config.wire import Ack, Endpoint, Live, Nack, Report, WentBack
 from backstay.core.ports import Joined, Left
 from backstay.sidecar.store import read_state
+from support.control_world import IDENTITY, World, assignment, config
 
 
 def endpoints(*names: str) -> dict[str, list[Endpoint]]:
@@ -180,7 +179,7 @@ async def test_an_operator_of_a_lower_epoch_is_refused_and_told(world: World) ->
     await operator.server.close()
     former = await world.operator(epoch=4)
     former.server.assign("logic-1", *assignment(config(2)))
-    await former.until(lambda: former.server.fenced)
+    await former.until(lambda: former.server.fenced is True)
     assert former.said(Ack) == []
     assert [each["stable"] for each in sidecar.recorded("apply")] == [config_digest(config(1)[0])]
     assert read_state(sidecar.state).saved.epoch == 5
@@ -202,7 +201,7 @@ async def test_reports_of_an_outage_arrive_afterwards_in_order(world: World) -> 
     await operator.until(lambda: operator.said(Report))
     await operator.server.close()
     seen = operator.said(Report)[-1].sequence
-    await sidecar.until(lambda: (sidecar.state / "live.json").exists())
+    await sidecar.until((sidecar.state / "live.json").exists)
     successor = await world.operator(epoch=2)
     reports = await successor.until(lambda: len(successor.said(Report)) > 5 and successor.said(Report))
     numbers = [report.sequence for report in reports]
@@ -257,7 +256,7 @@ async def test_sigterm_drains_says_so_and_ends_with_zero(world: World) -> None:
 async def test_a_revoked_identity_is_cut_off_and_stays_out(world: World) -> None:
     operator = await world.operator()
     await world.sidecar()
-    await operator.until(lambda: operator.server.connected())
+    await operator.until(lambda: operator.server.connected() == ["logic-1"])
     operator.server.publish(Live(epoch=1, revoked=[IDENTITY]))
     await operator.until(lambda: [event for event in operator.events if isinstance(event, Left)])
     assert operator.server.connected() == []
