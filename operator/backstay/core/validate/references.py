@@ -7,6 +7,7 @@ What no document could mend is an error; what the registry may still bring is WA
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Final
 
+from backstay.core.compile.index import DEFAULT_HTTP_PORT
 from backstay.core.intents import (
     AuthenticationSpec,
     AuthorizationSpec,
@@ -44,14 +45,16 @@ def several_meshes(facts: Facts) -> Iterator[Problem]:
 
 
 def conflicting_hosts(facts: Facts) -> Iterator[Problem]:
+    namespaces = _namespaces(facts.registry) if facts.registry else frozenset()
     first: dict[tuple[str, int | None], tuple[Document, str]] = {}
     for document, spec in facts.of(RouteSpec):
         for index, host in enumerate(spec.hosts):
             path = f"spec.hosts[{index}]"
-            key = (service_key(host, document), spec.port)
+            is_own = facts.registry is not None and not _means_a_service(host, namespaces)
+            key = (service_key(host, document), spec.port or (DEFAULT_HTTP_PORT if is_own else None))
             earlier, place = first.setdefault(key, (document, path))
             if (earlier, place) != (document, path):
-                where = f"port {spec.port} of host {key[0]!r}" if spec.port else f"host {key[0]!r}"
+                where = f"port {key[1]} of host {key[0]!r}" if key[1] else f"host {key[0]!r}"
                 message = f"{where} is already routed in {earlier.place(place)}, expected one Route for it"
                 yield problem(document, path, "ConflictingHosts", message)
 
@@ -125,11 +128,15 @@ def _service_names(facts: Facts, registry: Registry) -> Iterator[tuple[Document,
         yield document, f"{path}.name", ref.name
     for document, backend in facts.of(BackendSpec):
         yield document, "spec.service", backend.service
-    namespaces = {service.namespace for service in registry.services.values()}
+    namespaces = _namespaces(registry)
     for document, route in facts.of(RouteSpec):
         for index, host in enumerate(route.hosts):
             if _means_a_service(host, namespaces):
                 yield document, f"spec.hosts[{index}]", host
+
+
+def _namespaces(registry: Registry) -> frozenset[str]:
+    return frozenset(service.namespace for service in registry.services.values())
 
 
 def _means_a_service(host: str, namespaces: Set[str]) -> bool:
