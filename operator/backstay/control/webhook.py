@@ -171,11 +171,13 @@ def is_signed(headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes],
 def pushed_ref(body: bytes) -> str:
     """The ref a push names, empty where there is none. Raises ValueError for what is not JSON."""
     try:
-        payload = msgspec.json.decode(body, type=_Payload)
-    except msgspec.ValidationError:
-        return ""  # JSON of another shape: still a valid hint
+        anything = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError("the body is not JSON") from error
+    try:
+        payload = msgspec.convert(anything, _Payload)
+    except msgspec.ValidationError:
+        return ""  # JSON of another shape: still a valid hint
     return redact.clean(payload.named_ref, limit=_REF_SHOWN)
 
 
