@@ -93,7 +93,7 @@ class LocalPlatform:
         self._operator = operator
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remembered = self._recall()
-        strays = process.end_strays(self._state / "instances")
+        strays = await process.end_strays(self._state / "instances")
         if strays:
             _log.warning("process.strays_killed sessions=%s", strays)
         plans = [self._plan(instance, key) for key in self._workloads for instance in self._wanted(key)]

@@ -144,19 +144,22 @@ def leftover(pid_file: Path) -> Process | None:
     return process if process.is_alive() else None
 
 
-def end_strays(folder: Path) -> list[int]:
+async def end_strays(folder: Path) -> list[int]:
     """Kill sessions that carry a pid file below `folder` which does not name them: their operator was killed in the
     moment between start and pid file. Returns their ids; knows none on systems without /proc."""
     mark = f"{PID_FILE_VARIABLE}={folder.absolute()}{os.sep}".encode()
-    ended: set[int] = set()
+    ended: dict[int, str] = {}
     for found in Path("/proc").glob("[0-9]*/environ"):
         pid = int(found.parent.name)
         with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to another user
             variable = next((item for item in found.read_bytes().split(b"\0") if item.startswith(mark)), b"")
             session = os.getsid(pid)
             if variable and session not in ended and not _is_written(variable, session):
+                ended[session] = start_time(session)
                 _signal_group(session, signal.SIGKILL)
-                ended.add(session)
+    for session, started in ended.items():
+        if started:
+            await Process(session, started, None).wait()  # its ports are free only then
     return sorted(ended)
 
 
