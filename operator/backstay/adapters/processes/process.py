@@ -145,22 +145,26 @@ def leftover(pid_file: Path) -> Process | None:
 
 
 async def end_strays(folder: Path) -> list[int]:
-    """Kill sessions that carry a pid file below `folder` which does not name them: their operator was killed in the
+    """Kill sessions that carry a pid file below `folder` (absolute) which does not name them: their operator was killed in the
     moment between start and pid file. Returns their ids; knows none on systems without /proc."""
-    mark = f"{PID_FILE_VARIABLE}={folder.absolute()}{os.sep}".encode()
-    ended: dict[int, str] = {}
-    for found in Path("/proc").glob("[0-9]*/environ"):
-        pid = int(found.parent.name)
-        with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to another user
-            variable = next((item for item in found.read_bytes().split(b"\0") if item.startswith(mark)), b"")
-            session = os.getsid(pid)
-            if variable and session not in ended and not _is_written(variable, session):
-                ended[session] = start_time(session)
-                _signal_group(session, signal.SIGKILL)
-    for session, started in ended.items():
+    killed = _kill_strays(os.fsencode(f"{PID_FILE_VARIABLE}={folder}{os.sep}"))
+    for session, started in killed.items():
         if started:
             await Process(session, started, None).wait()  # its ports are free only then
-    return sorted(ended)
+    return sorted(killed)
+
+
+def _kill_strays(mark: bytes) -> dict[int, str]:
+    """Session -> start time of its leader."""
+    killed: dict[int, str] = {}
+    for found in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to another user
+            variable = next((item for item in found.read_bytes().split(b"\0") if item.startswith(mark)), b"")
+            session = os.getsid(int(found.parent.name))
+            if variable and session not in killed and not _is_written(variable, session):
+                killed[session] = start_time(session)
+                _signal_group(session, signal.SIGKILL)
+    return killed
 
 
 def _is_written(variable: bytes, session: int) -> bool:
