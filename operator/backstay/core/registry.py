@@ -6,7 +6,7 @@ workloads go into configs; instances only into live data.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,3 +87,14 @@ class Registry:
 
     def of_workload(self, workload: str) -> Iterator[Instance]:
         return (instance for instance in self.instances.values() if instance.workload == workload)
+
+
+DOUBT_FROM: Final = 4
+"""Instances below which a loss of half is an ordinary event: one of two restarting."""
+
+
+def has_lost_half(old: Registry, new: Registry) -> bool:
+    """A registry that is suddenly empty or halved is more often a broken list than a broken mesh: ask twice."""
+    before = sum(instance.ready for instance in old.instances.values())
+    after = sum(instance.ready for instance in new.instances.values())
+    return before >= DOUBT_FROM and after <= before / 2

@@ -25,7 +25,7 @@ JITTER: Final = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One commit with its files and the commits since the one before."""
+    """One commit with its files, and the commits after the one that serves, oldest first."""
 
     tree: Tree
     commits: Sequence[Revision]
@@ -37,13 +37,21 @@ class SourceWatch:
     """Looks at the remote; the newest find waits in `take` until the loop comes for it."""
 
     def __init__(
-        self, source: SourceRepo, *, interval: float, clock: Clock, wake: Callable[[], None], known: str = ""
+        self,
+        source: SourceRepo,
+        *,
+        interval: float,
+        clock: Clock,
+        wake: Callable[[], None],
+        active: Callable[[], str],
     ) -> None:
+        """`active` is the commit that serves, "" for none: what is new is told against it."""
         self._source = source
         self._interval = interval
         self._clock = clock
         self._wake = wake
-        self._known = known
+        self._known = ""
+        self._active = active
         self._hint = asyncio.Event()
         self._found: Found | None = None
         self._failures = 0
@@ -112,11 +120,9 @@ class SourceWatch:
         if revision.sha == self._known:
             return
         tree = await self._source.read(revision.sha)
-        commits: Sequence[Revision] = (revision,)
-        forced = False
-        if self._known:
-            forced = not await self._source.is_ancestor(self._known, revision.sha)
-            commits = await self._source.between(self._known, revision.sha)
+        active = self._active()
+        commits = await self._source.between(active, revision.sha) if active else (revision,)
+        forced = bool(self._known) and not await self._source.is_ancestor(self._known, revision.sha)
         self._found = Found(
             tree=Tree(revision=revision, files=tree.files, refused=tree.refused), commits=commits, forced=forced
         )

@@ -1,0 +1,86 @@
+"""Telling proxies: assignments, live data, acknowledgements. Called only after the state behind them is durable."""
+
+from collections.abc import Mapping
+
+from backstay.config.wire import Endpoint, Live
+from backstay.core import live
+from backstay.core.compile import parts_of
+from backstay.core.intents import MeshSpec
+from backstay.core.ports import Assignment, CertificateAuthority, Fleet
+from backstay.core.registry import Registry
+from backstay.core.rollout import plan
+from backstay.core.rollout.evidence import Folder
+from backstay.core.rollout.model import ProxyView, Rollout
+from backstay.reconciler.keeper import Keeper
+from backstay.reconciler.planning import expected_refusals
+
+
+class Messenger:
+    """Says to each proxy what is news to it."""
+
+    def __init__(self, keeper: Keeper, fleet: Fleet, authority: CertificateAuthority) -> None:
+        self._keeper = keeper
+        self._fleet = fleet
+        self._authority = authority
+        self._assigned: dict[str, plan.Target] = {}
+        self._endpoints: dict[str, list[Endpoint]] = {}
+        self._trust: Mapping[str, str] = {}
+
+    def forget(self, proxy: str) -> None:
+        """The proxy has connected anew: it is told again."""
+        self._assigned.pop(proxy, None)
+
+    def assign(self, views: Mapping[str, ProxyView]) -> None:
+        """Tell every proxy what it is to serve, if that is news."""
+        state = self._keeper.state
+        stable, rollout = {key: item.stable for key, item in state.workloads.items()}, state.rollout
+        seated = plan.targets(rollout, stable, views) if rollout else {}
+        expected = self._expected_refusals(rollout)
+        for proxy, view in views.items():
+            wanted = seated.get(proxy) or plan.Target(stable.get(view.workload, ""), "", 0.0)
+            if wanted.stable and self._assigned.get(proxy) != wanted:
+                self._assigned[proxy] = wanted
+                self._send(proxy, wanted, expected if wanted.candidate else (), rollout)
+
+    def _send(
+        self, proxy: str, wanted: plan.Target, expected: tuple[tuple[str, str, str], ...], rollout: Rollout | None
+    ) -> None:
+        keeper = self._keeper
+        stable = keeper.manifests[wanted.stable]
+        candidate = keeper.manifests[wanted.candidate] if wanted.candidate else None
+        parts = parts_of(stable, keeper.parts)
+        if candidate is not None:
+            parts |= parts_of(candidate, keeper.parts)
+        assignment = Assignment(
+            stable=stable,
+            candidate=candidate,
+            share=wanted.share,
+            lease_s=rollout.settings.confirm_within if rollout else 60.0,
+            expect_refused=expected,
+        )
+        self._fleet.assign(proxy, assignment, parts)
+
+    def _expected_refusals(self, rollout: Rollout | None) -> tuple[tuple[str, str, str], ...]:
+        snapshot = self._keeper.snapshot(self._keeper.state.candidate_documents)
+        if rollout is None or snapshot is None:
+            return ()
+        found = (snapshot.documents.get(key) for key in rollout.documents)
+        return expected_refusals(document for document in found if document is not None)
+
+    def publish(self, registry: Registry) -> None:
+        """Live data never waits for a rollout."""
+        endpoints = live.endpoints(registry, self._mesh().trust_domain)
+        delta = live.changed(self._endpoints, endpoints)
+        trust = dict(self._authority.trust_bundle())
+        if not delta and trust == self._trust:
+            return
+        self._endpoints, self._trust = endpoints, trust
+        self._fleet.publish(Live(epoch=self._keeper.epoch, endpoints=delta, trust=trust))
+
+    def _mesh(self) -> MeshSpec:
+        stable = self._keeper.snapshot(self._keeper.state.stable_documents)
+        return stable.mesh if stable else MeshSpec()
+
+    def acknowledge(self, folder: Folder) -> None:
+        for proxy, sequence in folder.ackable().items():
+            self._fleet.acknowledge(proxy, sequence)
