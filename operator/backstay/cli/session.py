@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from backstay.cli.client import Client
+if TYPE_CHECKING:
+    from backstay.cli.client import Client
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 FORMATS: Final = ("table", "wide", "json", "yaml")
@@ -25,7 +26,9 @@ class Session:
         if self.verbosity >= 0:
             click.echo(text, err=True)
 
-    def client(self, *, timeout: float = 10.0) -> Client:
+    def client(self, *, timeout: float = 10.0) -> "Client":
+        from backstay.cli.client import Client  # late: 20 ms for HTTP that `version` need not pay
+
         return Client(self.state_dir, timeout=timeout)
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from backstay.config.model import config_digest
 from backstay.core.durations import spell
 from backstay.core.intents import API_VERSION
 from backstay.core.problems import Problem, Severity
@@ -32,6 +31,7 @@ from backstay.core.rollout.model import (
     WorkloadRollout,
     WorkloadState,
 )
+from backstay.core.rollout.plan import wave_count
 from backstay.core.snapshot import Document, DocumentKey
 from backstay.core.view import MeshView, ProxyStatus
 from backstay.redact import clean
@@ -40,7 +40,6 @@ Json: TypeAlias = dict[str, Any]
 Status: TypeAlias = Literal["True", "False", "Unknown"]
 Memory: TypeAlias = Mapping[str, tuple[str, float]]
 """`Kind/name#Condition` -> (status, Unix seconds since when)."""
-Fleet: TypeAlias = Mapping[WorkloadKey, Sequence[ProxyStatus]]
 
 RUNNING: Final = frozenset(
     {Phase.PREPARING, Phase.SHIFTING, Phase.HOLDING, Phase.SUSPECTING, Phase.PAUSED, Phase.ROLLING_BACK}
@@ -93,12 +92,25 @@ def objects(view: MeshView, memory: Memory) -> tuple[Objects, Memory]:
     return shown, scribe.after
 
 
-def fleet_of(view: MeshView) -> Fleet:
-    """Proxies by workload, sorted: looked up once per object, so that a thousand documents stay cheap."""
-    fleet: dict[WorkloadKey, list[ProxyStatus]] = {}
-    for _, proxy in sorted(view.proxies.items()):
-        fleet.setdefault(proxy.view.workload, []).append(proxy)
-    return fleet
+class Fleet:
+    """Proxies by workload, and how many of them serve only a given config: looked up once however many documents ask,
+    so that a thousand documents on a thousand proxies stay cheap."""
+
+    def __init__(self, view: MeshView) -> None:
+        self._by_workload: dict[WorkloadKey, list[ProxyStatus]] = {}
+        self._serving: dict[tuple[WorkloadKey, Digest], int] = {}
+        for _, proxy in sorted(view.proxies.items()):
+            self._by_workload.setdefault(proxy.view.workload, []).append(proxy)
+
+    def of(self, workload: WorkloadKey) -> Sequence[ProxyStatus]:
+        return self._by_workload.get(workload, ())
+
+    def serving_only(self, workload: WorkloadKey, digest: Digest) -> int:
+        known = self._serving.get((workload, digest))
+        if known is None:
+            known = sum(_serves_only(proxy, digest) for proxy in self.of(workload))
+            self._serving[workload, digest] = known
+        return known
 
 
 def list_of(kind: str, items: Sequence[Json]) -> Json:
@@ -111,7 +123,7 @@ class _Scribe:
 
     def __init__(self, *, view: MeshView, before: Memory) -> None:
         self.now, self.before, self.generation = view.now, before, view.observed_generation
-        self.fleet = fleet_of(view)
+        self.fleet = Fleet(view)
         self.after: dict[str, tuple[str, float]] = {}
 
     def write(self, owner: str, conditions: Iterable[Condition]) -> list[Json]:
@@ -499,7 +511,7 @@ def _rollout_status(view: MeshView, rollout: Rollout, scribe: _Scribe) -> Json:
         "stageNumber": rollout.stage + 1,
         "stages": len(rollout.stages),
         "wave": rollout.wave + 1,
-        "waves": len(rollout.settings.traffic or rollout.settings.shares),
+        "waves": wave_count(rollout),
         "verdict": verdict_of(rollout).value,
         "harmed": rollout.harmed,
         **_filled(told),
@@ -530,7 +542,7 @@ def rollout_conditions(rollout: Rollout) -> tuple[Condition, ...]:
 
 def _rolling_workload(fleet: Fleet, rollout: Rollout, key: WorkloadKey, workload: WorkloadRollout) -> Json:
     evidence = workload.evidence
-    proxies = fleet.get(key, ())
+    proxies = fleet.of(key)
     cohorts = {
         "candidate": {"requests": evidence.candidate_total, "bad": evidence.candidate_bad},
         "stable": {"requests": evidence.stable_total, "bad": evidence.stable_bad},
@@ -736,19 +748,16 @@ def _held_set(view: MeshView, key: DocumentKey) -> HeldSet | None:
 
 def _updated(view: MeshView, fleet: Fleet, key: DocumentKey) -> tuple[int, int]:
     """How many proxies that carry the document serve its newest content to every request, and how many carry it."""
-    updated = total = 0
-    for workload in view.document_workloads.get(key, ()):
-        target = _target(view, key, workload)
-        for proxy in fleet.get(workload, ()):
-            total += 1
-            updated += _serves_only(proxy, target)
-    return updated, total
+    workloads = view.document_workloads.get(key, ())
+    updated = sum(fleet.serving_only(workload, _target(view, key, workload)) for workload in workloads)
+    return updated, sum(len(fleet.of(workload)) for workload in workloads)
 
 
 def _target(view: MeshView, key: DocumentKey, workload: WorkloadKey) -> Digest:
-    if _in_rollout(view, key) and workload in view.candidate_manifests:
-        return config_digest(view.candidate_manifests[workload])
-    return view.state.workloads.get(workload, WorkloadState()).stable
+    stable = view.state.workloads.get(workload, WorkloadState()).stable
+    if view.state.rollout is None or not _in_rollout(view, key):
+        return stable
+    return _candidate_of(view.state.rollout, workload) or stable
 
 
 def _serves_only(proxy: ProxyStatus, digest: Digest) -> bool:
@@ -766,7 +775,7 @@ def _workload_keys(view: MeshView) -> list[WorkloadKey]:
 
 def _workload(view: MeshView, key: WorkloadKey, scribe: _Scribe) -> Json:
     namespace, name = key.split("/", 1)
-    proxies = scribe.fleet.get(key, ())
+    proxies = scribe.fleet.of(key)
     known = view.registry.workloads.get(key)
     rollout = view.state.rollout
     rolling = rollout.workloads.get(key) if rollout is not None and rollout.phase in RUNNING else None
