@@ -4,6 +4,7 @@ Everything the sidecar keeps goes through `write`; tests make disks full here.
 """
 
 import contextlib
+import enum
 import os
 import tempfile
 from pathlib import Path
@@ -12,17 +13,25 @@ from typing import Final
 PRIVATE: Final = 0o600
 
 
-def write(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace a file's content atomically. Raises OSError (disk full, read-only); then the old file is untouched.
+class Outlives(enum.Enum):
+    """What a write must survive. Each step costs about a disk flush, and fifty sidecars may share a disk."""
 
-    `durable=False` leaves out the fsync: the write survives a kill -9 of this process, but perhaps not a power cut.
-    """
+    KILL = 0
+    """kill -9 of this process; after a power cut the file may be anything."""
+    POWER_CUT = 1
+    """After a power cut the file is its old self or its new self."""
+    ALWAYS = 2
+    """After a power cut the file is its new self."""
+
+
+def write(path: Path, data: bytes, outlives: Outlives = Outlives.ALWAYS) -> None:
+    """Replace a file's content atomically. Raises OSError (disk full, read-only); then the old file is untouched."""
     descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
         try:
             os.fchmod(descriptor, PRIVATE)
             _write_all(descriptor, data)
-            if durable:
+            if outlives is not Outlives.KILL:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -31,7 +40,7 @@ def write(path: Path, data: bytes, *, durable: bool = True) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    if durable:
+    if outlives is Outlives.ALWAYS:
         sync_folder(path.parent)
 
 

@@ -124,13 +124,13 @@ class Objects:
         return found
 
     def add(self, objects: Mapping[str, bytes]) -> None:
-        """Keep these; durable on return. Raises OSError, then none is kept."""
+        """Keep these. Raises OSError, then none is kept."""
         fresh = {digest: data for digest, data in objects.items() if digest not in self._places}
         if not fresh:
             return
         pack = self._folder / f"{self._next_number():08d}.pack"
         data = b"".join(b"%s %s\n" % (digest.encode(), body) for digest, body in fresh.items())
-        files.write(pack, data)
+        files.write(pack, data, files.Outlives.POWER_CUT)
         self._index(pack, data)
 
     def _next_number(self) -> int:
@@ -177,8 +177,9 @@ class Store:
         return self.folder / "identity.pem"
 
     def save(self, saved: Saved) -> None:
-        """Durable on return. Raises OSError, then the former stays."""
-        files.write(self.folder / "state.json", msgspec.json.encode(saved))
+        """Raises OSError, then the former stays. A power cut may bring the former config back, but never an epoch."""
+        outlives = files.Outlives.ALWAYS if saved.epoch != self.saved.epoch else files.Outlives.POWER_CUT
+        files.write(self.folder / "state.json", msgspec.json.encode(saved), outlives)
         self.saved = saved
 
     def save_lease(self, lease: Lease | None) -> None:
@@ -186,13 +187,13 @@ class Store:
         if lease is None:
             (self.folder / "lease.json").unlink(missing_ok=True)
         else:
-            files.write(self.folder / "lease.json", msgspec.json.encode(lease), durable=False)
+            files.write(self.folder / "lease.json", msgspec.json.encode(lease), files.Outlives.KILL)
 
     def lease(self) -> Lease | None:
         return _read(self.folder / "lease.json", Lease)
 
     def save_live(self, live: SavedLive) -> None:
-        files.write(self.folder / "live.json", msgspec.json.encode(live), durable=False)
+        files.write(self.folder / "live.json", msgspec.json.encode(live), files.Outlives.KILL)
 
     def live(self) -> SavedLive:
         return read_live(self.folder)

@@ -127,7 +127,7 @@ def test_compaction_on_a_full_disk_loses_nothing(store: Store, monkeypatch: pyte
         store.objects.add(objects)
     store.save(Saved(recent=tuple(config.digest for config, _ in configs)))
 
-    def full(path: Path, data: bytes, *, durable: bool = True) -> None:
+    def full(path: Path, data: bytes, outlives: files.Outlives) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "write", full)
