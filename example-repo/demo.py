@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess  # noqa: S404 - git and backstay, with fixed arguments
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,7 +42,7 @@ EVERYWHERE_S: Final = 60.0
 """How long a bad change stays when people have to notice and revert it; a quick team's minute."""
 
 
-class StoryBroken(Exception):  # noqa: N818 - the demo's own word
+class StoryBroken(Exception):
     """Something that had to happen did not."""
 
 
@@ -86,8 +86,8 @@ class Repository:
         path.write_text(head + TIMES.lstrip("\n"), encoding="utf-8")
 
     def _git(self, *arguments: str, cwd: Path | None = None) -> str:
-        done = subprocess.run(  # noqa: S603
-            ["git", *arguments],  # noqa: S607
+        done = subprocess.run(
+            ["git", *arguments],
             cwd=cwd or self._clone,
             env=clean_environment() | GIT_IDENTITY,
             check=False,
@@ -189,7 +189,7 @@ class Mesh:
 
     def start(self) -> None:
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(  # noqa: S603
+            self.process = subprocess.Popen(
                 self._up, stdout=log, stderr=log, env=clean_environment(), start_new_session=True
             )
 
@@ -269,7 +269,9 @@ class Story:
         self.mesh.start()
         self._until(lambda: outcome(self.mesh.revision(sha)) == "live", "the first commit to be live", 60)
         self._until(lambda: self.visitors.steady, f"steady traffic of {RATE} requests a second", 60)
-        self._tell("started", f"every request is answered: {RATE}/s through {self._proxies()} proxies, mTLS between them")
+        self._tell(
+            "started", f"every request is answered: {RATE}/s through {self._proxies()} proxies, mTLS between them"
+        )
 
     def _proxies(self) -> int:
         return len(self.mesh.client.items("/v1/proxies"))
@@ -304,7 +306,9 @@ class Story:
         harmed = self.visitors.failed_since(mark)
         if harmed:
             raise StoryBroken(f"the unrelated commit harmed {harmed} requests")
-        self._tell("unrelated commit", f"live in {self._elapsed(sha)}; Route/shop/sa-logic stays held at its old content")
+        self._tell(
+            "unrelated commit", f"live in {self._elapsed(sha)}; Route/shop/sa-logic stays held at its old content"
+        )
 
     def _invalid(self) -> None:
         self.screen.chapter("An invalid commit: a weight in words")

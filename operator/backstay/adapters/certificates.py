@@ -252,7 +252,7 @@ class LocalCA:
 # --- making certificates --------------------------------------------------------------------------
 
 
-def _leaf(  # noqa: PLR0917 - the fields of a certificate
+def _leaf(
     key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey,
     names: Sequence[x509.GeneralName],
     issuer: x509.Certificate,

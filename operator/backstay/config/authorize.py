@@ -37,7 +37,7 @@ DENIED_BY_DEFAULT: Final = Decision(allowed=False)
 def namespace_of(identity: str) -> str:
     """The namespace in `spiffe://<trust-domain>/ns/<namespace>/sa/<account>`; empty for any other form."""
     parts = identity.split("/")
-    is_workload = len(parts) >= 7 and parts[3] == "ns" and parts[5] == "sa"  # noqa: PLR2004 - spiffe:, "", td, ns, x, sa, y
+    is_workload = len(parts) >= 7 and parts[3] == "ns" and parts[5] == "sa"
     return parts[4] if is_workload else ""
 
 
@@ -66,9 +66,7 @@ class AuthorizationTable:
         self.decides_nothing = not authorization.policies
         """True lets a caller skip `decide`: everything is allowed."""
 
-    def decide(  # noqa: PLR0913, PLR0917 - six plain values, asked once per request: an object per call would cost more
-        self, source: str, namespace: str, method: bytes, path: bytes, headers: Headers, port: int
-    ) -> Decision:
+    def decide(self, source: str, namespace: str, method: bytes, path: bytes, headers: Headers, port: int) -> Decision:
         """Judge one request. `source` is the caller's verified SPIFFE ID, empty for plaintext; `path` has no query."""
         if self.decides_nothing:
             return ALLOWED_BY_DEFAULT

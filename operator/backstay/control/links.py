@@ -68,7 +68,7 @@ class AssignFrame(Message, frozen=True, kw_only=True, tag="assign"):
     candidate: msgspec.Raw | None = None
     share: float = 0.0
     lease_s: float = 60.0
-    expect_refused: list[RefusalExpected] = []  # noqa: RUF012 - msgspec copies it
+    expect_refused: list[RefusalExpected] = []
 
 
 def refusals(assignment: Assignment) -> list[RefusalExpected]:

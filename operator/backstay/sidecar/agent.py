@@ -16,7 +16,16 @@ from typing import Final, Literal
 import msgspec
 
 from backstay import __version__
-from backstay.config.model import SCHEMA_VERSION, Config, Manifest, Part, decode_part, digest_of, encode_manifest, encode_part
+from backstay.config.model import (
+    SCHEMA_VERSION,
+    Config,
+    Manifest,
+    Part,
+    decode_part,
+    digest_of,
+    encode_manifest,
+    encode_part,
+)
 from backstay.config.wire import (
     ENROL_PATH,
     PROTOCOL_MAX,

@@ -61,7 +61,7 @@ class Exchange:
         "response", "response_bytes", "status",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0917 - one call per request with what the parser knows
+    def __init__(
         self, downstream: "Downstream", method: bytes, target: bytes, version: str, fields: Fields, keep_alive: bool
     ) -> None:
         self.downstream = downstream

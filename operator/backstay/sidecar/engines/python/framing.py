@@ -297,7 +297,7 @@ def resolve_dots(path: bytes) -> bytes:
 # --- responses -----------------------------------------------------------------------------------------------------
 
 
-def read_response(  # noqa: PLR0917 - plain values, once per response
+def read_response(
     status: int, status_line: bytes, fields: Fields, request_method: bytes, keep_alive: bool, client_http11: bool
 ) -> ResponseHead | Refusal:
     """Judge one final response head (or a 101) and make the head that the client gets, without the Connection field."""
