@@ -59,7 +59,13 @@ class _Reporter:
     weight: float = -1.0
     """Its usual requests per second while it serves stable only; -1: not known."""
 
+    first: int = 0
+    """The first sequence that was placed; earlier ones that arrive after it are new too."""
+    early: set[int] = field(default_factory=set)
+
     def has(self, sequence: int) -> bool:
+        if sequence < self.first:
+            return sequence in self.early or sequence in self.pending
         return sequence <= self.upto or sequence in self.beyond or sequence in self.pending
 
 
@@ -71,6 +77,8 @@ class _Bucket:
     peers: dict[Digest, tuple[int, int]] = field(default_factory=dict)
     shares: dict[ProxyId, float] = field(default_factory=dict)
     sequences: list[tuple[ProxyId, str, int]] = field(default_factory=list)
+    pure: bool = True
+    """Nothing but one config was served or about to be."""
 
 
 class Folder:
@@ -132,12 +140,13 @@ class Folder:
             report, _ = reporter.pending.pop(sequence)
             second = sequence + (reporter.offset or 0)
             if reporter.upto < 0:
-                reporter.upto = sequence - 1
-            reporter.beyond.add(sequence)
+                reporter.upto, reporter.first = sequence - 1, sequence
+            (reporter.early if sequence < reporter.first else reporter.beyond).add(sequence)
             reporter.latest = max(reporter.latest, second)
             bucket = self._bucket(second, reporter.workload)
             bucket.sequences.append((proxy, reporter.boot, sequence))
             bucket.shares[proxy] = _share(reporter, report, proxies.get(proxy))
+            bucket.pure = bucket.pure and _is_pure(report, reporter.serving, proxies.get(proxy))
             _add_rows(bucket.cohorts, report.rows)
             _weigh(reporter, report, bucket.shares[proxy])
             reporter.serving = report.serving
@@ -179,7 +188,7 @@ class Folder:
             expected=self._expected(bucket.shares),
             peers=bucket.peers,
         )
-        if block.share <= 0 and bucket.shares:
+        if bucket.pure and bucket.shares and len(bucket.cohorts) <= 1:
             self._before[workload] = verdict.known(self._before.get(workload, verdict.Before()), block)
         return block
 
@@ -232,6 +241,12 @@ def _share(reporter: _Reporter, report: Report, view: ProxyView | None) -> float
         return 0.0
     now = report.serving.get(view.candidate, 0.0)
     return min(now, reporter.serving.get(view.candidate, 0.0)) if reporter.serving else now
+
+
+def _is_pure(report: Report, served: Mapping[Digest, float], view: ProxyView | None) -> bool:
+    """Whether this second tells about stable alone: no candidate, and no change of config within it."""
+    changed = bool(served) and set(served) != set(report.serving)
+    return view is not None and not view.candidate and len(report.serving) <= 1 and not changed
 
 
 def _weigh(reporter: _Reporter, report: Report, share: float) -> None:

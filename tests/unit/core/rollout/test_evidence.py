@@ -1,0 +1,246 @@
+"""Reports into blocks: every request in exactly one block, wherever and whenever its report arrives."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from support.rollouts import WEB, fleet
+
+from backstay.config.wire import PeerRow, Report, Row
+from backstay.core.rollout import evidence, verdict
+from backstay.core.rollout.evidence import Counted, Folder
+from backstay.core.rollout.model import Block, Counts, ProxyView
+
+BACKEND = "logic.shop:80/v1"
+
+
+def row(config: str = "old", total: int = 10, bad: int = 0, **fields: Any) -> Row:
+    values: dict[str, Any] = {
+        "config": config,
+        "direction": "out",
+        "route": "routes/logic:80#main",
+        "backend": BACKEND,
+        "total": total,
+        "bad": fields.pop("reasons", {"5xx": bad} if bad else {}),
+        "excused": 0,
+        "attempts": total,
+        "latency": [],
+        "over": [],
+    } | fields
+    return Row(**values)
+
+
+def report(
+    sequence: int, *rows: Row, boot: str = "b", serving: dict[str, float] | None = None, **fields: Any
+) -> Report:
+    return Report(boot=boot, sequence=sequence, at=0.0, rows=list(rows), serving=serving or {"old": 1.0}, **fields)
+
+
+def requests(blocks: list[Block]) -> int:
+    return sum(counts.total for block in blocks for counts in block.cohorts.values())
+
+
+def half(views: dict[str, ProxyView], proxy: str, share: float = 1.0) -> dict[str, ProxyView]:
+    """The same fleet, this proxy serving the candidate."""
+    return views | {proxy: msgspec.structs.replace(views[proxy], candidate="new", share=share)}
+
+
+def test_a_second_closes_when_all_connected_proxies_have_reported_it() -> None:
+    folder, views = Folder(), fleet(2)
+    folder.fold("web-0", WEB, report(1, row()), 100)
+    assert folder.blocks(100.5, views) == []
+    folder.fold("web-1", WEB, report(1, row(bad=1)), 100)
+    made = folder.blocks(100.9, views)
+    assert [(b.workload, b.second, b.cohorts["old"].total, b.cohorts["old"].bad) for b in made] == [(WEB, 100, 20, 1)]
+
+
+def test_a_second_closes_without_those_that_are_late_and_their_reports_still_count_once() -> None:
+    folder, views = Folder(), fleet(2)
+    folder.fold("web-0", WEB, report(1, row()), 100)
+    folder.fold("web-1", WEB, report(1, row()), 100)
+    assert requests(folder.blocks(100.5, views)) == 20
+    folder.fold("web-0", WEB, report(2, row()), 101)
+    assert requests(folder.blocks(103.0, views)) == 10
+    folder.fold("web-1", WEB, report(2, row(total=7)), 104)
+    late = folder.blocks(104.0, views)
+    assert [(b.second, b.cohorts["old"].total) for b in late] == [(101, 7)]
+    assert folder.fold("web-1", WEB, report(2, row(total=7)), 105) is False
+    assert folder.blocks(110.0, views) == []
+
+
+def test_a_backlog_lands_in_the_seconds_it_speaks_of() -> None:
+    """Five reports kept while the connection was away arrive together; the newest tells the offset."""
+    folder, views = Folder(), fleet(1)
+    for sequence in range(1, 6):
+        folder.fold("web-0", WEB, report(sequence, row(total=sequence)), 105)
+    made = folder.blocks(105.0, views)
+    assert [(b.second, b.cohorts["old"].total) for b in made] == [(101, 1), (102, 2), (103, 3), (104, 4), (105, 5)]
+
+
+def test_a_missing_report_is_no_block() -> None:
+    folder, views = Folder(), fleet(1)
+    folder.fold("web-0", WEB, report(1, row()), 100)
+    folder.fold("web-0", WEB, report(4, row()), 103)
+    assert [b.second for b in folder.blocks(103.0, views)] == [100, 103]
+
+
+def test_a_new_boot_counts_from_its_own_start() -> None:
+    folder, views = Folder(), fleet(1)
+    folder.fold("web-0", WEB, report(50, row()), 100)
+    folder.blocks(100.0, views)
+    assert folder.fold("web-0", WEB, report(1, row(total=3), boot="c"), 105)
+    assert [(b.second, b.cohorts["old"].total) for b in folder.blocks(105.0, views)] == [(105, 3)]
+
+
+def test_only_what_is_in_blocks_may_be_acked_and_gaps_stop_it() -> None:
+    folder, views = Folder(), fleet(2)
+    folder.fold("web-0", WEB, report(5, row()), 100)
+    assert folder.ackable() == {}
+    folder.fold("web-1", WEB, report(9, row()), 100)
+    folder.blocks(100.5, views)
+    assert folder.ackable() == {"web-0": 5, "web-1": 9}
+    folder.fold("web-0", WEB, report(7, row()), 102)
+    folder.blocks(104.5, views)
+    assert folder.ackable() == {"web-0": 5, "web-1": 9}
+    folder.fold("web-0", WEB, report(6, row()), 104)
+    folder.blocks(105.0, views)
+    assert folder.ackable() == {"web-0": 7, "web-1": 9}
+
+
+def test_a_gap_older_than_proxies_keep_reports_is_given_up() -> None:
+    folder, views = Folder(), fleet(1)
+    folder.fold("web-0", WEB, report(1, row()), 100)
+    folder.blocks(100.0, views)
+    for sequence in range(3, 130):
+        folder.fold("web-0", WEB, report(sequence, row()), 99 + sequence)
+        folder.blocks(99.0 + sequence, views)
+    assert folder.ackable() == {"web-0": 129}
+
+
+def test_after_a_kill_what_was_counted_is_not_counted_again() -> None:
+    folder, views = Folder(), fleet(1)
+    folder.fold("web-0", WEB, report(1, row()), 100)
+    folder.blocks(100.0, views)
+    saved = evidence.encode(folder.export())
+    folder.fold("web-0", WEB, report(2, row()), 101)
+    folder.blocks(101.0, views)
+    again = Folder(evidence.decode(saved))
+    assert [again.fold("web-0", WEB, report(s, row()), 7) for s in (1, 2, 3)] == [False, True, True]
+    assert requests(again.blocks(7.0, views)) == 20
+    assert again.export() == {"web-0": Counted(boot="b", sequence=3)}
+
+
+def test_cohorts_are_by_config_and_a_proxy_with_both_is_in_both() -> None:
+    folder, views = Folder(), half(fleet(1), "web-0", 0.4)
+    serving = {"old": 0.6, "new": 0.4}
+    folder.fold("web-0", WEB, report(1, row("old", 60), row("new", 40, bad=2), serving=serving), 100)
+    (block,) = folder.blocks(100.0, views)
+    assert {config: (c.total, c.bad) for config, c in block.cohorts.items()} == {"old": (60, 0), "new": (40, 2)}
+    assert block.share == pytest.approx(0.4)
+
+
+def test_excused_refusals_are_no_evidence_and_reasons_are_kept_per_route() -> None:
+    folder, views = Folder(), fleet(1)
+    refused = row(
+        total=10,
+        reasons={"denied": 3, "5xx": 1},
+        excused=4,
+        attempts=12,
+        direction="in",
+        backend="",
+        route="inbound:80",
+    )
+    folder.fold("web-0", WEB, report(1, refused), 100)
+    (block,) = folder.blocks(100.0, views)
+    assert block.cohorts["old"] == Counts(
+        total=6, bad=4, attempts=6, refused=3, reasons={"inbound:80": {"denied": 3, "5xx": 1}}
+    )
+
+
+def test_destinations_and_subsets_are_summed_and_tries_that_never_began_hide_none() -> None:
+    folder, views = Folder(), fleet(1)
+    rows = (row(total=10, bad=1, attempts=13), row(total=5, attempts=0, backend="logic.shop:80/v2"))
+    folder.fold("web-0", WEB, report(1, *rows), 100)
+    (block,) = folder.blocks(100.0, views)
+    counts = block.cohorts["old"]
+    assert (counts.total, counts.attempts) == (15, 18)
+    assert counts.by_destination == {"logic.shop:80": (15, 1)}
+    assert counts.by_subset == {"logic.shop:80/v1": (10, 1), "logic.shop:80/v2": (5, 0)}
+
+
+def test_failed_connections_are_charged_to_what_the_called_proxy_serves() -> None:
+    views = half(fleet(2), "web-0") | fleet(1, "shop/caller")
+    peers = [PeerRow("web-0", "c", 10, 9), PeerRow("web-1", "c", 10, 0), PeerRow("stranger", "c", 5, 5)]
+    folder = Folder()
+    folder.fold("caller-0", "shop/caller", report(1, peers=peers), 100)
+    charged = [b.peers for b in folder.blocks(103.0, views) if b.workload == WEB]
+    assert charged == [{"new": (10, 9), "old": (10, 0)}]
+
+
+def test_a_called_proxy_with_two_configs_is_left_to_count_its_own_refusals() -> None:
+    views = half(fleet(1), "web-0", 0.5) | fleet(1, "shop/caller")
+    folder = Folder()
+    folder.fold("caller-0", "shop/caller", report(1, peers=[PeerRow("web-0", "c", 10, 5)]), 100)
+    assert [b for b in folder.blocks(103.0, views) if b.workload == WEB] == []
+
+
+def test_expected_traffic_follows_what_each_proxy_usually_gets() -> None:
+    folder, views = Folder(), fleet(2)
+    for second in range(1, 4):
+        folder.fold("web-0", WEB, report(second, row(total=90)), 100 + second)
+        folder.fold("web-1", WEB, report(second, row(total=10)), 100 + second)
+        folder.blocks(100.0 + second, views)
+    views = half(views, "web-1")
+    for second in (4, 5):
+        folder.fold("web-0", WEB, report(second, row(total=90)), 100 + second)
+        folder.fold("web-1", WEB, report(second, row("new", total=10), serving={"new": 1.0}), 100 + second)
+    changing, settled = folder.blocks(106.0, views)
+    assert (changing.share, changing.expected) == (0.0, 0.0)
+    assert (settled.share, settled.expected) == (0.5, pytest.approx(0.1))
+
+
+def test_expected_traffic_is_unknown_for_proxies_never_seen_under_stable() -> None:
+    folder, views = Folder(), half(fleet(1), "web-0", 0.5)
+    folder.fold("web-0", WEB, report(1, row("new", 5), row("old", 5), serving={"old": 0.5, "new": 0.5}), 100)
+    assert [b.expected for b in folder.blocks(100.0, views)] == [0.0]
+
+
+def test_most_failing_beside_another_config_is_not_waited_for() -> None:
+    folder, views = Folder(), half(fleet(3), "web-0", 0.5)
+    bad = report(1, row("new", 10, bad=10), row("old", 10), serving={"old": 0.5, "new": 0.5})
+    folder.fold("web-0", WEB, bad, 100)
+    assert requests(folder.blocks(100.0, views)) == 20
+
+
+def test_what_stable_did_is_learnt_only_while_nothing_else_is_served() -> None:
+    folder, views = Folder(), fleet(1)
+    for second in range(1, 61):
+        folder.fold("web-0", WEB, report(second, row(total=100, bad=1)), 100 + second)
+        folder.blocks(100.0 + second, views)
+    known = folder.before()[WEB]
+    assert verdict.usual_rate(verdict.seed(known)) == pytest.approx(0.01)
+    assert known.requests_per_s == pytest.approx(100, rel=0.06)
+    views = half(views, "web-0", 0.5)
+    rows = (row("new", 50, bad=50), row("old", 50))
+    for second in range(61, 64):
+        folder.fold("web-0", WEB, report(second, *rows, serving={"old": 0.5, "new": 0.5}), 100 + second)
+        folder.blocks(100.0 + second, views)
+    assert verdict.usual_rate(verdict.seed(folder.before()[WEB])) == pytest.approx(0.01, abs=0.003)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12), st.integers(0, 3), st.booleans()), max_size=60))
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_whatever_order_reports_come_in_each_counts_exactly_once(
+    arrivals: list[tuple[int, int, int, bool]],
+) -> None:
+    """Late, twice, out of order, with looks in between: the sum over blocks is the sum over distinct reports."""
+    folder, views, now, total = Folder(), fleet(3), 100, 0
+    for proxy, sequence, wait, look in arrivals:
+        now += wait
+        folder.fold(f"web-{proxy}", WEB, report(sequence, row(total=1)), now)
+        total += requests(folder.blocks(float(now), views)) if look else 0
+    total += requests(folder.blocks(now + 20.0, views))
+    assert total == len({(proxy, sequence) for proxy, sequence, _, _ in arrivals})
