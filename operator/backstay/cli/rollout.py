@@ -9,9 +9,9 @@ import click
 
 from backstay.cli.exits import Exit, Failed
 from backstay.cli.orders import order
-from backstay.cli.output import emit, paint, revision, share_of
+from backstay.cli.output import condition, emit, paint, revision, share_of
 from backstay.cli.session import Session, output_option, pass_session, reason_option
-from backstay.cli.shown import listed
+from backstay.cli.shown import listed, repository
 from backstay.cli.timeline import DurationType
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def watch(session: Session, timeout: float | None) -> None:
     views = _views(session, deadline, time.sleep)
     last = _watch_live(views) if sys.stdout.isatty() else _watch_plain(views)
     if last is None:
-        raise Failed("no rollout has run yet", code=Exit.NO)
+        raise Failed("no rollout has begun", code=Exit.TIMEOUT)
     if last["status"]["phase"] not in ENDED:
         raise Failed(f"rollout {last['status']['id']} is still {last['status']['phase']}", code=Exit.TIMEOUT)
     if last["status"]["phase"] not in GOOD:
@@ -61,18 +61,31 @@ def watch(session: Session, timeout: float | None) -> None:
 
 
 def _views(session: Session, deadline: float | None, pause: Callable[[float], None]) -> Iterator[dict[str, Any]]:
-    """The present rollout over and over, up to and including the view in which it has ended."""
-    wanted = ""
+    """The present rollout over and over, up to and including the view in which it has ended. One that is about to
+    begin is waited for: people type this right after a push."""
+    wanted, waits = "", False
     while True:
+        # Asked in this order a rollout that begins in between is seen as running, never as the one before.
+        before = {} if wanted else repository(session)
         rollouts = listed(session, "rollouts")
-        if not rollouts:
-            return
-        found = pick(rollouts, wanted)
-        wanted = found["status"]["id"]
-        yield found
-        if found["status"]["phase"] in ENDED or (deadline is not None and time.monotonic() >= deadline):
+        if rollouts and (wanted or not _about_to_begin(before, rollouts[0])):
+            found = pick(rollouts, wanted)
+            wanted = found["status"]["id"]
+            yield found
+            if found["status"]["phase"] in ENDED:
+                return
+        elif not waits:
+            session.say("waiting for a rollout to begin")
+            waits = True
+        if deadline is not None and time.monotonic() >= deadline:
             return
         pause(LOOK_EVERY)
+
+
+def _about_to_begin(before: dict[str, Any], newest: dict[str, Any]) -> bool:
+    """Whether the newest rollout is over and git already wants something else."""
+    is_behind = condition(before, "Reconciling").get("reason") == "Progressing"
+    return is_behind and newest["status"]["phase"] in ENDED
 
 
 def _watch_plain(views: Iterator[dict[str, Any]]) -> dict[str, Any] | None:

@@ -93,24 +93,32 @@ def objects(view: MeshView, memory: Memory) -> tuple[Objects, Memory]:
 
 
 class Fleet:
-    """Proxies by workload, and how many of them serve only a given config: looked up once however many documents ask,
-    so that a thousand documents on a thousand proxies stay cheap."""
+    """Proxies by workload, and how many of them serve a given config: counted once however many documents ask, so that
+    a thousand documents on a thousand proxies stay cheap."""
 
     def __init__(self, view: MeshView) -> None:
         self._by_workload: dict[WorkloadKey, list[ProxyStatus]] = {}
-        self._serving: dict[tuple[WorkloadKey, Digest], int] = {}
         for _, proxy in sorted(view.proxies.items()):
             self._by_workload.setdefault(proxy.view.workload, []).append(proxy)
+        self._on_stable: dict[tuple[WorkloadKey, Digest], int] = {}
+        self._serving: dict[tuple[WorkloadKey, Digest], int] = {}
 
     def of(self, workload: WorkloadKey) -> Sequence[ProxyStatus]:
         return self._by_workload.get(workload, ())
 
+    def on_stable(self, workload: WorkloadKey, digest: Digest) -> int:
+        """Proxies that serve this stable config, some of them a candidate as well."""
+        if (workload, digest) not in self._on_stable:
+            found = sum(proxy.view.stable == digest for proxy in self.of(workload))
+            self._on_stable[workload, digest] = found
+        return self._on_stable[workload, digest]
+
     def serving_only(self, workload: WorkloadKey, digest: Digest) -> int:
-        known = self._serving.get((workload, digest))
-        if known is None:
-            known = sum(_serves_only(proxy, digest) for proxy in self.of(workload))
-            self._serving[workload, digest] = known
-        return known
+        """Proxies that give every request to this config."""
+        if (workload, digest) not in self._serving:
+            found = sum(_serves_only(proxy, digest) for proxy in self.of(workload))
+            self._serving[workload, digest] = found
+        return self._serving[workload, digest]
 
 
 def list_of(kind: str, items: Sequence[Json]) -> Json:
@@ -747,17 +755,18 @@ def _held_set(view: MeshView, key: DocumentKey) -> HeldSet | None:
 
 
 def _updated(view: MeshView, fleet: Fleet, key: DocumentKey) -> tuple[int, int]:
-    """How many proxies that carry the document serve its newest content to every request, and how many carry it."""
+    """How many proxies that carry the document serve its newest content to every request, and how many carry it.
+
+    A document that the running rollout does not change says the same in stable and candidate.
+    """
     workloads = view.document_workloads.get(key, ())
-    updated = sum(fleet.serving_only(workload, _target(view, key, workload)) for workload in workloads)
-    return updated, sum(len(fleet.of(workload)) for workload in workloads)
-
-
-def _target(view: MeshView, key: DocumentKey, workload: WorkloadKey) -> Digest:
-    stable = view.state.workloads.get(workload, WorkloadState()).stable
-    if view.state.rollout is None or not _in_rollout(view, key):
-        return stable
-    return _candidate_of(view.state.rollout, workload) or stable
+    total = sum(len(fleet.of(workload)) for workload in workloads)
+    stable = {workload: view.state.workloads.get(workload, WorkloadState()).stable for workload in workloads}
+    rollout = view.state.rollout
+    if rollout is None or not _in_rollout(view, key):
+        return sum(fleet.on_stable(workload, stable[workload]) for workload in workloads), total
+    targets = {workload: _candidate_of(rollout, workload) or stable[workload] for workload in workloads}
+    return sum(fleet.serving_only(workload, targets[workload]) for workload in workloads), total
 
 
 def _serves_only(proxy: ProxyStatus, digest: Digest) -> bool:

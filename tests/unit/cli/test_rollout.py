@@ -1,9 +1,11 @@
 """Orders reach the operator with who and why; watching says each change once; waiting ends with the right code."""
 
 import getpass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -98,6 +100,22 @@ def test_watch_says_each_change_once(state_dir: Path, operator: views.ShowingOpe
         f"r2 main@sha1:bbbbbbbb rolling-back wave 1/4 fail: {views.SENTENCE}",
         f"r2 main@sha1:bbbbbbbb failed fail: {views.SENTENCE}",
     ]
+
+
+def test_watch_waits_for_a_rollout_that_is_about_to_begin(state_dir: Path, operator: views.ShowingOperator) -> None:
+    """Right after a push the newest rollout is still the last one."""
+    ended = views.rollout(Phase.SUCCEEDED, id="r1")
+    before = views.live()
+    pushed = msgspec.structs.replace(before.state, desired_revision=views.named(views.NEW), history=(ended,))
+    shown = iter([replace(before, state=pushed)] * 3)
+
+    def advance() -> None:
+        operator.shown = next(shown, views.held())
+
+    operator.on_look = advance
+    ran = backstay("rollout", "watch", state_dir=state_dir)
+    assert ran.err == "waiting for a rollout to begin\n"
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["r2"]
 
 
 def test_watch_gives_up_in_time(state_dir: Path) -> None:

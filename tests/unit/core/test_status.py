@@ -300,6 +300,14 @@ def test_a_document_in_a_wave_counts_its_proxies() -> None:
     assert conditions(found)["Programmed"] == ("False", "Progressing")
 
 
+def test_a_document_that_does_not_change_is_live_during_the_rollout_of_others() -> None:
+    """Stable and candidate say the same of it, so a proxy that serves both serves it to every request."""
+    base = views.rolling()
+    other = msgspec.structs.replace(views.rollout(), documents=("Route/shop/other",))
+    found = intent(replace(base, desired=base.stable, state=msgspec.structs.replace(base.state, rollout=other)))
+    assert (found["status"]["state"], found["status"]["proxies"]) == ("live", {"updated": 2, "total": 2})
+
+
 def test_a_held_document_says_why() -> None:
     found = intent(views.held())
     assert found["status"]["state"] == "held"
