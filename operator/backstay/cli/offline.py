@@ -45,6 +45,7 @@ async def _view(state_dir: Path) -> MeshView:
         state = msgspec.json.decode(body, type=MeshState)
         return MeshView(
             mesh=state.mesh,
+            ref="",
             now=time.time(),
             state=state,
             fault=FAULT,

@@ -79,8 +79,10 @@ def test_a_failed_rollout_answers_no(state_dir: Path, operator: views.ShowingOpe
 
 
 def test_watch_says_each_change_once(state_dir: Path, operator: views.ShowingOperator) -> None:
+    preparing = views.rolling(Phase.PREPARING)  # twice: the first look is at the repository
     shown = [
-        views.rolling(Phase.PREPARING),
+        preparing,
+        preparing,
         views.rolling(),
         views.rolling(),
         views.rolling(Phase.ROLLING_BACK),
