@@ -53,7 +53,9 @@ class Authority:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"root {domain} {id(self)}")])
-        builder = self._builder(self._name, self._key).add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        builder = self._builder(self._name, self._key).add_extension(
+            x509.BasicConstraints(ca=True, path_length=0), True
+        )
         self._root = builder.add_extension(_usage(ca=True), True).sign(self._key, hashes.SHA256())
         self.pem = self._root.public_bytes(serialization.Encoding.PEM).decode()
 
@@ -84,9 +86,7 @@ class Authority:
         files = IdentityFiles(certificate=stem.with_suffix(".crt"), key=stem.with_suffix(".key"))
         files.certificate.write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
         plain = serialization.NoEncryption()
-        files.key.write_bytes(
-            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-        )
+        files.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
         return files
 
 
@@ -157,12 +157,14 @@ async def proxy(
     engine = PythonEngine(log=keep, **({"random": random} if random else {}))
     fixed = free_port() if explicit else 0
     running = Proxy(
-        engine=engine, outbound=free_port(), inbound={port: free_port() for port in app_ports}, explicit=fixed, lines=lines
+        engine=engine,
+        outbound=free_port(),
+        inbound={port: free_port() for port in app_ports},
+        explicit=fixed,
+        lines=lines,
     )
     listener = (ExplicitListener(listen=fixed, host=explicit[0], port=explicit[1]),) if explicit else ()
-    await engine.start(
-        Address(host=LOCALHOST, inbound=running.inbound, outbound=running.outbound, explicit=listener)
-    )
+    await engine.start(Address(host=LOCALHOST, inbound=running.inbound, outbound=running.outbound, explicit=listener))
     try:
         yield running
     finally:

@@ -53,8 +53,6 @@ WEB = (routes(to("web.shop:80")), backend())
 DENY_ALL = Authorization(policies=(Policy(name="shop/nobody", action="allow"),))
 
 
-
-
 @contextlib.asynccontextmanager
 async def plain_client(*parts: object, app: int, share_of: object = None) -> AsyncIterator[Proxy]:
     """A client proxy whose only endpoint of web.shop is the application itself."""
@@ -65,7 +63,9 @@ async def plain_client(*parts: object, app: int, share_of: object = None) -> Asy
 
 
 @contextlib.asynccontextmanager
-async def server_proxy(app: int, *parts: object, mtls: str = "permissive", protocol: str = "http") -> AsyncIterator[Proxy]:
+async def server_proxy(
+    app: int, *parts: object, mtls: str = "permissive", protocol: str = "http"
+) -> AsyncIterator[Proxy]:
     async with proxy(app) as server:
         port = InboundPort(port=app, mtls=mtls, protocol=protocol)  # type: ignore[arg-type]
         server.engine.apply(config(listeners("web", inbound=(port,)), *parts), None, 0)  # type: ignore[arg-type]
@@ -119,11 +119,15 @@ async def test_the_first_matching_rule_decides_and_no_match_is_404() -> None:
 
 
 async def test_a_subset_takes_the_endpoints_that_carry_its_labels_and_an_empty_one_is_503() -> None:
-    split = backend(subsets=(Subset(name="v2", labels=(("version", "v2"),)), Subset(name="v9", labels=(("version", "v9"),))))
+    split = backend(
+        subsets=(Subset(name="v2", labels=(("version", "v2"),)), Subset(name="v9", labels=(("version", "v9"),)))
+    )
     to_v9 = to("web.shop:80/v9", name="v9", matches=(Match(path=PathMatch(kind="exact", value="/v9")),))
     async with application(replying(b"v1")) as one, application(replying(b"v2")) as two:
         async with plain_client(routes(to_v9, to("web.shop:80/v2")), split, app=one) as client:
-            client.engine.endpoints({"web.shop:80": [endpoint(one, version="v1"), endpoint(two, version="v2")]}, full=True)
+            client.engine.endpoints(
+                {"web.shop:80": [endpoint(one, version="v1"), endpoint(two, version="v2")]}, full=True
+            )
             assert {(await send(client.outbound, get())).body for _ in range(10)} == {b"v2"}
             assert (await send(client.outbound, get("/v9"))).status == 503
             assert bad(client) == {"no-healthy-upstream": 1}
@@ -182,7 +186,9 @@ async def test_bodies_stream_both_ways_with_content_length_and_chunked() -> None
         head = f"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: {len(big)}\r\n\r\n".encode()
         assert (await send(client.outbound, head + big)).body == big
         chunked = b"POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n"
-        assert (await send(client.outbound, chunked + b"%x\r\n%b\r\n0\r\nX-Evil: y\r\n\r\n" % (len(big), big))).body == big
+        assert (
+            await send(client.outbound, chunked + b"%x\r\n%b\r\n0\r\nX-Evil: y\r\n\r\n" % (len(big), big))
+        ).body == big
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
@@ -209,11 +215,20 @@ async def test_answers_without_a_body_leave_the_connection_usable() -> None:
             elif kind == b"/304":
                 writer.write(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 10\r\n\r\n")
             else:
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + (b"" if head.startswith(b"HEAD") else b"x" * 10))
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + (b"" if head.startswith(b"HEAD") else b"x" * 10)
+                )
 
     async with application(serve) as app, plain_client(*WEB, app=app) as client:
         reader, writer = await asyncio.open_connection(LOCALHOST, client.outbound)
-        for path, method in (("/204", "GET"), ("/304", "GET"), ("/", "HEAD"), ("/", "GET"), ("/", "HEAD"), ("/", "GET")):
+        for path, method in (
+            ("/204", "GET"),
+            ("/304", "GET"),
+            ("/", "HEAD"),
+            ("/", "GET"),
+            ("/", "HEAD"),
+            ("/", "GET"),
+        ):
             writer.write(get(path, method=method))
             answer = await receive(reader, is_head=method == "HEAD")
             assert answer.status == int(path[1:] or 200)
@@ -314,7 +329,12 @@ async def test_bytes_behind_a_refused_upgrade_reach_no_other_request() -> None:
 async def test_an_offer_of_h2c_is_ignored_and_its_body_arrives() -> None:
     seen: list[bytes] = []
     async with application(replying(seen=seen)) as app, plain_client(*WEB, app=app) as client:
-        fields = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk", "Content-Length: 3"]
+        fields = [
+            "Connection: Upgrade, HTTP2-Settings",
+            "Upgrade: h2c",
+            "HTTP2-Settings: AAMAAABk",
+            "Content-Length: 3",
+        ]
         assert (await send(client.outbound, get(method="POST", headers=fields) + b"abc")).status == 200
         assert seen == [b"POST / HTTP/1.1\r\nHost: web.shop\r\nContent-Length: 3\r\n\r\nabc"]
 
@@ -366,11 +386,17 @@ async def test_a_tcp_port_is_piped_over_mtls_and_its_connections_are_authorized(
             writer.write(data.upper())
 
     only_other = Authorization(
-        policies=(Policy(name="shop/p", action="allow", rules=(PolicyRule(sources=(Source(principals=(spiffe("x"),)),)),)),)
+        policies=(
+            Policy(name="shop/p", action="allow", rules=(PolicyRule(sources=(Source(principals=(spiffe("x"),)),)),)),
+        )
     )
     ca = Authority(tmp_path)
     tcp = backend(protocol="tcp")
-    async with application(echo) as app, server_proxy(app, protocol="tcp") as server, proxy(explicit=("web.shop", 80)) as client:
+    async with (
+        application(echo) as app,
+        server_proxy(app, protocol="tcp") as server,
+        proxy(explicit=("web.shop", 80)) as client,
+    ):
         trust(ca, (server, "web"), (client, "client"))
         client.engine.apply(config(CLIENT, WEB[0], tcp), None, 0)
         client.engine.endpoints({"web.shop:80": [endpoint(server.inbound[app], spiffe("web"))]}, full=True)
@@ -412,7 +438,10 @@ GATEWAY = Retry(attempts=2, retry_on=("gateway-error", "connect-failure", "reset
 
 
 async def test_a_timeout_is_504_and_a_request_still_open_has_crossed_its_bounds_before_it_ends() -> None:
-    async with application(hang) as app, plain_client(routes(to("web.shop:80", timeout_ms=300)), backend(), app=app) as client:
+    async with (
+        application(hang) as app,
+        plain_client(routes(to("web.shop:80", timeout_ms=300)), backend(), app=app) as client,
+    ):
         waiting = asyncio.ensure_future(send(client.outbound, get()))
         await asyncio.sleep(0.12)
         (row,) = client.rows()
@@ -425,7 +454,10 @@ async def test_a_timeout_is_504_and_a_request_still_open_has_crossed_its_bounds_
 
 async def test_a_gateway_error_is_retried_and_counted_as_tries() -> None:
     seen, serve = counted(2)
-    async with application(serve) as app, plain_client(routes(to("web.shop:80", retry=GATEWAY)), backend(), app=app) as client:  # type: ignore[arg-type]
+    async with (
+        application(serve) as app,
+        plain_client(routes(to("web.shop:80", retry=GATEWAY)), backend(), app=app) as client,
+    ):  # type: ignore[arg-type]
         assert (await send(client.outbound, get())).status == 200
         (row,) = client.rows()
         assert (len(seen), row.total, row.attempts, row.bad) == (3, 1, 3, {})
@@ -434,11 +466,17 @@ async def test_a_gateway_error_is_retried_and_counted_as_tries() -> None:
 async def test_a_post_is_not_sent_twice_unless_its_document_says_so() -> None:
     post = get(method="POST", headers=["Content-Length: 3"]) + b"abc"
     seen, serve = counted(1)
-    async with application(serve) as app, plain_client(routes(to("web.shop:80", retry=GATEWAY)), backend(), app=app) as client:  # type: ignore[arg-type]
+    async with (
+        application(serve) as app,
+        plain_client(routes(to("web.shop:80", retry=GATEWAY)), backend(), app=app) as client,
+    ):  # type: ignore[arg-type]
         assert ((await send(client.outbound, post)).status, len(seen)) == (503, 1)
     seen, serve = counted(1)
     anyway = Retry(attempts=1, retry_on=("5xx",), backoff_ms=1, any_method=True)
-    async with application(serve) as app, plain_client(routes(to("web.shop:80", retry=anyway)), backend(), app=app) as client:  # type: ignore[arg-type]
+    async with (
+        application(serve) as app,
+        plain_client(routes(to("web.shop:80", retry=anyway)), backend(), app=app) as client,
+    ):  # type: ignore[arg-type]
         assert ((await send(client.outbound, post)).status, len(seen), seen[0] == seen[1]) == (200, 2, True)
 
 
@@ -542,7 +580,9 @@ async def test_surplus_bytes_of_a_response_reach_no_other_request() -> None:
     async def surplus(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             await read_head(reader)
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+            )
 
     async with application(surplus) as app, plain_client(*WEB, app=app) as client:
         reader, writer = await asyncio.open_connection(LOCALHOST, client.outbound)
@@ -561,7 +601,10 @@ async def test_a_fault_delays_and_aborts_as_drawn() -> None:
 
 
 async def test_requests_beyond_the_connection_limit_wait_for_their_turn() -> None:
-    async with application(replying()) as app, plain_client(routes(to("web.shop:80")), backend(max_connections=1), app=app) as client:
+    async with (
+        application(replying()) as app,
+        plain_client(routes(to("web.shop:80")), backend(max_connections=1), app=app) as client,
+    ):
         answers = await asyncio.gather(*(send(client.outbound, get()) for _ in range(20)))
         assert [answer.status for answer in answers] == [200] * 20
         assert sum(row.attempts for row in client.engine.collect().peers) == 1
@@ -583,7 +626,9 @@ async def test_a_client_that_leaves_ends_its_exchange() -> None:
 
 
 @contextlib.asynccontextmanager
-async def pair(folder: Path, *parts: object, mtls: str = "permissive") -> AsyncIterator[tuple[Proxy, Proxy, int, Authority]]:
+async def pair(
+    folder: Path, *parts: object, mtls: str = "permissive"
+) -> AsyncIterator[tuple[Proxy, Proxy, int, Authority]]:
     """(client, server, application port, authority): two proxies with mTLS between them."""
     ca = Authority(folder)
     async with application(replying()) as app, server_proxy(app, *parts, mtls=mtls) as server, proxy() as client:
@@ -652,7 +697,8 @@ async def test_a_revoked_identity_is_cut_off_at_once(tmp_path: Path) -> None:
 
 async def test_authorization_judges_the_callers_identity_and_says_nothing_of_its_policies(tmp_path: Path) -> None:
     readers = PolicyRule(
-        sources=(Source(principals=(spiffe("client"),)),), operations=(Operation(methods=("GET",), paths=("/public*",)),)
+        sources=(Source(principals=(spiffe("client"),)),),
+        operations=(Operation(methods=("GET",), paths=("/public*",)),),
     )
     allow = Authorization(policies=(Policy(name="shop/readers", action="allow", rules=(readers,)),))
     async with pair(tmp_path, allow) as (client, server, app, _):
@@ -690,7 +736,9 @@ async def test_a_refusal_that_stable_would_make_too_or_that_was_announced_is_exc
     async with application(replying()) as app, proxy(app, random=lambda: 0.0) as server:
         inbound = listeners("web", inbound=(InboundPort(port=app),))
         only_get = Authorization(
-            policies=(Policy(name="a/b", action="allow", rules=(PolicyRule(operations=(Operation(methods=("GET",)),)),)),)
+            policies=(
+                Policy(name="a/b", action="allow", rules=(PolicyRule(operations=(Operation(methods=("GET",)),)),)),
+            )
         )
         server.engine.apply(config(inbound, only_get), config(inbound, DENY_ALL), 1.0)
         await send(server.inbound[app], get(method="DELETE"))
@@ -736,8 +784,12 @@ async def test_swaps_under_load_fail_no_request(tmp_path: Path) -> None:
         callers = [asyncio.ensure_future(caller()) for _ in range(8)]
         for turn in range(30):
             rule = to("web.shop:80", timeout_ms=10_000 + turn)
-            client.engine.apply(config(CLIENT, routes(rule), backend(connect_timeout_ms=1000 + turn)), config(CLIENT, *WEB), 0.5)
-            server.engine.apply(config(listeners("web", inbound=(InboundPort(port=app),), access_log="failures")), None, 0)
+            client.engine.apply(
+                config(CLIENT, routes(rule), backend(connect_timeout_ms=1000 + turn)), config(CLIENT, *WEB), 0.5
+            )
+            server.engine.apply(
+                config(listeners("web", inbound=(InboundPort(port=app),), access_log="failures")), None, 0
+            )
             await asyncio.sleep(0.02)
         stop.set()
         await asyncio.gather(*callers)

@@ -109,6 +109,7 @@ class Downstream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         parser = self.parser
         if parser is None:
+            self._keep_unparsed(data)
             return
         self._fed = len(data)
         before = self.incoming
@@ -126,6 +127,13 @@ class Downstream(asyncio.Protocol):
             before.push()
         else:
             self.update_reading()
+
+    def _keep_unparsed(self, data: bytes) -> None:
+        """Bytes for a tunnel that does not stand yet. (uvloop starts to read after connection_made, paused or not.)"""
+        if self.leaving or self.exchange is None:
+            return
+        self.early += data
+        self.update_reading()
 
     def eof_received(self) -> None:
         return None
@@ -277,7 +285,8 @@ class Downstream(asyncio.Protocol):
         self.exchange = None
         self.busy_since = self.server.now
         if not exchange.keep_alive or self.leaving or self.server.draining:
-            self._leave(linger=not exchange.complete)
+            # Closing while bytes are on their way makes the kernel send a reset, which can overtake the answer.
+            self._leave(linger=not exchange.complete or exchange.upgrade or exchange.broken > 0)
         elif not exchange.complete:
             self._leave(linger=True)
         elif self.queue:
