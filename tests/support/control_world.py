@@ -161,6 +161,10 @@ class Sidecar:
                 await asyncio.sleep(0.05)
             return found
 
+    def admin_is_open(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.admin)) == 0
+
     async def page(self, path: str) -> tuple[int, bytes]:
         return await asyncio.to_thread(self._get, path)
 

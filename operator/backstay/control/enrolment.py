@@ -10,8 +10,10 @@ from typing import Final
 
 from backstay.config.wire import EnrolAnswer, EnrolRequest
 
-REFUSALS_PER_SECOND: Final = 1.0  # a token has 256 bits: this protects the processor and the log, not the secret
-REFUSALS_AT_ONCE: Final = 20.0  # a platform that restarts its whole machine with stale tokens
+REFUSALS_PER_SECOND: Final = 20.0
+"""A token has 256 bits: this protects processor and log, not the secret. On one machine all sidecars share an address,
+so fifty of them with stale tokens, each trying every few seconds, must not lock out one with a good token."""
+REFUSALS_AT_ONCE: Final = 200.0
 MAX_CALLERS: Final = 4096
 REPEAT_WITHIN: Final = 120.0  # seconds; several tries of a proxy that backs off up to 5 s
 

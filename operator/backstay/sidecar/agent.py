@@ -9,7 +9,7 @@ import errno
 import logging
 import ssl
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -72,6 +72,7 @@ LEASE_WRITES: Final = 10
 REFUSALS_BEFORE_ENROLLING: Final = 2
 """A certificate that is refused twice in a row is of no use any more (new CA, expired while away)."""
 LIVE_WRITE_AFTER: Final = 1.0  # seconds; endpoints may change in bursts
+MISTAKE_PAUSE: Final = 1.0  # seconds; a repeated mistake must not fill the log
 _REFUSED: Final = (401, 403)
 _DISK: Final = {
     errno.ENOSPC: "DiskFull",
@@ -148,16 +149,23 @@ class Agent:
     async def run(self) -> None:
         self.restore()
         workers = [
-            spawn(self._hold_stream(), name="agent-stream"),
-            spawn(self._tick(), name="agent-tick"),
-            spawn(self._keep_identity(), name="agent-identity"),
+            spawn(self._survive(self._hold_stream), name="agent-stream"),
+            spawn(self._survive(self._tick), name="agent-tick"),
+            spawn(self._survive(self._keep_identity), name="agent-identity"),
         ]
-        stopping = spawn(self._stopping.wait(), name="agent-stop")
-        await asyncio.wait([stopping, *workers], return_when=asyncio.FIRST_COMPLETED)
-        await stop(stopping)
+        await self._stopping.wait()
         await self._drain()
         await stop(*workers)
         self._end()
+
+    async def _survive(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Traffic must not end because of a mistake in here: say it, and begin that work again."""
+        while True:
+            try:
+                await work()
+            except Exception:
+                _log.exception("agent.mistake work=%s", getattr(work, "__name__", work))
+            await asyncio.sleep(MISTAKE_PAUSE)
 
     async def _drain(self) -> None:
         self._send(Draining())
@@ -294,6 +302,8 @@ class Agent:
     async def _make_sure_of_identity(self) -> None:
         expired = self.svid is None or not self.svid.is_valid(clock.now().wall)
         if expired or (self._refusals >= REFUSALS_BEFORE_ENROLLING and self.settings.token_file is not None):
+            # One try, then the certificate again: the token may be the one that is of no use.
+            self._refusals = 0
             await self._enrol()
 
     async def _one_stream(self, backoff: Backoff) -> None:

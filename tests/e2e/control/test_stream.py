@@ -1,13 +1,17 @@
 """The control channel from end to end: a real server, real sidecar processes, sockets, signals and disks."""
 
 import json
+import shutil
 import signal
 import stat
 import sys
 
-from backstay.config.model import config_digest
+import msgspec
+
+from backstay.config.model import assemble, config_digest
 from backstay.config.wire import Ack, Endpoint, Live, Nack, Report, WentBack
 from backstay.core.ports import Joined, Left
+from backstay.sidecar.program import ConfigFile
 from backstay.sidecar.store import read_state
 from support.control_world import IDENTITY, World, assignment, config
 
@@ -286,3 +290,39 @@ async def test_two_sidecars_do_not_share_a_state_folder(world: World) -> None:
     assert await sidecar.ended() == 1
     assert "another sidecar uses this state folder" in (world.folder / "logic-1.log").read_text()
     sidecar.process = first
+
+
+async def test_a_proxy_enrols_anew_when_the_authority_was_replaced(world: World) -> None:
+    operator = await world.operator()
+    sidecar = await world.sidecar()
+    operator.server.assign("logic-1", *assignment(config()))
+    await operator.until(lambda: operator.said(Ack))
+    await operator.server.close()
+    shutil.rmtree(world.folder / "ca")
+    successor = await world.operator(epoch=2)
+    await successor.until(lambda: successor.server.connected() == ["logic-1"], within=40.0)
+    assert {entry["pid"] for entry in sidecar.recorded("identity")} == {sidecar.recorded("start")[0]["pid"]}
+
+
+async def test_a_config_file_is_served_without_an_operator_and_read_again_on_sighup(world: World) -> None:
+    def written(weight: int, extra: str = "") -> str:
+        manifest, parts = config(weight, extra=extra)
+        whole = ConfigFile(config=assemble(manifest, parts), endpoints=endpoints("logic.shop:80"))
+        path.write_bytes(msgspec.json.encode(whole))
+        return config_digest(manifest)
+
+    path = world.folder / "config.json"
+    first = written(1)
+    sidecar = await world.sidecar("logic-1", "--config", str(path))
+    await sidecar.until(lambda: [each["stable"] for each in sidecar.recorded("apply")] == [first])
+    await sidecar.until(lambda: sidecar.admin_is_open())
+    assert (await sidecar.page("/healthz/ready"))[0] == 200
+    assert sidecar.process is not None
+    second = written(2)
+    sidecar.process.send_signal(signal.SIGHUP)
+    await sidecar.until(lambda: [each["stable"] for each in sidecar.recorded("apply")] == [first, second])
+    path.write_text("{")
+    sidecar.process.send_signal(signal.SIGHUP)
+    await sidecar.until(lambda: "config.refused" in (world.folder / "logic-1.log").read_text())
+    assert json.loads((await sidecar.page("/config_dump"))[1]) == {"stable": second}
+    assert await sidecar.end(signal.SIGTERM) == 0

@@ -1,5 +1,12 @@
 from backstay.config.wire import EnrolAnswer, EnrolRequest
-from backstay.control.enrolment import MAX_CALLERS, REFUSALS_AT_ONCE, REPEAT_WITHIN, AttemptLimiter, RecentAnswers
+from backstay.control.enrolment import (
+    MAX_CALLERS,
+    REFUSALS_AT_ONCE,
+    REFUSALS_PER_SECOND,
+    REPEAT_WITHIN,
+    AttemptLimiter,
+    RecentAnswers,
+)
 
 
 def test_guessing_is_stopped_and_may_go_on_slowly() -> None:
@@ -7,10 +14,11 @@ def test_guessing_is_stopped_and_may_go_on_slowly() -> None:
     for _ in range(int(REFUSALS_AT_ONCE)):
         assert limiter.admits("10.0.0.1", 0.0)
         limiter.refused("10.0.0.1", 0.0)
-    assert limiter.admits("10.0.0.1", 0.5) is False
-    assert limiter.admits("10.0.0.2", 0.5) is True
-    assert limiter.admits("10.0.0.1", 1.0) is True
-    assert limiter.outcomes == {"refused": 20, "limited": 1}
+    one = 1 / REFUSALS_PER_SECOND
+    assert limiter.admits("10.0.0.1", 0.5 * one) is False
+    assert limiter.admits("10.0.0.2", 0.5 * one) is True
+    assert limiter.admits("10.0.0.1", 1.0 * one) is True
+    assert limiter.outcomes == {"refused": int(REFUSALS_AT_ONCE), "limited": 1}
 
 
 def test_honest_enrolments_are_never_limited() -> None:
