@@ -22,6 +22,8 @@ _log: Final = logging.getLogger("backstay.processes")
 
 PID_FILE_VARIABLE: Final = "BACKSTAY_PID_FILE"
 """Tells every process which pid file is its own, so that one that was never written down can still be found."""
+PROC_STAT: Final = Path("/proc/self/stat")
+"""There on Linux only."""
 POLL_S: Final = 0.2
 """Seconds between looks at a process on systems without pidfd; a fifth of a second is soon enough for a restart."""
 
@@ -74,15 +76,30 @@ class Process:
 
     async def wait(self) -> int | None:
         """Until it has ended; its exit code (negative: signal), None if it was not our child."""
-        descriptor = _pidfd(self.pid) if self.is_alive() else None
-        if descriptor is not None:
-            try:
-                await _readable(descriptor)
-            finally:
-                os.close(descriptor)
-        while self.is_alive():  # noqa: ASYNC110 (nobody sets an event when another process's child ends)
-            await asyncio.sleep(POLL_S)
-        return self._child.returncode if self._child is not None else None
+        if self.is_alive():
+            await self._ended()
+        return self._child.wait() if self._child is not None else None
+
+    async def _ended(self) -> None:
+        descriptor = _pidfd(self.pid)
+        if descriptor is None:
+            while self._is_there():  # noqa: ASYNC110 (nobody sets an event when another process's child ends)
+                await asyncio.sleep(POLL_S)
+            return
+        try:
+            await _readable(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _is_there(self) -> bool:
+        """As is_alive, but without asking ps: a number just seen in use is not given away within a few polls."""
+        if self._child is not None or PROC_STAT.exists():
+            return self.is_alive()
+        try:
+            os.kill(self.pid, 0)
+        except OSError:
+            return False
+        return True
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the whole group, if the process is still there."""
@@ -177,7 +194,7 @@ def start_time(pid: int) -> str:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
-        return "" if Path("/proc/self/stat").exists() else _start_time_by_ps(pid)
+        return "" if PROC_STAT.exists() else _start_time_by_ps(pid)
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else f"{_boot()}:{fields[19]}"
@@ -192,7 +209,7 @@ def _boot() -> str:
 
 def _start_time_by_ps(pid: int) -> str:
     answer = subprocess.run(
-        ["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)],
+        ["/bin/ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)],
         capture_output=True,
         text=True,
         check=False,
