@@ -165,6 +165,18 @@ async def test_what_is_not_there_is_named_with_what_there_is(repository: Reposit
     assert (await refusal(unknown))[0] == "RefNotFound"
 
 
+async def test_a_commit_that_is_pushed_after_it_was_asked_for_is_found(
+    repository: Repository, open_source: Open, tmp_path: Path
+) -> None:
+    repository.commit(a__yaml="1")
+    repository.git("clone", "--quiet", "--bare", str(repository.path), str(tmp_path / "bare.git"))
+    sha = repository.commit(a__yaml="2")
+    source = open_source(tmp_path / "bare.git", ref=RefSpec(commit=sha))
+    assert (await refusal(source))[0] == "RefNotFound"
+    repository.git("push", "--quiet", str(tmp_path / "bare.git"), "main")
+    assert (await source.resolve()).sha == sha
+
+
 async def test_a_deleted_branch_is_said_and_its_commits_stay_readable(
     repository: Repository, open_source: Open
 ) -> None:
@@ -277,21 +289,40 @@ async def test_at_most_a_hundred_commits_are_told(repository: Repository, open_s
 
 
 async def test_a_mirror_that_would_grow_too_big_is_refused_and_not_fetched_again(
-    repository: Repository, open_source: Open, tmp_path: Path
+    repository: Repository, open_source: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    first = repository.commit(a__yaml="1")
+    source = open_source(repository, limits=Limits(mirror_bytes=1024 * 1024))
+    await source.resolve()
+    held = mirrored(tmp_path)
     repository.write("noise.bin", os.urandom(4 * 1024 * 1024))
     repository.commit()
-    source = open_source(repository, limits=Limits(mirror_bytes=1024 * 1024))
     expected = ("LimitExceeded", "the mirror would grow over 1048576 bytes")
     assert await refusal(source) == expected
-    held = sum(path.stat().st_size for path in (tmp_path / "mirror").rglob("*") if path.is_file())
-    assert await refusal(source) == expected
-    assert sum(path.stat().st_size for path in (tmp_path / "mirror").rglob("*") if path.is_file()) == held
-    repository.git("checkout", "--quiet", "--orphan", "fresh")
-    repository.git("rm", "--quiet", "-rf", ".")
-    sha = repository.commit(a__yaml="1")
-    repository.git("branch", "--force", "main", "fresh")
+    assert mirrored(tmp_path) == held
+    with monkeypatch.context() as patched:
+        patched.setattr(source._mirror, "fetch", None)  # to call it would be a TypeError
+        assert await refusal(source) == expected
+    assert (await source.read(first)).files == {"a.yaml": b"1"}
+    repository.git("reset", "--quiet", "--hard", first)
+    sha = repository.commit(a__yaml="2")
     assert (await source.resolve()).sha == sha
+    assert await source.is_ancestor(first, sha)
+
+
+def mirrored(tmp_path: Path) -> set[Path]:
+    return {path for path in (tmp_path / "mirror/repository.git/objects").rglob("*") if path.is_file()}
+
+
+async def test_a_quota_is_also_kept_by_a_fetch_that_ends_between_two_looks(
+    repository: Repository, open_source: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backstay.adapters.git.command.WATCH_INTERVAL", 30.0)
+    repository.write("noise.bin", os.urandom(2 * 1024 * 1024))
+    repository.commit()
+    source = open_source(repository, limits=Limits(mirror_bytes=1024 * 1024))
+    assert (await refusal(source))[0] == "LimitExceeded"
+    assert mirrored(tmp_path) == set()
 
 
 async def test_a_mirror_that_lost_its_mind_is_made_anew(

@@ -78,15 +78,36 @@ class Mirror:
         return found.status == 0 and bool(found.out)
 
     def fetch(self, url: str, wanted: str, lock: int) -> str:
-        """Bring one ref or commit id over, with its history, and return its commit id."""
-        finished = self._git.run(
-            "fetch", "--quiet", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules",
-            "--no-auto-maintenance", "--no-show-forced-updates", "--update-shallow", *self._depth_options(),
-            "--end-of-options", url, f"+{wanted}:{_INCOMING}",
-            git_dir=self._git_dir, remote=True, watch=self._within_quota, keep_open=(lock,),
-        )  # fmt: skip
-        finished.must_be_fine(doing=f"fetching {wanted} from {url}")
-        return self._commit_of(_INCOMING)
+        """Bring one ref or commit id over, with its history, and return its commit id. One that fails leaves nothing."""
+        with self._undone_on_failure():
+            finished = self._git.run(
+                "fetch", "--quiet", "--force", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules",
+                "--no-auto-maintenance", "--no-show-forced-updates", "--update-shallow", *self._depth_options(),
+                "--end-of-options", url, f"+{wanted}:{_INCOMING}",
+                git_dir=self._git_dir, remote=True, watch=self._within_quota, keep_open=(lock,),
+            )  # fmt: skip
+            finished.must_be_fine(doing=f"fetching {wanted} from {url}")
+            self._within_quota()  # once more: a fast one ends between two looks
+            return self._commit_of(_INCOMING)
+
+    @contextlib.contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        """Take away what a refused fetch brought: a pack that stayed would count against the quota for ever."""
+        packs, shallow = self._git_dir / "objects" / "pack", self._git_dir / "shallow"
+        before = frozenset(packs.iterdir())
+        boundary = shallow.read_bytes() if shallow.exists() else None
+        try:
+            yield
+        except BaseException:
+            self._remove_leftovers()
+            for path in frozenset(packs.iterdir()) - before:
+                path.unlink(missing_ok=True)
+            if boundary is None:
+                shallow.unlink(missing_ok=True)
+            else:
+                shallow.write_bytes(boundary)
+            self._git_dir.joinpath(_INCOMING).unlink(missing_ok=True)
+            raise
 
     def keep_as_tip(self, sha: str, lock: int) -> None:
         """Make this commit the tip. A tip it does not descend from (force-push) stays reachable by a ref of its own."""

@@ -234,7 +234,8 @@ class GitSource:
         try:
             sha = self._fetch(advertised, self._mirror.keep_as_tip)
         except SourceRefused as error:
-            self._refused = (advertised.sha, time.monotonic() + REFUSED_FOR, error)
+            if error.reason != "RefNotFound":  # what is not there yet may come at any moment, and costs nothing to ask
+                self._refused = (advertised.sha, time.monotonic() + REFUSED_FOR, error)
             raise
         self._refused = None
         _log.info("git.fetched url=%s sha=%s seconds=%.3f", self._address.url, sha, time.monotonic() - started)
