@@ -123,15 +123,24 @@ class Reconciler:
 
     async def start(self) -> None:
         """Read the state and begin to look. Raises StateUnavailable."""
+        await self.load()
+        self._tasks = [
+            spawn(self._watch.run(), name="source-watch"),
+            spawn(self._watch_platform(), name="platform-watch"),
+        ]
+
+    async def load(self) -> None:
+        """Take up the state where the operator before left it. Raises StateUnavailable."""
         await self._keeper.load()
         self._conductor.resume()
         self._watch.suspended = self._keeper.state.suspended
         self._journal.event("operator", "Started", f"operator {__version__} started, epoch {self._keeper.epoch}")
         self._registry = await self._ports.platform.registry()
-        self._tasks = [
-            spawn(self._watch.run(), name="source-watch"),
-            spawn(self._watch_platform(), name="platform-watch"),
-        ]
+        self._show({})
+
+    async def look_at_remote(self) -> None:
+        """One look at git, as the watching task does by itself."""
+        await self._watch.look()
 
     async def close(self) -> None:
         await stop(*self._tasks)

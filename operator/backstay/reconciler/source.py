@@ -76,7 +76,7 @@ class SourceWatch:
         """Look until cancelled."""
         while True:
             if not self.suspended:
-                await self._look()
+                await self.look()
             await self._pause()
 
     async def _pause(self) -> None:
@@ -90,7 +90,8 @@ class SourceWatch:
             pass
         self._hint.clear()
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Ask the remote once; what is new waits in `take`, what failed is in `condition`."""
         try:
             await self._fetch()
         except SourceUnavailable as error:
