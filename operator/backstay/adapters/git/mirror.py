@@ -44,6 +44,8 @@ class Mirror:
         self._git = git
         self._limits = limits
         self._depth = depth
+        self._format = ""
+        """Object format as far as it was looked at already."""
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[int]:
@@ -59,7 +61,7 @@ class Mirror:
 
     def prepare(self, object_format: str, lock: int) -> None:
         """Make the mirror, or make what is there usable. A mirror is a copy: one that is broken is replaced."""
-        if self._git_dir.exists() and self._object_format() != object_format:
+        if self._git_dir.exists() and self._format != object_format and self._object_format() != object_format:
             _log.warning("git.mirror.replaced path=%s reason=unreadable or of another object format", self._git_dir)
             shutil.rmtree(self._git_dir)
         if not self._git_dir.exists():
@@ -68,6 +70,7 @@ class Mirror:
             options = ("--quiet", "--bare", "--template=", f"--object-format={object_format}")
             self._must("init", *options, str(draft), lock=lock)
             draft.rename(self._git_dir)
+        self._format = object_format
         self._remove_leftovers()
 
     def has(self, sha: str) -> bool:
@@ -111,7 +114,7 @@ class Mirror:
 
     def keep_as_tip(self, sha: str, lock: int) -> None:
         """Make this commit the tip. A tip it does not descend from (force-push) stays reachable by a ref of its own."""
-        tip = self._peeled(_TIP)
+        tip = self._tip()
         if tip == sha:
             return
         if tip and not self.is_ancestor(tip, sha):
@@ -192,13 +195,21 @@ class Mirror:
 
     def _depth_options(self) -> tuple[str, ...]:
         """Only the first fetch is shallow: later ones go on from there, so history since then has no gaps."""
-        return () if self._depth <= 0 or self._peeled(_TIP) else (f"--depth={self._depth}",)
+        return () if self._depth <= 0 or self._tip() else (f"--depth={self._depth}",)
 
     def _commit_of(self, name: str) -> str:
         sha = self._peeled(name)
         if not sha:
             raise SourceRefused("RefNotFound", f"{name}: is not a commit")
         return sha
+
+    def _tip(self) -> str:
+        """Commit id of the tip, empty before the first fetch. Read as a file: nobody packs refs in here, and each git
+        that is not started is a few milliseconds less between a push and its rollout."""
+        try:
+            return (self._git_dir / _TIP).read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            return ""
 
     def _peeled(self, name: str) -> str:
         """Commit id of a ref of ours, empty if there is none."""
