@@ -99,9 +99,7 @@ class LocalOperator:
         _private_folder(settings.state_dir)
         self.source = git_source(settings.source, settings.state_dir / "mirror.git")
         self.store = SqliteStore(settings.state_dir / STATE_FILE)
-        self.platform = LocalPlatform(
-            settings.workloads, settings.state_dir, trust_domain=settings.trust_domain
-        )
+        self.platform = LocalPlatform(settings.workloads, settings.state_dir, trust_domain=settings.trust_domain)
         self.control: ControlServer | None = None
         self.reconciler: Reconciler | None = None
         self.api: api.ApiServer | None = None
@@ -138,7 +136,7 @@ class LocalOperator:
         _remember_port(settings.state_dir, control.port)
         await self.platform.start(self._endpoint(authority, control.port))
         await reconciler.start()
-        await self._open_doors(reconciler)
+        await self._open_doors(reconciler, control)
         self._tasks = [spawn(reconciler.run(), name="reconciler")]
 
     def _loop_settings(self) -> LoopSettings:
@@ -158,8 +156,8 @@ class LocalOperator:
         trust.write_text("".join(authority.trust_bundle().values()), encoding="ascii")
         return OperatorEndpoint(url=f"https://{self.settings.host}:{port}", trust_file=trust)
 
-    async def _open_doors(self, reconciler: Reconciler) -> None:
-        self.api = api.ApiServer(Facade(reconciler), self.settings.state_dir)
+    async def _open_doors(self, reconciler: Reconciler, control: ControlServer) -> None:
+        self.api = api.ApiServer(Facade(reconciler), self.settings.state_dir, control.counts)
         reconciler.on_view = self.api.observe
         await self.api.start()
         if self.settings.webhook_port:
