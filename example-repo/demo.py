@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from backstay.cli.client import Client, Failed, OperatorAway
+from backstay.cli.client import Client
+from backstay.cli.exits import Failed, OperatorAway
 from backstay.cli.screen import Screen
 
 HERE: Final = Path(__file__).resolve().parent
