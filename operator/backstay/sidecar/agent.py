@@ -71,6 +71,7 @@ LEASE_WRITES: Final = 10
 """A lease is written to disk at every tenth of its length: a restart may lose that much of it, never gain."""
 REFUSALS_BEFORE_ENROLLING: Final = 2
 """A certificate that is refused twice in a row is of no use any more (new CA, expired while away)."""
+MAX_PAUSE: Final = 10.0  # seconds; whatever an operator asks, a lease of 60 s must see us back
 LIVE_WRITE_AFTER: Final = 1.0  # seconds; endpoints may change in bursts
 MISTAKE_PAUSE: Final = 1.0  # seconds; a repeated mistake must not fill the log
 _REFUSED: Final = (401, 403)
@@ -129,6 +130,8 @@ class Agent:
         self._renewal: identity.Renewal | None = None
         self._lease_written = 0.0
         self._refusals = 0
+        self._pause = 0.0
+        """Seconds the operator has asked us to stay away."""
         self._live_timer: asyncio.TimerHandle | None = None
         self._applying = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -297,7 +300,8 @@ class Agent:
                 self._refusals += isinstance(error.__cause__, ssl.SSLError | ChannelClosed)
                 _log.info("stream.ended reason=%s", clean(str(error) or type(error).__name__))
             self.reconnects += 1
-            await asyncio.sleep(backoff.next())
+            await asyncio.sleep(self._pause + backoff.next())
+            self._pause = 0.0
 
     async def _make_sure_of_identity(self) -> None:
         expired = self.svid is None or not self.svid.is_valid(clock.now().wall)
@@ -371,6 +375,7 @@ class Agent:
             case ReportAck():
                 self._report_acked(message)
             case Goodbye():
+                self._pause = min(message.retry_after_s, MAX_PAUSE)
                 raise OperatorRefused(403 if message.reason == "IdentityRefused" else 0, message.reason)
 
     async def _fence(self, message: Welcome | Live | Assign | Parts | ReportAck) -> None:
@@ -497,7 +502,7 @@ class Agent:
         """Disk first, then the engine, then the word."""
         assign, before, now = incoming.assign, self.store.saved, clock.now()
         candidate_digest = assign.candidate.digest if assign.candidate else ""
-        begun = lease.begin(candidate_digest, assign.lease_s, now) if candidate else None
+        begun = lease.begin(candidate_digest, assign.lease_s, now, before=self.lease) if candidate else None
         saved = _replace(
             before,
             stable=assign.stable.digest,

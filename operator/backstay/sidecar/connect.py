@@ -177,7 +177,8 @@ class Channel:
             self._protocol.send_close(code, reason)
             self._flush()
             async with asyncio.timeout(CLOSE_WITHIN):
-                while not self._protocol.close_expected() and self._protocol.state is not State.CLOSED:
+                # Until the operator answers: an abort before that would take the reason back with it.
+                while self._protocol.close_rcvd is None and self._protocol.state is not State.CLOSED:
                     await self._hear()
         except (OSError, TimeoutError, ChannelClosed, ProtocolError, InvalidState):
             pass  # going anyway

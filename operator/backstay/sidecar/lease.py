@@ -31,9 +31,15 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """A report was acked since the swap: the way to the operator works under this candidate."""
 
 
-def begin(candidate: str, length: float, now: Instant) -> Lease:
+def begin(candidate: str, length: float, now: Instant, *, before: Lease | None = None) -> Lease:
+    """The operator has said so. Of the lease before it counts whether this very candidate was confirmed already."""
     return Lease(
-        candidate=candidate, length=length, ends=now.since_boot + length, ends_wall=now.wall + length, boot=now.boot
+        candidate=candidate,
+        length=length,
+        ends=now.since_boot + length,
+        ends_wall=now.wall + length,
+        boot=now.boot,
+        confirmed=before is not None and before.candidate == candidate and before.confirmed,
     )
 
 

@@ -315,7 +315,7 @@ async def test_a_config_file_is_served_without_an_operator_and_read_again_on_sig
     first = written(1)
     sidecar = await world.sidecar("logic-1", "--config", str(path))
     await sidecar.until(lambda: [each["stable"] for each in sidecar.recorded("apply")] == [first])
-    await sidecar.until(lambda: sidecar.admin_is_open())
+    await sidecar.until(sidecar.admin_is_open)
     assert (await sidecar.page("/healthz/ready"))[0] == 200
     assert sidecar.process is not None
     second = written(2)

@@ -69,3 +69,9 @@ def test_a_start_without_a_running_lease_serves_stable() -> None:
     for lease in (None, begin("other", 60.0, NOW), begin("c", 0.5, NOW)):
         start = at_start(candidate="c", lease=lease, restarts=(), was_clean=False, now=later(1))
         assert (start.with_candidate, start.went_back) == (False, "LeaseEnded")
+
+
+def test_a_new_share_of_the_same_candidate_is_not_a_new_swap() -> None:
+    confirmed = renew(begin("c", 60.0, NOW), NOW)
+    assert begin("c", 60.0, later(5), before=confirmed).confirmed is True
+    assert begin("d", 60.0, later(5), before=confirmed).confirmed is False
