@@ -142,7 +142,7 @@ def _disk_text(found: dict[str, Any]) -> str:
         f"workload   {found['workload'] or '-'}",
         f"stable     {digest(found['stable']) or '-'}{'' if found['stableComplete'] else '  (incomplete)'}",
         f"candidate  {candidate}",
-        f"endpoints  {sum(found['endpoints'].values())} of {len(found['endpoints'])} services",
+        f"endpoints  {sum(found['endpoints'].values())}, services: {len(found['endpoints'])}",
         f"epoch      {found['epoch']}",
     ]
     if found["wentBack"]:
