@@ -28,6 +28,7 @@ from .mesh import (
     DOMAIN,
     LOCALHOST,
     Answer,
+    Application,
     Authority,
     Proxy,
     application,
@@ -295,6 +296,19 @@ async def test_a_slow_reader_holds_the_application_back_instead_of_filling_memor
         writer.close()
 
 
+async def test_a_client_that_stopped_reading_does_not_spoil_the_kept_connection_for_the_next() -> None:
+    async with application(replying(bytes(300_000))) as app, plain_client(*WEB, app=app) as client:
+        reader, writer = await asyncio.open_connection(LOCALHOST, client.outbound, limit=1024)
+        writer.write(get() + get() + get())  # more than the buffers between here and there hold
+        await read_head(reader)
+        for _ in range(5):
+            assert len((await send(client.outbound, get())).body) == 300_000
+        left = 3 * 300_000
+        while left > 0:
+            left -= len(await reader.read(100_000))
+        writer.close()
+
+
 async def websocket_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await read_head(reader)
     writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nhello")
@@ -420,7 +434,7 @@ async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await reader.read()
 
 
-def counted(failures: int, *, status: bytes = b"503 Service Unavailable") -> tuple[list[bytes], object]:
+def counted(failures: int, *, status: bytes = b"503 Service Unavailable") -> tuple[list[bytes], Application]:
     """An application that fails so many times before it answers 200."""
     seen: list[bytes] = []
 
@@ -457,7 +471,7 @@ async def test_a_gateway_error_is_retried_and_counted_as_tries() -> None:
     async with (
         application(serve) as app,
         plain_client(routes(to("web.shop:80", retry=GATEWAY)), backend(), app=app) as client,
-    ):  # type: ignore[arg-type]
+    ):
         assert (await send(client.outbound, get())).status == 200
         (row,) = client.rows()
         assert (len(seen), row.total, row.attempts, row.bad) == (3, 1, 3, {})
@@ -469,14 +483,14 @@ async def test_a_post_is_not_sent_twice_unless_its_document_says_so() -> None:
     async with (
         application(serve) as app,
         plain_client(routes(to("web.shop:80", retry=GATEWAY)), backend(), app=app) as client,
-    ):  # type: ignore[arg-type]
+    ):
         assert ((await send(client.outbound, post)).status, len(seen)) == (503, 1)
     seen, serve = counted(1)
     anyway = Retry(attempts=1, retry_on=("5xx",), backoff_ms=1, any_method=True)
     async with (
         application(serve) as app,
         plain_client(routes(to("web.shop:80", retry=anyway)), backend(), app=app) as client,
-    ):  # type: ignore[arg-type]
+    ):
         assert ((await send(client.outbound, post)).status, len(seen), seen[0] == seen[1]) == (200, 2, True)
 
 
@@ -610,9 +624,21 @@ async def test_requests_beyond_the_connection_limit_wait_for_their_turn() -> Non
         assert sum(row.attempts for row in client.engine.collect().peers) == 1
 
 
+async def test_a_full_backend_uses_an_idle_connection_to_another_endpoint_rather_than_wait() -> None:
+    draws = iter([0.0] * 4 + [0.9] * 100)
+    async with (
+        application(replying(b"one")) as one,
+        application(replying(b"two")) as two,
+        proxy(random=lambda: next(draws)) as client,
+    ):
+        client.engine.apply(config(CLIENT, routes(to("web.shop:80")), backend(max_connections=1)), None, 0)
+        client.engine.endpoints({"web.shop:80": [endpoint(one), endpoint(two)]}, full=True)
+        assert {(await send(client.outbound, get())).status for _ in range(5)} == {200}
+
+
 async def test_a_client_that_leaves_ends_its_exchange() -> None:
     async with application(hang) as app, plain_client(*WEB, app=app) as client:
-        reader, writer = await asyncio.open_connection(LOCALHOST, client.outbound)
+        _, writer = await asyncio.open_connection(LOCALHOST, client.outbound)
         writer.write(get())
         while client.engine.collect().open_requests == 0:
             await asyncio.sleep(0.01)
@@ -656,7 +682,7 @@ async def test_a_peer_with_another_identity_is_not_spoken_to(tmp_path: Path) -> 
 
 
 async def test_a_client_of_a_foreign_root_is_refused_and_counted_by_both(tmp_path: Path) -> None:
-    async with pair(tmp_path) as (client, server, _, ca):
+    async with pair(tmp_path) as (client, server, _, _):
         foreign = Authority(tmp_path)
         client.engine.identity(foreign.issue(spiffe("client")))
         assert (await send(client.outbound, get())).status == 503
@@ -827,7 +853,7 @@ async def test_drain_finishes_open_requests_and_leaves_nothing_behind() -> None:
 async def test_a_port_in_use_is_named() -> None:
     async with application(replying()) as app, proxy() as other:
         engine = type(other.engine)()
-        from backstay.sidecar.engine import Address  # noqa: PLC0415
+        from backstay.sidecar.engine import Address
 
         with pytest.raises(OSError, match=rf"cannot listen on {LOCALHOST}:{app}: "):
             await engine.start(Address(host=LOCALHOST, inbound={80: app}, outbound=0))

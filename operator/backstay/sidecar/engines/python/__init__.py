@@ -148,7 +148,7 @@ class PythonEngine:
                 downstream.abort()
         for upstream in list(server.upstreams):
             if upstream.secure and self._is_cut_off(upstream.peer, revoked):
-                upstream.close()
+                upstream.cut()
         for tunnel in list(server.tunnels):
             if any(peer and self._is_cut_off(peer, revoked) for peer in tunnel.peers):
                 tunnel.abort()

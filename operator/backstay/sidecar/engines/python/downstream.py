@@ -360,7 +360,10 @@ class Downstream(asyncio.Protocol):
         return early
 
     def abort(self) -> None:
-        self.exchange = None
+        """Cut the connection off; an exchange under way ends with it."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
         if self.transport is not None:
             self.transport.abort()
 

@@ -23,7 +23,7 @@ from backstay.sidecar.engines.python.framing import (
     upgrade_head,
     wants_websocket,
 )  # fmt: skip
-from backstay.sidecar.engines.python.pool import Pool
+from backstay.sidecar.engines.python.pool import Group, Pool
 from backstay.sidecar.engines.python.retry import (
     FAILOVERS,
     IDEMPOTENT,
@@ -144,10 +144,14 @@ class Exchange:
         if pool is None:
             self.fail("no-healthy-upstream")
             return
-        upstream = None if self.fresh or self.method == b"CONNECT" else self._kept_connection(pool)
+        may_reuse = not self.fresh and self.method != b"CONNECT"
+        upstream = self._kept_connection(pool) if may_reuse else None
         if upstream is None and group.max_connections and group.is_full:
-            self._wait()
-            return
+            upstream = self._any_kept_connection(group) if may_reuse else None
+            if upstream is None:
+                self._wait()
+                return
+            pool = upstream.pool
         self.pool = pool
         self.tries += 1
         lane.counters.attempts += 1
@@ -165,6 +169,10 @@ class Exchange:
             upstream.close()
             upstream = pool.take()
         return upstream
+
+    def _any_kept_connection(self, group: Group) -> Upstream | None:
+        """One to another endpoint: a full backend would otherwise wait beside connections that nobody uses."""
+        return next((upstream for pool in group.members if (upstream := self._kept_connection(pool))), None)
 
     def _wait(self) -> None:
         """The backend has all the connections it may have: wait for one."""
@@ -213,6 +221,8 @@ class Exchange:
         self.sent = 0
         self.end_sent = False
         upstream.begin(self, head_only=self.method == b"HEAD")
+        if self.downstream.full_since:  # the client still has to take the response before this one
+            upstream.pause()
         if self.complete and not self.body:
             self.end_sent = True
             upstream.write(self.head.block + LAST_CHUNK if self.head.length == CHUNKED else self.head.block)
@@ -340,7 +350,8 @@ class Exchange:
         return head.block + self._connection_field()
 
     def _connection_field(self) -> bytes:
-        if not self.keep_alive or self.server.draining or self.upgrade or self.downstream.leaving:
+        early = not self.complete  # answered before it was sent whole: what follows need not be read to its end
+        if early or not self.keep_alive or self.server.draining or self.upgrade or self.downstream.leaving:
             self.keep_alive = False
             return b"Connection: close\r\n\r\n"
         return b"\r\n" if self.version == "1.1" else b"Connection: keep-alive\r\n\r\n"

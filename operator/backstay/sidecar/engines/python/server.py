@@ -60,6 +60,10 @@ class Deadlines:
     def remove(self, exchange: "Exchange") -> None:
         self.open.pop(exchange, None)
 
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
     def _fire(self) -> None:
         self._timer = None
         now = monotonic()
@@ -193,6 +197,8 @@ class Server:
         for tunnel in list(self.tunnels):
             tunnel.abort()
         close_all(list(self.upstreams))
+        for deadlines in self._deadlines.values():
+            deadlines.stop()
         self.log.flush()
 
     @property

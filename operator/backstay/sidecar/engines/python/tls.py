@@ -180,9 +180,16 @@ class TlsTransport(asyncio.Transport):
             self._end(error)
             return
         if data:
-            self._protocol.data_received(data)  # type: ignore[union-attr]
+            self._deliver(data)
         else:
             self._eof()
+
+    def _deliver(self, data: bytes) -> None:
+        try:
+            self._protocol.data_received(data)  # type: ignore[union-attr]
+        except BaseException:
+            self.abort()  # as the loops' own transports: a connection in an unknown state is not used again
+            raise
 
     def _eof(self) -> None:
         protocol = self._protocol

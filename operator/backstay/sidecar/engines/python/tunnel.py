@@ -20,7 +20,6 @@ class Pipe(asyncio.Protocol):
         self.other: Pipe
 
     def data_received(self, data: bytes) -> None:
-        self._tunnel.busy = True
         self.other.transport.write(data)
 
     def pause_writing(self) -> None:
@@ -45,7 +44,7 @@ class Pipe(asyncio.Protocol):
 class Tunnel:
     """Both pipes, until one of them ends."""
 
-    __slots__ = ("_pipes", "_server", "busy", "half_closed", "peers")
+    __slots__ = ("_pipes", "_server", "half_closed", "peers")
 
     def __init__(
         self, one: asyncio.Transport, other: asyncio.Transport, server: "Server", peers: tuple[str, str]
@@ -57,8 +56,6 @@ class Tunnel:
         self._pipes = (first, second)
         self._server = server
         self.half_closed = False
-        self.busy = True
-        """Set by every byte, cleared by the sweep that looks for tunnels nobody uses."""
 
     def start(self) -> None:
         for pipe in self._pipes:

@@ -30,7 +30,7 @@ _NO_FIELDS: Final[Fields] = []
 class Upstream(asyncio.Protocol):
     __slots__ = (  # noqa: RUF023 - by lifetime
         "group", "pool", "secure", "server", "transport",  # connection
-        "idle_since", "parser", "peer", "received", "served",
+        "idle_since", "paused", "parser", "peer", "received", "served",
         "body", "broken", "complete", "continued", "exchange", "fields", "full", "head_only", "interims", "keep_alive",
         "raw", "status", "surplus", "tail", "upgraded",  # one response
     )  # fmt: skip
@@ -49,6 +49,7 @@ class Upstream(asyncio.Protocol):
         self.served = 0
         self.idle_since = 0.0
         self.full = False
+        self.paused = False
         self.upgraded = False
         self.surplus = False
         self._reset(head_only=False)
@@ -86,22 +87,32 @@ class Upstream(asyncio.Protocol):
         """The exchange is done with this connection."""
         self.exchange = None
         self.served += 1
+        if self.paused:  # the response is read, though its client has not taken all of it: the next one must be read
+            self.resume()
         if not (reusable and not self.surplus and self.is_usable and self.pool.give(self, self.server.now)):
             self.close()
             return
         if self.group.pending:
             self.group.wake()
 
+    def cut(self) -> None:
+        """End the connection, and with it whatever uses it."""
+        if self.transport is not None:
+            self.transport.abort()
+
     def close(self) -> None:
+        """End the connection; its exchange, if any, has let go of it."""
         self.exchange = None
         if self.transport is not None:
             self.transport.abort()
 
     def pause(self) -> None:
         if self.transport is not None:
+            self.paused = True
             self.transport.pause_reading()
 
     def resume(self) -> None:
+        self.paused = False
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -229,6 +240,7 @@ async def _connect(server: "Server", pool: Pool, group: Group, exchange: "Exchan
             pool.open -= 1
         upstream.close()
         exchange.connect_failed(error)
+        group.wake()
         return
     except asyncio.CancelledError:
         if upstream.transport is None:
