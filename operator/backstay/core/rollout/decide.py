@@ -128,7 +128,8 @@ def decide(
 
 def _age(look: _Look) -> None:
     seconds, rollout = look.seen.elapsed, look.rollout
-    counts = rollout.phase in {Phase.SHIFTING, Phase.HOLDING, Phase.BAKING}
+    # What could not be measured is not counted against the deadline: unknown never moves anything.
+    counts = rollout.phase in {Phase.SHIFTING, Phase.BAKING}
     look.change(elapsed=rollout.elapsed + seconds, wave_elapsed=rollout.wave_elapsed + (seconds if counts else 0.0))
     look.remember(waited=look.memo.waited + seconds, cut_off_ago=look.memo.cut_off_ago + seconds)
 
@@ -156,8 +157,10 @@ def _stable_cut_off_now(look: _Look, fleet: Mapping[ProxyId, ProxyView]) -> bool
     away = sum(1 for view in others if not view.connected)
     if others:
         return away >= CUT_OFF_SHARE * len(others)
-    # Everybody has a seat (or nobody is known yet): the fleet as a whole is what there is to compare with.
-    return bool(fleet) and len(fleet) > 1 and not any(view.connected for view in fleet.values())
+    if not look.seen.proxies:
+        return True  # an operator that has just started has met nobody yet: everybody was cut off from it
+    # Everybody has a seat: the fleet as a whole is what there is to compare with, if it is more than one.
+    return len(fleet) > 1 and not any(view.connected for view in fleet.values())
 
 
 def _seated(rollout: Rollout) -> frozenset[ProxyId]:
@@ -546,17 +549,24 @@ def _paused(look: _Look) -> None:
 
 def _suspecting(look: _Look) -> None:
     suspect = look.memo.suspect
-    if suspect is None or _failed(look, before_after=False):
-        return
-    if not suspect.settled:
-        late = look.memo.waited >= TEST_MOST_S
-        if _seats_acked(look) or late:
-            look.remember(suspect=msgspec.structs.replace(suspect, settled=True))
+    if suspect is None or not _is_settled(look, suspect) or _failed(look):
         return
     suspect = msgspec.structs.replace(suspect, elapsed=suspect.elapsed + look.seen.elapsed)
     look.remember(suspect=suspect)
     if _is_tested(suspect):
         _conclude(look, suspect)
+
+
+def _is_settled(look: _Look, suspect: Suspect) -> bool:
+    """Whether the seats of the test are taken; evidence counts from then on, what came before mixes both."""
+    if not suspect.settled and (_seats_acked(look) or look.memo.waited >= TEST_MOST_S):
+        workloads = {
+            name: msgspec.structs.replace(state, evidence=plan.renewed(state.evidence))
+            for name, state in look.rollout.workloads.items()
+        }
+        look.change(workloads=workloads)
+        look.remember(suspect=msgspec.structs.replace(suspect, settled=True))
+    return suspect.settled
 
 
 def _is_tested(suspect: Suspect) -> bool:
@@ -620,15 +630,16 @@ def _forget_harm(look: _Look, suspect: Suspect) -> None:
 # --- failing ----------------------------------------------------------------------------------------------------------
 
 
-def _failed(look: _Look, *, before_after: bool = True) -> bool:
+def _failed(look: _Look) -> bool:
     """Judge the wave; on a fail begin to go back (or to test it, where there was nothing to compare with)."""
     judged = _judge(look)
     if judged.failing is None:
         return False
     judgement = judged.judgements[judged.failing]
     if judgement.before_after and not _surely_ours(look, judgement):
-        if before_after:
-            _suspect_workload(look, judged.failing, judgement)
+        if look.rollout.phase is Phase.SUSPECTING:
+            return False  # it is being tested already
+        _suspect_workload(look, judged.failing, judgement)
         return True
     look.remember(evidence_failed=True)
     _fail(look, _why(look, judged.failing))
@@ -979,19 +990,20 @@ def _suspect_bake(look: _Look, workload: WorkloadKey) -> None:
         )
     )
     look.rollout = plan.seats(plan.with_share(look.rollout, BAKE_BASELINE), look.fleet)
+    look.remember(waited=0.0)
     look.tell("BakeSuspected", f"{said}; comparing with the config from before", warning=True)
 
 
 def _test_bake(look: _Look) -> None:
     suspect = look.memo.suspect
-    if suspect is None:
+    if suspect is None or not _is_settled(look, suspect):
         return
     judged = _judge(look)
     if judged.failing is not None:
         look.remember(evidence_failed=True)
         _fail_bake(look, _why(look, judged.failing))
         return
-    suspect = msgspec.structs.replace(suspect, settled=True, elapsed=suspect.elapsed + look.seen.elapsed)
+    suspect = msgspec.structs.replace(suspect, elapsed=suspect.elapsed + look.seen.elapsed)
     look.remember(suspect=suspect)
     if suspect.elapsed >= TEST_MOST_S:
         rate = suspect.bad / suspect.total if suspect.total else suspect.usual

@@ -122,9 +122,8 @@ class Folder:
         made: list[Block] = []
         for second in sorted(self._buckets):
             bucket = self._buckets[second]
-            for workload in sorted(bucket):
-                if self._is_closed(second, int(now), workload, bucket[workload], proxies):
-                    made.append(self._block(second, workload, bucket.pop(workload)))
+            closed = [w for w in sorted(bucket) if self._is_closed(second, int(now), w, bucket[w], proxies)]
+            made += [self._block(second, workload, bucket.pop(workload)) for workload in closed]
             if not bucket:
                 del self._buckets[second]
         return made

@@ -69,10 +69,10 @@ PASS_BETS: Final = (0.5, 0.35, 0.15)
 """Stakes on "no worse" at the baseline's rate over minutes, at its rate of the last seconds (an outage that is over
 must not make good traffic look unlikely), and on "half the tolerance worse"."""
 LATELY_REQUESTS: Final = 20.0
-LATELY: Final = 0.9
-"""What the rate of the last seconds keeps per block: half is forgotten in 7 s."""
-SHARED_JUMP: Final = 9.0
-"""A block that scatters this much (three standard errors) is held against the other cohort's rate in the same second:
+LATELY: Final = 0.8
+"""What the rate of the last seconds keeps per block: half is forgotten in 3 s."""
+SHARED_JUMP: Final = 4.0
+"""A block that scatters this much (two standard errors) is held against the other cohort's rate in the same second:
 what moves both is an outage, not burstiness, and must not blunt the test for minutes."""
 BEFORE_AFTER_MARGIN: Final = 0.01
 BEFORE_AFTER_FACTOR: Final = 0.5
@@ -445,33 +445,31 @@ def _compared(
     lately = (k + PRIOR_RATE * LATELY_REQUESTS) / (n + LATELY_REQUESTS) if n else b
     tries = (b, lately, b + tolerance / 2)
     bases = (b, lately, b)
-    return _invest(track, gains), _earn(
-        track, [_pair(seen, a, base, tolerance, scale, scale_b) for a, base in zip(tries, bases, strict=True)]
+    return _invest(track, track.worse, gains), _invest(
+        track,
+        track.better,
+        [_pair(seen, a, base, tolerance, scale, scale_b) for a, base in zip(tries, bases, strict=True)],
     )
 
 
 def _alone(track: Track, seen: _Seen, bets: Sequence[float], margin: float, phi: float, settings: Settings) -> _Stakes:
     """Before/after: against the rate before the wave, which time itself may have moved."""
     if track.before < 0:
-        return _invest(track, [0.0] * len(bets)), _earn(track, [0.0] * len(PASS_BETS))
+        return _invest(track, track.worse, [0.0] * len(bets)), _invest(track, track.better, [0.0] * len(PASS_BETS))
     wide = max(BEFORE_AFTER_MARGIN, BEFORE_AFTER_FACTOR * track.before)
     null = min(0.98, track.before + max(margin, wide))
     limit = min(0.99, track.before + max(settings.tolerance, wide))
     gains = [_one(seen.n, seen.k, a, null) / phi if a > null else 0.0 for a in bets]
     tries = (track.before, track.before, (track.before + limit) / 2)
-    return _invest(track, gains), _earn(track, [_one(seen.n, seen.k, min(a, limit), limit) / phi for a in tries])
-
-
-def _earn(track: Track, gains: Sequence[float]) -> tuple[float, ...]:
-    old = track.better or _PASS_STAKES
-    return tuple([max(-LN_MAX, min(LN_MAX, x + gain)) for x, gain in zip(old, gains, strict=True)])
+    return _invest(track, track.worse, gains), _invest(
+        track, track.better, [_one(seen.n, seen.k, min(a, limit), limit) / phi for a in tries]
+    )
 
 
 def _lately(track: Track, seen: _Seen) -> tuple[float, float]:
     return track.lately[0] * LATELY + seen.nb, track.lately[1] * LATELY + seen.kb
 
 
-_PASS_STAKES: Final = tuple(log(stake) for stake in PASS_BETS)
 _FIRST_STAKE: Final = log(FIRST)
 _LATE_STAKE: Final = log((1.0 - FIRST) / LATE_BLOCKS)
 
@@ -491,9 +489,9 @@ def _rare(track: Track, seen: _Seen, margin: float, *, alone: bool, settings: Se
     return _two(track, seen, margin, alone=alone, settings=settings)
 
 
-def _invest(track: Track, gains: Sequence[float]) -> tuple[float, ...]:
+def _invest(track: Track, invested_so_far: tuple[float, ...], gains: Sequence[float]) -> tuple[float, ...]:
     """Add this block's stake to what is invested, then let it earn the block's factor."""
-    old = track.worse or (-inf,) * len(gains)
+    old = invested_so_far or (-inf,) * len(gains)
     if track.started > LATE_BLOCKS:
         return tuple([max(-LN_MAX, min(LN_MAX, x + gain)) for x, gain in zip(old, gains, strict=True)])
     stake = _LATE_STAKE if track.started else _FIRST_STAKE
@@ -557,7 +555,7 @@ def _vanished(track: Track, arrived: int, total: int, expected: float) -> Track:
     scale = 1.0 / _phi(track.candidate, VANISH_PHI)
     bets = [fraction * expected for fraction in VANISH_BETS]
     gains = [scale * _one(total, arrived, bet, null) for bet in bets]
-    worse = _invest(track, gains)
+    worse = _invest(track, track.worse, gains)
     return Track(
         worse=worse,
         started=track.started + 1,
@@ -609,6 +607,7 @@ def rebased(tests: Tests, rate: float) -> Tests:
 # --- judging ------------------------------------------------------------------------------------------------------
 
 
+_LN_PASS_BETS: Final = tuple(log(bet) for bet in PASS_BETS)
 _LN_WEIGHTS: Final = tuple(log(weight) for weight in WEIGHTS)
 
 
@@ -648,13 +647,18 @@ def _ln_worse(track: Track) -> float:
     """ln E of one outcome: the mean over bets of what is invested, plus what is not yet."""
     if not track.started:
         return 0.0
-    cash = (1.0 - FIRST) * max(0.0, 1.0 - (track.started - 1) / LATE_BLOCKS)
-    invested = mean_ln(track.worse, len(track.worse))
-    return mean_ln((invested, log(cash)), 1) if cash > 0 else invested
+    return _with_cash(track, mean_ln(track.worse, len(track.worse)))
 
 
 def _ln_better(track: Track) -> float:
-    return mean_ln(track.better, 1) if track.better else 0.0
+    if not track.better:
+        return 0.0
+    return _with_cash(track, mean_ln([x + bet for x, bet in zip(track.better, _LN_PASS_BETS, strict=True)], 1))
+
+
+def _with_cash(track: Track, invested: float) -> float:
+    cash = (1.0 - FIRST) * max(0.0, 1.0 - (track.started - 1) / LATE_BLOCKS)
+    return mean_ln((invested, log(cash)), 1) if cash > 0 else invested
 
 
 def _most_fail(track: Track, settings: Settings) -> bool:

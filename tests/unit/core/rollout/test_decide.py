@@ -12,6 +12,7 @@ from backstay.core.rollout import memo, phases, plan
 from backstay.core.rollout.decide import decide, fell
 from backstay.core.rollout.memo import Suspect
 from backstay.core.rollout.model import (
+    Counts,
     Hold,
     Nacked,
     Observation,
@@ -221,6 +222,25 @@ def test_leases_that_ended_while_stable_was_cut_off_too_start_the_stage_again(re
     assert story.until(Phase.BAKING, GOOD, GOOD).stable == {WEB: "new"}
 
 
+def test_leases_that_ended_while_the_operator_was_dead_start_the_stage_again() -> None:
+    """A new operator has met nobody; then they come back one by one and say what they did meanwhile."""
+    story = play().looks(5, GOOD, GOOD)
+    seated, kept = tuple(story.on_candidate), story.proxies
+    story.proxies = {}
+    story.looks(3)
+    story.proxies = kept
+    story.went_back(seated, "LeaseEnded")
+    assert (story.phase, story.rollout.wave, story.rollout.restarts) == (Phase.PREPARING, 0, 1)
+
+
+def test_time_without_measurement_does_not_count_towards_the_deadline() -> None:
+    story = play(settings=replaced(deadline=20.0, soak=10.0)).looks(3, (0, 0), (5, 0))
+    seated = next(iter(story.on_candidate))
+    story.view(seated, connected=True, silent_for=6.0).looks(60, None, (5, 0))
+    assert story.phase is Phase.HOLDING
+    assert story.view(seated, silent_for=0.0).looks(3, (0, 0), (5, 0)).rollout.wave == 0
+
+
 def test_losing_every_seated_proxy_holds_and_goes_on_when_they_are_back() -> None:
     story = play(settings=replaced(soak=30.0)).looks(3, GOOD, GOOD)
     seated = next(iter(story.on_candidate))
@@ -285,7 +305,7 @@ def test_thin_traffic_raises_the_share_to_at_most_half() -> None:
 LOGIC = "logic.shop:80"
 
 
-def towards(total: int, bad: int) -> object:
+def towards(total: int, bad: int) -> Counts:
     """Requests towards one destination, under stable."""
     return counts(total, bad, by_destination={LOGIC: (total, bad)})
 
@@ -472,7 +492,7 @@ def stepping() -> Play:
     return play(stages=steps, settings=replaced(traffic=(0.1, 0.5, 1.0)), gaining=gaining, before={WEB: calm()})
 
 
-def split(v1: tuple[int, int], v2: tuple[int, int]) -> object:
+def split(v1: tuple[int, int], v2: tuple[int, int]) -> Counts:
     total, bad = v1[0] + v2[0], v1[1] + v2[1]
     return counts(total, bad, by_subset={"logic.shop:80/v1": v1, "logic.shop:80/v2": v2, "other.shop:80/x": (5, 5)})
 

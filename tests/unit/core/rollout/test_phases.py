@@ -37,5 +37,5 @@ def test_a_failure_and_a_person_are_heard_in_every_phase_that_moves() -> None:
 
 
 def test_a_transition_nobody_wrote_down_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="^no transition from 'failed' on 'wave passed'$"):
+    with pytest.raises(ValueError, match=r"^no transition from 'failed' on 'wave passed'$"):
         phases.after(Phase.FAILED, Event.WAVE_PASSED)
