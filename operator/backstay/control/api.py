@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import web
 
 from backstay.config.model import Manifest, config_digest
-from backstay.control.metrics import render
+from backstay.control.metrics import StreamCount, render
 from backstay.core import memory as snapshots
 from backstay.core import status
 from backstay.core.events import event_object
@@ -102,6 +102,7 @@ class StatusBoard:
 class _Context:
     facade: OperatorFacade
     board: StatusBoard
+    streams: Callable[[], Sequence[StreamCount]]
 
     def objects(self) -> status.Objects:
         return self.board.observe(self.facade.view())
@@ -120,9 +121,14 @@ class Refused(Exception):
         self.code, self.reason, self.message = code, reason, message
 
 
-def application(facade: OperatorFacade, board: StatusBoard | None = None) -> web.Application:
+def application(
+    facade: OperatorFacade,
+    board: StatusBoard | None = None,
+    streams: Callable[[], Sequence[StreamCount]] = tuple,
+) -> web.Application:
+    """`streams` counts what the control port sends, for the metrics."""
     app = web.Application(middlewares=[_answer_errors], client_max_size=MAX_BODY_BYTES)
-    app[_CONTEXT] = _Context(facade=facade, board=board or StatusBoard())
+    app[_CONTEXT] = _Context(facade=facade, board=board or StatusBoard(), streams=streams)
     app.router.add_get("/v1/meshrepository", _meshrepository)
     for path, kind, pick in _LISTS:
         app.router.add_get(path, _lister(kind, pick))
@@ -199,7 +205,8 @@ async def _version(request: web.Request) -> web.StreamResponse:
 
 
 async def _metrics(request: web.Request) -> web.StreamResponse:
-    body, content_type = render(request.app[_CONTEXT].facade.view())
+    context = request.app[_CONTEXT]
+    body, content_type = render(context.facade.view(), context.streams())
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
@@ -324,10 +331,13 @@ def _choice(request: web.Request, choices: Sequence[str]) -> str:
 class ApiServer:
     """The API on `<state>/operator.sock`."""
 
-    def __init__(self, facade: OperatorFacade, state_dir: Path) -> None:
+    def __init__(
+        self, facade: OperatorFacade, state_dir: Path, streams: Callable[[], Sequence[StreamCount]] = tuple
+    ) -> None:
         self.path: Final = state_dir / SOCKET_NAME
         self.board: Final = StatusBoard()
-        self._runner: Final = web.AppRunner(application(facade, self.board), access_log=None, shutdown_timeout=1.0)
+        app = application(facade, self.board, streams)
+        self._runner: Final = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
 
     def observe(self, view: MeshView) -> None:
         """Take note of a new view's transitions; cheap when the view is the one seen last."""

@@ -1,16 +1,16 @@
 """The operator's own metrics, made from a MeshView at scrape time: nothing is counted twice, nothing can drift.
 
-Names follow Prometheus habits (`_total`, `_seconds`, base units); labels are bounded by what the mesh holds: workloads
-and phases, never proxies, revisions or messages.
+Names follow Prometheus habits (`_total`, `_seconds`, base units); labels are bounded by what the mesh holds now: workloads
+and phases, the connected proxies where their streams are counted, never revisions or messages.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from backstay.core.problems import Severity
 from backstay.core.rollout.model import Phase
@@ -20,16 +20,26 @@ from backstay.core.view import MeshView
 _CONDITIONS: Final = ("Ready", "Reconciling", "Stalled", "FetchFailed", "RolledBack", "Validated")
 
 
-def render(view: MeshView) -> tuple[bytes, str]:
+class StreamCount(NamedTuple):
+    """What the control port counted of one connected proxy's stream."""
+
+    proxy: str
+    sent_bytes: int
+    acked_at: float
+    """Unix time of its last ack; 0: none yet."""
+
+
+def render(view: MeshView, streams: Sequence[StreamCount] = ()) -> tuple[bytes, str]:
     """Exposition text and its content type."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(view))
+    registry.register(_Collector(view, streams))
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
 class _Collector:
-    def __init__(self, view: MeshView) -> None:
+    def __init__(self, view: MeshView, streams: Sequence[StreamCount]) -> None:
         self._view = view
+        self._streams = streams
 
     def collect(self) -> Iterator[Metric]:
         view = self._view
@@ -43,6 +53,7 @@ class _Collector:
         yield from _documents(view)
         yield from _rollout(view)
         yield from _proxies(view)
+        yield from _streamed(self._streams)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -96,6 +107,20 @@ def _proxies(view: MeshView) -> Iterator[Metric]:
     yield _labelled("backstay_proxies", "Proxies known, by workload.", "workload", _counted(total, total))
     yield _labelled("backstay_proxies_connected", "Proxies connected.", "workload", _counted(total, connected))
     yield _labelled("backstay_proxies_candidate", "Proxies serving a candidate.", "workload", _counted(total, trying))
+
+
+def _streamed(streams: Sequence[StreamCount]) -> Iterator[Metric]:
+    sent = CounterMetricFamily(
+        "backstay_control_sent_bytes",
+        "WebSocket bytes sent to a connected proxy since it was first seen.",
+        labels=["proxy"],
+    )
+    for stream in streams:
+        sent.add_metric([stream.proxy], stream.sent_bytes)
+    yield sent
+    text = "Unix time of a connected proxy's last ack."
+    acked = ((stream.proxy, stream.acked_at) for stream in streams if stream.acked_at)
+    yield _labelled("backstay_control_acked_time_seconds", text, "proxy", acked)
 
 
 def _counted(keys: Iterable[str], counts: "Counter[str]") -> list[tuple[str, float]]:

@@ -40,6 +40,7 @@ from backstay.config.wire import (
 from backstay.control.enrolment import AttemptLimiter, RecentAnswers
 from backstay.control.links import AssignFrame, Link, ProxyRecord, refusals
 from backstay.control.livesum import LiveSum
+from backstay.control.metrics import StreamCount
 from backstay.control.offers import Library, batches
 from backstay.control.tls import OperatorTls, expiry, peer_of
 from backstay.core.ports import (
@@ -201,6 +202,11 @@ class ControlServer:
         """WebSocket bytes sent to a proxy since it was first seen, TLS not counted."""
         record = self._records.get(proxy)
         return record.sent_bytes if record else 0
+
+    def counts(self) -> list[StreamCount]:
+        """What is counted of every connected proxy's stream."""
+        records = [self._links[proxy].record for proxy in sorted(self._links)]
+        return [StreamCount(each.proxy, each.sent_bytes, each.acked_at) for each in records]
 
     # --- enrolment ---
 
@@ -364,6 +370,7 @@ class ControlServer:
                 self._say(link, message)
             case Ack():
                 link.record.believe(message.candidate, message.stable)
+                link.record.acked_at = self._wall()
                 self._say(link, message)
             case Nack():
                 self._say(link, message)

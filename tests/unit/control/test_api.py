@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from backstay.control.api import Action, ActionResult, ApiServer, bind_private
+from backstay.control.metrics import StreamCount, render
 from backstay.core.ports import Event, StateUnavailable
 from support import views
 
@@ -181,6 +182,17 @@ async def test_metrics_speak_of_conditions_and_proxies(client: aiohttp.ClientSes
     assert 'backstay_condition{type="Reconciling"} 1.0' in lines
     assert 'backstay_proxies_candidate{workload="shop/a"} 1.0' in lines
     assert 'backstay_rollout_phase{phase="shifting"} 1.0' in lines
+
+
+def test_metrics_count_what_each_connected_proxy_was_sent() -> None:
+    streams = [StreamCount("a-0", 1234, 0.0), StreamCount("a-1", 5, 1700000000.5)]
+    text, _ = render(views.live(), streams)
+    counted = [line for line in text.decode().splitlines() if line.startswith("backstay_control_")]
+    assert counted == [
+        'backstay_control_sent_bytes_total{proxy="a-0"} 1234.0',
+        'backstay_control_sent_bytes_total{proxy="a-1"} 5.0',
+        'backstay_control_acked_time_seconds{proxy="a-1"} 1.7000000005e+09',
+    ]
 
 
 async def test_a_second_operator_is_not_let_onto_the_socket(server: ApiServer) -> None:
