@@ -267,14 +267,13 @@ class Conductor:
         )
 
     def _supersede(self, running: Rollout, why: str) -> None:
-        baking = running.phase is Phase.BAKING
-        ended = msgspec.structs.replace(
-            running, phase=Phase.SUCCEEDED if baking else Phase.SUPERSEDED, sentence=running.sentence or why
-        )
-        if not baking:
-            self._journal.outcome(running.cause.revision, "superseded", why)
-            self._journal.event("rollout", "Superseded", f"{running.id}: {why}", running.cause.revision)
-        self._file(ended)
+        """End a running rollout because something else is wanted. One that bakes is live and stays it."""
+        if running.phase is Phase.BAKING:
+            self._file(msgspec.structs.replace(running, phase=Phase.SUCCEEDED))
+            return
+        self._journal.outcome(running.cause.revision, "superseded", why)
+        self._journal.event("rollout", "Superseded", f"{running.id}: {why}", running.cause.revision)
+        self._file(msgspec.structs.replace(running, phase=Phase.SUPERSEDED, sentence=why))
 
     def _file(self, ended: Rollout) -> None:
         """Move a finished rollout to the history."""
