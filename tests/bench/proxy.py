@@ -92,8 +92,9 @@ async def serve_ours(role: str, ports: Ports, folder: Path) -> None:
         Manifest,
         Rule,
         WeightedBackend,
+        digest_of,
+        encode_part,
     )
-    from backstay.config.model import digest_of, encode_part
     from backstay.config.wire import Endpoint
     from backstay.sidecar.engine import Address, IdentityFiles
     from backstay.sidecar.engines.python import PythonEngine
@@ -306,7 +307,17 @@ def rss_kib(process: subprocess.Popen[bytes]) -> int:
 
 def wrk(port: int, seconds: float) -> int:
     """Requests answered 200; anything else ends the benchmark, because then nothing is comparable."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-H", "Host: web.shop", f"http://{HOST}:{port}/path"]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{CONNECTIONS}",
+        f"-d{seconds}s",
+        "--timeout",
+        "30s",
+        "-H",
+        "Host: web.shop",
+        f"http://{HOST}:{port}/path",
+    ]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in out or "Socket errors" in out:
         raise SystemExit(f"requests failed:\n{out}")

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from backstay.config.model import (
 )
 from backstay.config.wire import RefusalExpected
 from backstay.sidecar.engine import ContentRefused
+from backstay.sidecar.engines.python.downstream import HEAD_SECONDS, IDLE_SECONDS, STALL_SECONDS
+from backstay.sidecar.engines.python.server import close_all
 
 from .mesh import (
     DOMAIN,
@@ -857,3 +861,75 @@ async def test_a_port_in_use_is_named() -> None:
 
         with pytest.raises(OSError, match=rf"cannot listen on {LOCALHOST}:{app}: "):
             await engine.start(Address(host=LOCALHOST, inbound={80: app}, outbound=0))
+
+
+async def test_the_access_log_names_the_policy_that_denied_and_the_answer_does_not() -> None:
+    deny = Authorization(
+        policies=(
+            Policy(
+                name="shop/no-delete", action="deny", rules=(PolicyRule(operations=(Operation(methods=("DELETE",)),)),)
+            ),
+        )
+    )
+    async with application(replying()) as app, proxy(app) as server:
+        inbound = listeners("web", inbound=(InboundPort(port=app),), access_log="failures")
+        server.engine.apply(config(inbound, deny), None, 0)
+        assert (await send(server.inbound[app], get("/fine"))).status == 200
+        answer = await send(server.inbound[app], get("/gone?token=secret", method="DELETE"))
+        assert b"no-delete" not in answer.head + answer.body
+        server.engine.server.log.flush()
+        (line,) = server.lines.splitlines()
+        fields = json.loads(line)
+        shown = {name: fields[name] for name in ("method", "path", "status", "flags", "reason", "policy", "source")}
+        assert shown == {
+            "method": "DELETE", "path": "/gone", "status": 403, "flags": "RBAC", "reason": "denied",
+            "policy": "shop/no-delete#0", "source": LOCALHOST,
+        }  # fmt: skip
+
+
+async def test_slow_heads_slow_bodies_and_idle_connections_are_ended() -> None:
+    async with application(hang) as app, plain_client(*WEB, app=app) as client:
+        server = client.engine.server
+        for data, seconds, status in (
+            (b"GET / HTTP/1.1\r\nHo", HEAD_SECONDS, 408),
+            (b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 9\r\n\r\nabc", STALL_SECONDS, 408),
+            (b"", IDLE_SECONDS, 0),
+        ):
+            reader, writer = await asyncio.open_connection(LOCALHOST, client.outbound)
+            writer.write(data)
+            while not server.downstreams or (data.startswith(b"POST") and not server.upstreams):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            (downstream,) = server.downstreams
+            downstream.check(server.now + 1)
+            downstream.check(server.now + seconds - 1)
+            assert not downstream.leaving
+            downstream.check(server.now + seconds + 2)
+            line = await reader.readline()
+            assert (int(line.split(b" ")[1]) if line else 0) == status
+            writer.close()
+            while server.downstreams:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_thousand_connections_leave_no_descriptor_and_no_task_behind(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (client, server, app, _):
+        await send(client.outbound, get())
+        before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+        for _ in range(20):
+            await asyncio.gather(
+                *(send(client.outbound, get()) for _ in range(25)),
+                *(send(server.inbound[app], get()) for _ in range(25)),
+            )
+        while client.engine.server.downstreams:
+            await asyncio.sleep(0.01)
+        for running in (client, server):
+            close_all([upstream for pool in running.engine.server.every_pool() for upstream in pool.retire()])
+        while client.engine.server.upstreams or server.engine.server.upstreams or server.engine.server.downstreams:
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):  # the test's own ends close a little later
+            while Path("/proc/self/fd").exists() and len(os.listdir("/proc/self/fd")) > before + 5:
+                await asyncio.sleep(0.02)
+        assert [
+            task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(("connect ", "accept "))
+        ] == []

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
+from backstay.config.match import aliases
 from backstay.config.wire import RefusalExpected
 
 
@@ -21,7 +22,7 @@ class Asked:
 def is_expected(expected: Sequence[RefusalExpected], asked: Asked) -> bool:
     """True if a document announced this refusal (`rollout.expectRefused`)."""
     return any(
-        _is_source(entry.source, asked) and entry.host in ("", asked.host) and _is_path(entry.path, asked.path)
+        _is_source(entry.source, asked) and _is_host(entry.host, asked.host) and _is_path(entry.path, asked.path)
         for entry in expected
     )
 
@@ -33,6 +34,11 @@ def _is_source(source: str, asked: Asked) -> bool:
         return ip_address(asked.address) in ip_network(source, strict=False)
     except ValueError:
         return False
+
+
+def _is_host(wanted: str, host: str) -> bool:
+    """Any spelling of the name counts, the short one too: which namespace the caller spoke from is not in the request."""
+    return wanted in ("", host) or host.lower() in aliases(wanted, wanted.partition(".")[2])
 
 
 def _is_path(wanted: str, path: str) -> bool:

@@ -25,3 +25,12 @@ ASKED = Asked(source="spiffe://td/ns/a/sa/b", address="10.1.2.3", host="web.shop
 def test_an_entry_names_source_host_and_path(entry: RefusalExpected, expected: bool) -> None:
     assert is_expected([entry], ASKED) is expected
     assert is_expected([], ASKED) is False
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("web.shop", True), ("web", True), ("WEB.shop.svc", True), ("web.bank", False), ("pay", False)],
+)
+def test_every_spelling_of_the_host_is_meant(host: str, expected: bool) -> None:
+    asked = Asked(source="spiffe://td/ns/a/sa/b", address="", host=host, path="/")
+    assert is_expected([RefusalExpected(source="spiffe://td/ns/a/sa/b", host="web.shop")], asked) is expected
