@@ -174,8 +174,6 @@ class Agent:
         self._send(Draining())
         await self.engine.drain(self.settings.drain_s)
         self._report()
-        if self._channel is not None:
-            await self._channel.close()
 
     def _end(self) -> None:
         if self._live_timer is not None:
@@ -327,6 +325,10 @@ class Agent:
                     self._refusals = 0
         except Fenced as error:
             await channel.close(CLOSE_FENCED, str(error))
+            raise
+        except asyncio.CancelledError:
+            # The agent ends. Only this task may read the stream, so the orderly close is its own.
+            await channel.close()
             raise
         finally:
             self._channel = None
