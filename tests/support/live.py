@@ -25,6 +25,7 @@ import yaml
 
 from backstay.cli.client import Client
 from backstay.cli.exits import Failed, OperatorAway
+from backstay.core.problems import Problem
 
 Json: TypeAlias = dict[str, Any]
 Files: TypeAlias = Mapping[str, str | bytes | None]
@@ -36,13 +37,13 @@ UNDERWAY: Final = frozenset({"", "seen", "pending", "queued", "rolling-out"})
 """States of a revision that will change by themselves."""
 ENDED: Final = frozenset({"succeeded", "failed", "aborted", "superseded"})
 ROLLOUT: Final = {
-    "shares": [5, 25, 60, 100],
+    "shares": [50, 100],
     "soak": "1s",
-    "deadline": "8s",
+    "deadline": "10s",
     "confirmWithin": "6s",
     "bakeTime": "2s",
 }
-"""Times for tests. The statistics stay what they are."""
+"""Times for tests, and as few waves as a canary needs. The statistics stay what they are."""
 _IDENTITY: Final = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -164,7 +165,7 @@ def workloads_file(services: Iterable[str], workloads: Sequence[Json]) -> str:
     return json.dumps(whole, indent=1)
 
 
-def shop(*, rate: float = 100, callers: int = 4, versions: Mapping[str, Mapping[str, float]] | None = None) -> str:
+def shop(*, rate: float = 100, callers: int = 3, versions: Mapping[str, Mapping[str, float]] | None = None) -> str:
     """client -> web (callers) -> api (one instance per version); by default v1 and v2 are well, v3 is the buggy one."""
     found = versions if versions is not None else {"v1": {}, "v2": {}, "v3": {"fail": 50}}
     apis = [backend(f"api-{name}", "api", version=name, behaviour=how) for name, how in found.items()]
@@ -318,7 +319,7 @@ class LiveMesh:
             self.first = self.push(self._documents, "the mesh as it is")
             self.start()
             self.wait(self.first, "live", timeout=60)
-            self.wait_steady(seconds=self._steady_for)
+            self.wait_steady(seconds=self._steady_for, timeout=60)
         except BaseException:
             self.stop()
             raise
@@ -482,7 +483,8 @@ class LiveMesh:
     def problems(self) -> list[str]:
         """As a person reads them."""
         found = self.repository().get("status", {}).get("problems", ())
-        return ["{file}:{line}:{column}: {path}: {message} [{reason}]".format(**item) for item in found]
+        fields = ("file", "line", "column", "path", "message", "reason")
+        return [str(Problem(**{key: item[key] for key in fields if key in item})) for item in found]
 
     def events(self, since: float = 0.0) -> list[Json]:
         try:
@@ -546,8 +548,7 @@ class LiveMesh:
     def _is_steady(self, name: str, seconds: int) -> bool:
         lines = self.client_lines(name)[-seconds:]
         return len(lines) == seconds and all(
-            failures(line) == 0 and line["open"] <= 0.1 * line["sent"] + 1 and sum(line["outcomes"].values()) > 0
-            for line in lines
+            failures(line) == 0 and sum(line["outcomes"].values()) >= 0.7 * line["sent"] for line in lines
         )
 
     def _clients(self) -> list[str]:
@@ -559,10 +560,10 @@ class LiveMesh:
             raise NotSo(f"the operator has ended ({self.process.returncode})\n{self.tail()}")
 
     def tail(self, lines: int = 40) -> str:
-        """The end of the operator's log."""
-        if not self.log.exists():
-            return "(no log)"
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        """The end of the operator's log, and what the clients said last."""
+        said = [f"{name}: {line}" for name in self._clients() for line in self.client_lines(name)[-4:]]
+        log = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else ["(no log)"]
+        return "\n".join([*log[-lines:], *said])
 
     # --- what the clients say -----------------------------------------------------------------------------------------
 

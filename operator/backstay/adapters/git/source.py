@@ -164,7 +164,13 @@ class GitSource:
         return self._watch.has_changed(signature) or time.monotonic() > self._watched_until
 
     def _checked_folder(self, root: Path) -> folders.Folder:
-        found = folders.locate(root)
+        try:
+            found = folders.locate(root)
+        except SourceRefused as refused:
+            if self._last is None:
+                raise
+            # It has been read before, so its name is right: a disk that is not mounted, a folder that is being replaced.
+            raise SourceUnavailable("GitOperationFailed", f"{refused}; waiting for it to come back") from refused
         folders.check_owner(found)
         return found
 
