@@ -7,6 +7,8 @@ and what it had already told is told again, which proxies take as nothing new.
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -45,6 +47,8 @@ __all__ = ["LoopSettings", "OrderRefused", "Ports", "Reconciler"]
 _log: Final = logging.getLogger("backstay.reconciler")
 TICK: Final = 1.0
 """Seconds between looks; the proxies report as often."""
+FAILPOINT: Final = os.environ.get("BACKSTAY_FAILPOINT", "")
+"""For tests: `saved@shifting:2` dies once the state of wave 2 is durable and nobody has been told, `told@...` right after."""
 STEP_AT_MOST: Final = 5.0
 """Elapsed seconds one look may claim: a machine that slept has seen nothing."""
 
@@ -307,8 +311,10 @@ class Reconciler:
             self._show(views)
             return
         self._fault = ""
+        self._may_die("saved")
         self._messenger.assign(views)
         self._messenger.publish(self._registry)
+        self._may_die("told")
         self._messenger.acknowledge(self._conductor.folder)
         self._show(views)
         self._flushed.set()
@@ -317,6 +323,12 @@ class Reconciler:
             await notifier.notify(events)
         if any(event.reason in ("Live", "Restored", "Superseded") for event in events):
             await self._keeper.prune()
+
+    def _may_die(self, place: str) -> None:
+        """End as by kill -9 where FAILPOINT says so: some of the moments between two lines last microseconds."""
+        rollout = self._keeper.state.rollout
+        if FAILPOINT and rollout is not None and f"{place}@{rollout.phase.value}:{rollout.wave + 1}" == FAILPOINT:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _show(self, views: Mapping[str, ProxyView]) -> None:
         self._view = self._make_view(views)
