@@ -50,16 +50,6 @@ class ProxyStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RevisionInfo:
-    """One commit as far as people want to see it."""
-
-    sha: str
-    author: str = ""
-    subject: str = ""
-    committed_at: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MeshView:
     mesh: str
     now: float
@@ -104,8 +94,6 @@ class MeshView:
     """Document -> workloads whose config holds parts made from it (provenance)."""
     origins: Mapping[Digest, tuple[str, ...]] = field(default_factory=dict)
     """Part digest -> the `file:line` places it was made from."""
-    revisions: tuple[RevisionInfo, ...] = ()
-    """Commits seen, newest first."""
 
     version: str = ""
     """The operator's own."""
