@@ -58,10 +58,12 @@ from backstay.tasks import spawn, stop
 
 HELLO_WITHIN: Final = 10.0  # seconds after the upgrade; a proxy sends it at once
 HANDSHAKE_WITHIN: Final = 10.0  # seconds; asyncio's 60 would let strangers hold sockets
+CLOSE_WITHIN: Final = 3.0  # seconds a proxy may take to answer a close
 SILENT_AFTER: Final = 20.0  # seconds without any frame; a live proxy reports every second, so this is a dead peer
 MAX_BODY: Final = 64 * 1024  # an enrolment with the longest ServiceAccount token is under 16 KiB
 MAX_EVENTS: Final = 65_536  # 50 proxies, 20 minutes of a stuck reconciler; reports are kept by the proxies as well
 RETRY_AFTER_NACK: Final = 5.0  # seconds; an environment (full disk) may recover without anything changing here
+GATHER: Final = 0.1  # seconds of reports that make one look: fifty proxies report at fifty different moments
 HOUSEKEEPING_EVERY: Final = 1.0  # seconds; certificates, trust and cut-offs are due to the second
 FORGET_AFTER: Final = 3600.0  # seconds a proxy may be away before it is a new one
 CLOSE_FENCED: Final = 4001
@@ -110,6 +112,7 @@ class ControlServer:
         self._listener: asyncio.Server | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._retries: set[asyncio.TimerHandle] = set()
+        self._gathering: asyncio.TimerHandle | None = None
         self._tls: OperatorTls
 
     def __repr__(self) -> str:
@@ -146,6 +149,8 @@ class ControlServer:
         """End all streams (proxies keep serving and look for the next operator) and free the port."""
         for handle in self._retries:
             handle.cancel()
+        if self._gathering is not None:
+            self._gathering.cancel()
         await stop(self._keeper)
         if self._listener is not None:
             self._listener.close()
@@ -279,7 +284,11 @@ class ControlServer:
         if peer_of(request.transport) is None:
             raise _refusal(web.HTTPUnauthorized, "CertificateNeeded")
         socket = web.WebSocketResponse(
-            max_msg_size=MAX_MESSAGE_BYTES, compress=False, timeout=1.0, receive_timeout=SILENT_AFTER, decode_text=False
+            max_msg_size=MAX_MESSAGE_BYTES,
+            compress=False,
+            timeout=CLOSE_WITHIN,
+            receive_timeout=SILENT_AFTER,
+            decode_text=False,
         )
         await socket.prepare(request)
         link = await self._join(request, socket)
@@ -395,6 +404,13 @@ class ControlServer:
             _log.error("control.overrun events=%d", MAX_EVENTS)
             for link in self._links.values():
                 link.cut("Overloaded", "the operator does not keep up")
+        if not isinstance(event, Said) or not isinstance(event.message, Report):
+            self.wake()
+        elif self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(GATHER, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = None
         self.wake()
 
     def _retry_after(self, link: Link, nack: Nack) -> None:
