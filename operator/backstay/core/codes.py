@@ -1080,6 +1080,23 @@ _OPERATOR: Final = (
         "",
         "Stop the other program or choose another port.",
     ),
+    Explanation(
+        "BS5108",
+        "RegistryDoubted",
+        "Half of all instances vanished at once",
+        "The list of what runs suddenly had half as many instances or none. That is more often a broken list than a broken "
+        "mesh, so endpoints are taken away only when a second list says the same.",
+        "",
+        "Nothing if instances were really stopped; otherwise look at the platform.",
+    ),
+    Explanation(
+        "BS5109",
+        "EndpointsChanged",
+        "A service lost its last endpoint",
+        "No ready instance is behind this service port any more; calls are answered 503 no-upstream.",
+        "",
+        "Start an instance, or look at why the last one is not ready: `backstay get workloads`.",
+    ),
 )
 
 EXPLANATIONS: Final[tuple[Explanation, ...]] = (

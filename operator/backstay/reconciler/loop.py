@@ -89,7 +89,7 @@ class Reconciler:
         self._book = FleetBook()
         namespace = settings.default_namespace
         self._conductor = Conductor(self._keeper, self._journal, ports.source, ports.clock, namespace)
-        self._messenger = Messenger(self._keeper, ports.fleet, ports.authority)
+        self._messenger = Messenger(self._keeper, ports.fleet, ports.authority, settings.trust_domain)
         self._watch = SourceWatch(
             ports.source,
             interval=settings.interval,
@@ -313,7 +313,7 @@ class Reconciler:
         self._fault = ""
         self._may_die("saved")
         self._messenger.assign(views)
-        self._messenger.publish(self._registry)
+        self._note_endpoints(self._messenger.publish(self._registry))
         self._may_die("told")
         self._messenger.acknowledge(self._conductor.folder)
         self._show(views)
@@ -329,6 +329,11 @@ class Reconciler:
         rollout = self._keeper.state.rollout
         if FAILPOINT and rollout is not None and f"{place}@{rollout.phase.value}:{rollout.wave + 1}" == FAILPOINT:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _note_endpoints(self, changed: Mapping[str, tuple[int, int]]) -> None:
+        for service, (before, now) in sorted(changed.items()):
+            text = f"{service} has {now} endpoint{'s' * (now != 1)}, before {before}"
+            self._journal.event("endpoints", "EndpointsChanged", text, subject=service, warning=now == 0 < before)
 
     def _show(self, views: Mapping[str, ProxyView]) -> None:
         self._view = self._make_view(views)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from backstay.config.wire import Endpoint, Live
 from backstay.core import live
 from backstay.core.compile import parts_of
-from backstay.core.intents import MeshSpec
 from backstay.core.ports import Assignment, CertificateAuthority, Fleet
 from backstay.core.registry import Registry
 from backstay.core.rollout import plan
@@ -18,10 +17,13 @@ from backstay.reconciler.planning import expected_refusals
 class Messenger:
     """Says to each proxy what is news to it."""
 
-    def __init__(self, keeper: Keeper, fleet: Fleet, authority: CertificateAuthority) -> None:
+    def __init__(self, keeper: Keeper, fleet: Fleet, authority: CertificateAuthority, trust_domain: str) -> None:
         self._keeper = keeper
         self._fleet = fleet
         self._authority = authority
+        self._trust_domain = trust_domain
+        self._registry: Registry | None = None
+        """The one whose endpoints were published last."""
         self._assigned: dict[str, plan.Target] = {}
         self._endpoints: dict[str, list[Endpoint]] = {}
         self._trust: Mapping[str, str] = {}
@@ -67,19 +69,18 @@ class Messenger:
         found = (snapshot.documents.get(key) for key in rollout.documents)
         return expected_refusals(document for document in found if document is not None)
 
-    def publish(self, registry: Registry) -> None:
-        """Live data never waits for a rollout."""
-        endpoints = live.endpoints(registry, self._mesh().trust_domain)
-        delta = live.changed(self._endpoints, endpoints)
+    def publish(self, registry: Registry) -> dict[str, tuple[int, int]]:
+        """Live data never waits for a rollout. Returns service port -> (endpoints before, now) of what changed."""
         trust = dict(self._authority.trust_bundle())
-        if not delta and trust == self._trust:
-            return
-        self._endpoints, self._trust = endpoints, trust
-        self._fleet.publish(Live(epoch=self._keeper.epoch, endpoints=delta, trust=trust))
-
-    def _mesh(self) -> MeshSpec:
-        stable = self._keeper.snapshot(self._keeper.state.stable_documents)
-        return stable.mesh if stable else MeshSpec()
+        if registry is self._registry and trust == self._trust:
+            return {}
+        endpoints = live.endpoints(registry, self._trust_domain)
+        delta = live.changed(self._endpoints, endpoints)
+        counts = {key: (len(self._endpoints.get(key, ())), len(now)) for key, now in delta.items()}
+        if delta or trust != self._trust:
+            self._fleet.publish(Live(epoch=self._keeper.epoch, endpoints=delta, trust=trust))
+        self._registry, self._endpoints, self._trust = registry, endpoints, trust
+        return counts
 
     def acknowledge(self, folder: Folder) -> None:
         for proxy, sequence in folder.ackable().items():
