@@ -95,6 +95,7 @@ class Link:
     _more: asyncio.Event = field(default_factory=asyncio.Event)
     _writer: asyncio.Task[None] | None = None
     _goodbye: Goodbye | None = None
+    _was_said: bool = False
 
     def __repr__(self) -> str:
         return f"Link({self.record.proxy}, {self.identity.workload}, queued={self._queued_bytes})"
@@ -127,7 +128,11 @@ class Link:
         if self._writer is not None and self._goodbye is not None:
             await asyncio.wait([self._writer], timeout=SEND_WITHIN)
         await stop(self._writer)
-        self.abort()
+        if self._was_said and self.transport is not None:
+            # In order: an abort may reset the connection and take the goodbye out of the peer's hands unread.
+            self.transport.close()
+        else:
+            self.abort()
 
     def abort(self) -> None:
         if self.transport is not None:
@@ -155,6 +160,7 @@ class Link:
     async def _say_goodbye(self, goodbye: Goodbye) -> None:
         async with asyncio.timeout(SEND_WITHIN):
             await self.socket.send_frame(encode(goodbye), WSMsgType.TEXT)
+            self._was_said = True
             await self.socket.close(code=CLOSE_POLICY, message=goodbye.reason.encode())
 
 

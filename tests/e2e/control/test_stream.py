@@ -154,7 +154,7 @@ async def test_a_connection_lost_with_the_swap_is_lost_control(world: World) -> 
     operator = await world.operator()
     operator.acknowledges = False
     sidecar = await world.sidecar()
-    operator.server.assign("logic-1", *assignment(config(1), config(2), lease_s=1.0))
+    operator.server.assign("logic-1", *assignment(config(1), config(2), lease_s=5.0))
     await operator.until(lambda: operator.said(Ack))
     await operator.server.close()
     await sidecar.until(lambda: sidecar.recorded("apply")[1:])
