@@ -10,6 +10,7 @@ from typing import Final, Literal, assert_never
 
 import msgspec
 
+from backstay import __version__
 from backstay.config.model import Listeners, Manifest, config_digest, decode_part
 from backstay.core.compile import Origins, PartCache
 from backstay.core.diff import PartChange
@@ -174,7 +175,7 @@ class Conductor:
             return
         if revision != state.active_revision:
             self._journal.event("rollout", "Live", "live" if not state.held else "live, with documents held", revision)
-        self._keeper.change(stable_documents=documents, active_revision=revision)
+        self._keeper.change(stable_documents=documents, active_revision=revision, compiled_by=__version__)
         self._journal.outcome(revision, "partly-live" if state.held else "live", documents=documents)
 
     def _begin(self, made: MeshPlan, views: Mapping[str, ProxyView]) -> None:
@@ -255,16 +256,20 @@ class Conductor:
     def _cause(self, made: MeshPlan) -> Cause:
         state = self._keeper.state
         newest = state.revisions[0] if state.revisions else None
-        kind: Literal["commit", "registry", "rollback"] = "commit" if made.documents else "registry"
-        if self.by_hand:
-            kind = "rollback"
         return Cause(
-            kind=kind,
+            kind=self._kind(made),
             revision=self.by_hand or state.desired_revision,
             commits=tuple(self.commits),
             author=newest.author if newest else "",
             subject=clean(newest.subject) if newest else "",
         )
+
+    def _kind(self, made: MeshPlan) -> Literal["commit", "registry", "upgrade", "rollback"]:
+        if self.by_hand:
+            return "rollback"
+        if made.documents:
+            return "commit"
+        return "registry" if self._keeper.state.compiled_by in ("", __version__) else "upgrade"
 
     def _supersede(self, running: Rollout, why: str) -> None:
         """End a running rollout because something else is wanted. One that bakes is live and stays it."""
@@ -367,6 +372,7 @@ class Conductor:
             previous_documents=state.stable_documents,
             stable_documents=state.candidate_documents or state.stable_documents,
             active_revision=rollout.cause.revision,
+            compiled_by=__version__,
         )
         held = self._keeper.state.held
         self._journal.outcome(

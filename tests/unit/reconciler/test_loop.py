@@ -1,15 +1,18 @@
 """The whole loop between fakes: what a push leads to, and that a killed operator leads to the same."""
 
 import asyncio
+import dataclasses
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 
-from backstay.core.rollout.model import Phase
+from backstay.core.rollout.model import MeshState, Phase
 from backstay.core.snapshot import Document
 from backstay.reconciler.loop import OrderRefused
 from backstay.tasks import spawn
+from support.meshes import service
 from support.world import World
 
 ROUTE = """
@@ -233,6 +236,38 @@ async def test_half_of_all_instances_vanishing_is_doubted_once() -> None:
     assert len(world.fleet.live) == told
     await world.seconds(1)
     assert len(world.fleet.live) == told + 1
+
+
+async def test_a_change_of_the_registry_that_fails_is_not_tried_again_until_someone_says_so() -> None:
+    world = await world_with(route("1s", "c"))
+    before = world.view.state.workloads["shop/a"].stable
+    world.fleet.badness = lambda parts: 0.5 if b'"protocol":"tcp"' in parts else 0.0
+    found = world.platform.now
+    opaque = service("b", protocol="tcp")
+    world.platform.now = dataclasses.replace(found, services={**found.services, opaque.key: opaque})
+    world.reconciler._registry_changed = True
+    assert await world.seconds(30, until=lambda: "Restored" in world.reasons())
+    assert world.view.state.history[0].cause.kind == "registry"
+    await world.seconds(60)
+    assert (world.view.state.rollout, world.view.state.workloads["shop/a"].stable) == (None, before)
+    world.fleet.badness = lambda parts: 0.0
+    await with_seconds(world, world.reconciler.order("retry", actor="me"))
+    assert await world.seconds(60, until=lambda: world.view.state.workloads["shop/a"].stable != before)
+
+
+async def test_an_upgrade_that_compiles_something_else_is_named_as_the_cause() -> None:
+    world = await world_with(route("1s"))
+    world.kill()
+    state = msgspec.json.decode(world.disk.state or b"", type=MeshState)
+    world.disk.state = msgspec.json.encode(msgspec.structs.replace(state, compiled_by="0.0.1"))
+    opaque = service("c", protocol="tcp")
+    found = world.platform.now
+    world.platform.now = dataclasses.replace(found, services={**found.services, opaque.key: opaque})
+    await world.revive()
+    assert await world.seconds(10, until=lambda: world.view.state.rollout is not None)
+    rollout = world.view.state.rollout
+    assert rollout is not None
+    assert rollout.cause.kind == "upgrade"
 
 
 async def test_traffic_steps_walk_the_weights() -> None:

@@ -255,6 +255,8 @@ class MeshState(State, frozen=True, kw_only=True):
     counted: msgspec.Raw = msgspec.Raw(b"{}")
     """Up to where each proxy's reports are in the evidence (evidence.export)."""
     proven: dict[Digest, Proven] = {}
+    compiled_by: str = ""
+    """Version of the operator that made the stable configs."""
     next_rollout: int = 1
     suspended: bool = False
     suspended_by: str = ""
