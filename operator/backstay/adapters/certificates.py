@@ -30,6 +30,8 @@ LEAF_LIFETIME: Final = 24 * 3600.0  # Istio's and SPIRE's habit is 24 h and 1 h;
 MAX_LEAF_LIFETIME: Final = 7 * 24 * 3600.0  # threats.md S4: asking for more is an error, not a shorter certificate
 INTERMEDIATE_LIFETIME: Final = 365 * 24 * 3600.0
 ROOT_LIFETIME: Final = 3650 * 24 * 3600.0  # Istio's self-made root: 10 years
+RENEW_INTERMEDIATE_AT: Final = 0.5  # of its life left: as leaves are renewed at half life
+RENEW_ROOT_AT: Final = 0.2  # of its life left, as Istio's self-made root
 CLOCK_SKEW: Final = dt.timedelta(minutes=1)  # a peer whose clock is behind must not refuse a fresh certificate
 MIN_RSA_BITS: Final = 2048
 MAX_CSR_BYTES: Final = 16 * 1024  # an RSA-4096 request with extensions is under 3 KiB
@@ -163,6 +165,24 @@ class LocalCA:
         self._commit({ROOT_CERT: _pem([self._own_root()]), RETIRE_AFTER: None})
         return True
 
+    def maintain(self) -> list[str]:
+        """Do what rotation is due now; says what was done. To be called every few hours; a CA whose root key is kept
+        elsewhere is left alone. A new root signs only after it has been trusted for a leaf's whole life."""
+        done = ["roots that nothing alive was issued from are forgotten"] if self.retire_roots() else []
+        now = self._now()
+        if (self.folder / NEXT_ROOT_KEY).exists():
+            _, root = self._signing_root(NEXT_ROOT_KEY)
+            if now - root.not_valid_before_utc >= dt.timedelta(seconds=LEAF_LIFETIME):
+                self.switch_root()
+                done.append("the new root signs from now on")
+        elif (self.folder / ROOT_KEY).exists() and _left(self._own_root(), now) < RENEW_ROOT_AT:
+            self.add_root()
+            done.append("a new root is trusted beside the old one")
+        if (self.folder / ROOT_KEY).exists() and _left(self._issuer, now) < RENEW_INTERMEDIATE_AT:
+            self.rotate_intermediate()
+            done.append("a new intermediate signs from now on")
+        return done
+
     @property
     def expires_at(self) -> float:
         """Unix seconds when the signing chain ends; nothing issued lives longer."""
@@ -247,6 +267,12 @@ class LocalCA:
         other_key = _public_bytes(leaf.public_key()) != _public_bytes(key)
         if says_more or other_key or not _has_issued(self._issuer, leaf) or leaf.not_valid_after_utc > self._limit:
             raise CertificatesUnusable(f"{self.folder}: a certificate for {names[0].value!r} failed its own check")
+
+
+def _left(certificate: x509.Certificate, now: dt.datetime) -> float:
+    """The part of a certificate's life that is left; below 0 after its end."""
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    return (certificate.not_valid_after_utc - now) / life
 
 
 # --- making certificates --------------------------------------------------------------------------

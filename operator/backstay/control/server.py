@@ -46,6 +46,7 @@ from backstay.control.tls import OperatorTls, expiry, peer_of
 from backstay.core.ports import (
     Assignment,
     CertificateAuthority,
+    Certified,
     Enroller,
     FleetEvent,
     Identity,
@@ -254,11 +255,12 @@ class ControlServer:
         except ValueError as error:
             _log.warning("enrolment.bad-request proxy=%s reason=%s", asked.proxy, clean(str(error)))
             raise _refusal(web.HTTPBadRequest, "BadRequest") from error
+        until = expiry(chain)
+        self._tell(
+            Certified(proxy=identity.proxy, workload=identity.workload, identity=identity.spiffe_id, expires_at=until)
+        )
         return EnrolAnswer(
-            certificate=chain.decode(),
-            trust=self._live.trust,
-            identity=identity.spiffe_id,
-            expires_at=expiry(chain),
+            certificate=chain.decode(), trust=self._live.trust, identity=identity.spiffe_id, expires_at=until
         )
 
     async def _identify(self, request: web.Request, proxy: str) -> tuple[Identity, float]:

@@ -166,7 +166,18 @@ class Said:
     message: Ack | Nack | Report | WentBack
 
 
-FleetEvent = Joined | Left | Said
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certified:
+    """A certificate was issued to a proxy, at enrolment or at renewal."""
+
+    proxy: str
+    workload: str
+    identity: str
+    expires_at: float
+    """Unix seconds."""
+
+
+FleetEvent = Joined | Left | Said | Certified
 
 
 class Fleet(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from backstay.config.wire import Ack, Hello, Nack, Report, WentBack
-from backstay.core.ports import FleetEvent, Joined, Left, Said
+from backstay.core.ports import Certified, FleetEvent, Joined, Left, Said
 from backstay.core.registry import Registry
 from backstay.core.rollout.model import Nacked, ProxyView
 from backstay.core.rollout.model import WentBack as ProxyWentBack
@@ -32,6 +32,8 @@ class Page:
     last_nack: str = ""
     went_back: str = ""
     draining: bool = False
+    identity: str = ""
+    certificate_expires: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class Heard:
     """(proxy, workload, report)"""
     joined: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    certified: tuple[Certified, ...] = ()
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class _Pile:
     reports: list[tuple[str, str, Report]] = field(default_factory=list)
     joined: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    certified: list[Certified] = field(default_factory=list)
 
 
 class FleetBook:
@@ -84,12 +88,16 @@ class FleetBook:
                     pile.left.append(event.proxy)
                 case Said(message=message):
                     _say(page, message, wall, pile)
+                case Certified():
+                    page.identity, page.certificate_expires = event.identity, event.expires_at
+                    pile.certified.append(event)
         return Heard(
             nacks=tuple(pile.nacks),
             went_back=tuple(pile.went_back),
             reports=tuple(pile.reports),
             joined=tuple(pile.joined),
             left=tuple(pile.left),
+            certified=tuple(pile.certified),
         )
 
     def forget_missing(self, registry: Registry) -> list[str]:
@@ -176,7 +184,9 @@ def _status(page: Page, registry: Registry, view: ProxyView) -> ProxyStatus:
         engine=hello.engine if hello else "",
         version=hello.version if hello else "",
         address=instance.address if instance else "",
+        identity=page.identity,
         since=page.since,
+        certificate_expires=page.certificate_expires,
         last_report=page.reported_wall,
         last_nack=page.last_nack,
         went_back=page.went_back,

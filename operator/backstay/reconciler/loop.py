@@ -229,6 +229,9 @@ class Reconciler:
         for nack in heard.nacks:
             text = f"{nack.proxy} refused config {nack.digest[:12]}: {nack.reason}: {nack.message}"
             note("proxy", "ConfigRefused", text, subject=nack.proxy, warning=True)
+        for issued in heard.certified:
+            text = f"{issued.proxy} got a certificate as {issued.identity}"
+            note("certificate", "CertificateIssued", text, subject=issued.proxy)
         for item in heard.went_back:
             text = f"{item.proxy} went back to stable by itself: {item.reason}"
             note("proxy", "WentBack", text, subject=item.proxy, warning=True)
@@ -316,6 +319,7 @@ class Reconciler:
         self._note_endpoints(self._messenger.publish(self._registry))
         self._may_die("told")
         self._messenger.acknowledge(self._conductor.folder)
+        await asyncio.sleep(0)  # what proxies are told leaves before it is shown: showing a large mesh takes time
         self._show(views)
         self._flushed.set()
         self._flushed = asyncio.Event()

@@ -258,6 +258,27 @@ def test_a_root_is_trusted_before_it_signs_and_until_nothing_of_it_lives(ca: Loc
         verify(old, ca)
 
 
+def test_maintenance_does_nothing_before_its_time(ca: LocalCA, clock: Clock) -> None:
+    clock.now += dt.timedelta(days=180)
+    assert ca.maintain() == []
+
+
+def test_maintenance_renews_the_intermediate_at_half_life(ca: LocalCA, clock: Clock) -> None:
+    clock.now += dt.timedelta(days=190)
+    assert ca.maintain() == ["a new intermediate signs from now on"]
+    assert ca.maintain() == []
+
+
+def test_maintenance_changes_the_root_in_three_steps_a_leafs_life_apart(ca: LocalCA, clock: Clock) -> None:
+    clock.now += dt.timedelta(days=3650 * 0.81)
+    assert ca.maintain() == ["a new root is trusted beside the old one", "a new intermediate signs from now on"]
+    assert ca.maintain() == []
+    clock.now += dt.timedelta(days=1, minutes=1)
+    assert ca.maintain() == ["the new root signs from now on"]
+    clock.now += dt.timedelta(days=8)
+    assert ca.maintain() == ["roots that nothing alive was issued from are forgotten"]
+
+
 def test_a_kill_in_the_middle_of_a_rotation_is_the_old_set_or_the_new_one(
     ca: LocalCA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
