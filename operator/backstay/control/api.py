@@ -93,7 +93,7 @@ class StatusBoard:
 
     def observe(self, view: MeshView) -> status.Objects:
         if self._objects is None or view is not self._view:
-            self._objects, self._memory = status.objects(view, self._memory)
+            self._objects, self._memory = status.objects(view, self._memory, self._objects)
             self._view = view
         return self._objects
 

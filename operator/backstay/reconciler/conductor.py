@@ -42,7 +42,15 @@ from backstay.reconciler import holding
 from backstay.reconciler.book import Heard
 from backstay.reconciler.journal import Journal, sha_of
 from backstay.reconciler.keeper import Keeper
-from backstay.reconciler.planning import MeshPlan, Wanted, final_configs, plan_mesh, settings_for
+from backstay.reconciler.planning import (
+    MeshPlan,
+    Provenance,
+    Wanted,
+    final_configs,
+    plan_mesh,
+    provenance,
+    settings_for,
+)
 from backstay.redact import clean
 
 _log: Final = logging.getLogger("backstay.reconciler")
@@ -68,6 +76,8 @@ class Conductor:
         """Set when the rollout's documents are to be held: why."""
         self.folder = evidence.Folder()
         self.plan: MeshPlan | None = None
+        self.provenance = Provenance()
+        """Of the plan; worked out once, shown at every look."""
         self.replan = True
         self.commits: Sequence[str] = ()
         """Commits that are wanted and not live, oldest first."""
@@ -108,7 +118,7 @@ class Conductor:
             ),
             self._cache,
         )
-        self.plan = made
+        self.plan, self.provenance = made, provenance(made)
         if made.conflict or made.staged is None:
             self._journal.event("validate", "HeldDependency", str(made.conflict[0]), desired.revision, warning=True)
             return
@@ -416,7 +426,7 @@ class Conductor:
         stable = self._keeper.snapshot(self._keeper.state.stable_documents)
         if desired is None:
             return
-        guilty = holding.blamed(rollout, self.document_workloads())
+        guilty = holding.blamed(rollout, self.provenance.workloads)
         old = stable.documents if stable else {}
         commits = await self._contents(rollout.cause.commits)
         per_commit = holding.by_commit(guilty, commits, old)
@@ -453,17 +463,6 @@ class Conductor:
             parsed = parse(tree.files, default_namespace=self._namespace)
             found.append((sha, {document.key: document for document in parsed.documents}))
         return found
-
-    def document_workloads(self) -> dict[DocumentKey, tuple[str, ...]]:
-        if self.plan is None or self.plan.compiled is None:
-            return {}
-        found: dict[DocumentKey, set[str]] = {}
-        origins = self.plan.compiled.origins
-        for workload, manifest in self.plan.compiled.manifests.items():
-            for digest in manifest.parts.values():
-                for key in origins[digest].documents:
-                    found.setdefault(key, set()).add(workload)
-        return {key: tuple(sorted(workloads)) for key, workloads in found.items()}
 
 
 def _routes_of(change: PartChange, origins: Origins, ports: Sequence[int]) -> dict[str, str]:

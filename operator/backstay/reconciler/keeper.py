@@ -32,6 +32,7 @@ class Keeper:
         self.restored: dict[tuple[str, DocumentKey], Document] = {}
         """(Commit of a held set, document) -> the content that a rollback by hand keeps instead of stable's."""
         self._snapshots: dict[str, Snapshot] = {}
+        self._blobs = memory.Blobs()
         self._pending: dict[str, bytes] = {}
         self._durable: set[str] = set()
         self._events: list[Event] = []
@@ -111,7 +112,7 @@ class Keeper:
 
     def keep_snapshot(self, snapshot: Snapshot) -> str:
         """Remember a snapshot; returns its blob digest."""
-        digest, blobs = memory.remember(snapshot)
+        digest, blobs = memory.remember(snapshot, self._blobs)
         self._snapshots[digest] = snapshot
         self._keep(blobs)
         return digest
@@ -162,6 +163,7 @@ class Keeper:
         self.parts = {digest: data for digest, data in self.parts.items() if digest in names}
         shown = set(self._snapshot_digests())
         self._snapshots = {digest: item for digest, item in self._snapshots.items() if digest in shown}
+        self._blobs.keep_only(self._snapshots.values())
         keep = configs | names | shown | {record.documents for record in self.state.revisions if record.documents}
         keep |= await self._documents_of(keep - configs - names)
         keep |= {blob for held in self.state.held for blob in held.keep.values() if blob}

@@ -59,6 +59,31 @@ class MeshPlan:
     parts: Mapping[Digest, bytes]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where a plan's configs come from."""
+
+    workloads: Mapping[DocumentKey, tuple[WorkloadKey, ...]] = field(default_factory=dict)
+    """Document -> workloads whose config holds parts made from it."""
+    places: Mapping[Digest, tuple[str, ...]] = field(default_factory=dict)
+    """Part -> the `file:line` places it was made from."""
+
+
+def provenance(made: MeshPlan) -> Provenance:
+    if made.compiled is None:
+        return Provenance()
+    origins = made.compiled.origins
+    found: dict[DocumentKey, set[WorkloadKey]] = {}
+    for workload, manifest in made.compiled.manifests.items():
+        for digest in manifest.parts.values():
+            for key in origins[digest].documents:
+                found.setdefault(key, set()).add(workload)
+    return Provenance(
+        workloads={key: tuple(sorted(workloads)) for key, workloads in found.items()},
+        places={digest: tuple(dict.fromkeys(item.rules.values())) for digest, item in origins.items()},
+    )
+
+
 def plan_mesh(wanted: Wanted, cache: PartCache) -> MeshPlan:
     waiting = _waiting(wanted.desired, wanted.registry, wanted.kept)
     result = effective(wanted.desired, wanted.held, wanted.kept, waiting)
@@ -142,8 +167,8 @@ def _nothing(
 def _waiting(desired: Snapshot, registry: Registry, kept: Mapping[DocumentKey, Document]) -> dict[DocumentKey, Problem]:
     """Documents that name something the registry does not have yet; one that works already keeps working."""
     found: dict[DocumentKey, Problem] = {}
-    for problem in rules.check(tuple(desired.documents.values()), registry, is_complete=True):
-        if problem.severity is Severity.WAITING and problem.document in desired.documents:
+    for problem in rules.waiting(tuple(desired.documents.values()), registry):
+        if problem.document in desired.documents:
             known = kept.get(problem.document)
             if known is None or known.digest != desired.documents[problem.document].digest:
                 found.setdefault(problem.document, problem)

@@ -13,7 +13,6 @@ from backstay.core.view import MeshView, SourceCondition
 from backstay.reconciler.book import FleetBook
 from backstay.reconciler.conductor import Conductor
 from backstay.reconciler.keeper import Keeper
-from backstay.reconciler.planning import MeshPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +65,8 @@ def show(
         proxies=book.statuses(registry, views),
         stable_manifests=conductor.base(),
         candidate_manifests=_known(keeper, tried),
-        document_workloads=conductor.document_workloads(),
-        origins=_origins(made),
+        document_workloads=conductor.provenance.workloads,
+        origins=conductor.provenance.places,
         version=__version__,
         epoch=keeper.epoch,
         started_at=facts.started_at,
@@ -76,9 +75,3 @@ def show(
 
 def _known(keeper: Keeper, configs: Mapping[str, str]) -> dict[str, Manifest]:
     return {key: keeper.manifests[digest] for key, digest in configs.items() if digest in keeper.manifests}
-
-
-def _origins(made: MeshPlan | None) -> dict[str, tuple[str, ...]]:
-    if made is None or made.compiled is None:
-        return {}
-    return {digest: tuple(dict.fromkeys(item.rules.values())) for digest, item in made.compiled.origins.items()}

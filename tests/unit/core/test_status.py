@@ -1,6 +1,7 @@
 """Status says what is so, in the shape Kubernetes tools read correctly (kstatus)."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -453,3 +454,36 @@ def test_a_commit_skipped_over_is_live_in_the_one_after_it() -> None:
     )
     view = replace(views.live(), state=state)
     assert status.standing_of(view, skipped) == ("live", "contained in main@sha1:bbbbbbbb")
+
+
+# --- a look after a look ----------------------------------------------------------------------------------------------
+
+
+def looked_twice(first: MeshView, second: MeshView) -> tuple[status.Objects, status.Objects]:
+    """The second view shown after the first one, and shown with no objects of before but the same memory."""
+    before, memory = status.objects(first, {})
+    return status.objects(second, memory, before)[0], status.objects(second, memory)[0]
+
+
+@pytest.mark.parametrize("make", [views.live, views.rolling, views.held, views.invalid])
+def test_what_is_shown_again_is_what_would_be_shown_anew(make: Callable[[], MeshView]) -> None:
+    """Whatever comes after whatever: documents that are not written again must say what they would say."""
+    for other in (views.live, views.rolling, views.held, views.invalid):
+        again, anew = looked_twice(make(), replace(other(), now=other().now + 60))
+        assert again.intents == anew.intents
+
+
+def test_an_unchanged_mesh_shows_the_same_objects_of_its_documents() -> None:
+    view = views.live()
+    first, memory = status.objects(view, {})
+    again, _ = status.objects(replace(view, now=view.now + 60), memory, first)
+    assert [id(item) for item in again.intents] == [id(item) for item in first.intents]
+
+
+def test_documents_of_the_running_rollout_are_shown_by_its_newest_sentence() -> None:
+    view = views.rolling()
+    rollout = view.state.rollout
+    assert rollout is not None
+    later = msgspec.structs.replace(view.state, rollout=msgspec.structs.replace(rollout, wave=rollout.wave + 1))
+    again, anew = looked_twice(view, replace(view, state=later))
+    assert again.intents == anew.intents

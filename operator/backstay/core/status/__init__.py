@@ -28,7 +28,7 @@ from backstay.core.status.common import (
     short,
     timestamp,
 )
-from backstay.core.status.intents import intent_conditions, intent_objects
+from backstay.core.status.intents import Intents, intent_conditions, intent_objects
 from backstay.core.status.proxies import proxy_object, sync_of
 from backstay.core.status.repository import repository_conditions, repository_object
 from backstay.core.status.revisions import RevisionState, known_revisions, revision_object, standing_of
@@ -72,15 +72,20 @@ class Objects:
     workloads: list[Json]
     proxies: list[Json]
     revisions: list[Json]
+    by_document: Intents
+    """`intents`, and what they were made from."""
 
 
-def objects(view: MeshView, memory: Memory) -> tuple[Objects, Memory]:
-    """All objects of a view, and the memory to pass in next time."""
+def objects(view: MeshView, memory: Memory, last: Objects | None = None) -> tuple[Objects, Memory]:
+    """All objects of a view, and the memory to pass in next time. `last` are those of the view before: of a thousand
+    documents most are shown as they were."""
     scribe = Scribe(view=view, before=memory)
+    intents = intent_objects(view, scribe, last.by_document if last else None)
     shown = Objects(
         repository=repository_object(view, scribe),
         rollouts=[rollout_object(view, rollout, scribe) for rollout in rollouts_of(view.state)],
-        intents=intent_objects(view, scribe),
+        intents=list(intents.objects.values()),
+        by_document=intents,
         workloads=[workload_object(view, key, scribe) for key in workload_keys(view)],
         proxies=[proxy_object(view, proxy, scribe) for _, proxy in sorted(view.proxies.items())],
         revisions=[revision_object(view, record) for record in known_revisions(view)],

@@ -88,6 +88,13 @@ class Scribe:
         self._clean: dict[str, str] = {}
         self._timestamps: dict[float, str] = {}
 
+    def keep(self, owner: str, conditions: Iterable[str]) -> None:
+        """What was written of the owner's conditions last time stands."""
+        for type_ in conditions:
+            key = f"{owner}#{type_}"
+            if key in self.before:
+                self.after[key] = self.before[key]
+
     def write(self, owner: str, conditions: Iterable[Condition]) -> list[Json]:
         return [self._one(owner, condition) for condition in conditions]
 

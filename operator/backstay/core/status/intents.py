@@ -1,6 +1,9 @@
 """MeshIntent: one document, and whether it is accepted, resolved, programmed and proven."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from backstay.core.intents import API_VERSION
 from backstay.core.problems import Problem
@@ -26,10 +29,64 @@ from backstay.core.status.common import (
 from backstay.core.status.sentences import held_line, rollout_sentence
 from backstay.core.view import MeshView
 
+CONDITIONS: Final = ("Accepted", "ResolvedRefs", "Programmed", "Proven")
 
-def intent_objects(view: MeshView, scribe: Scribe) -> list[Json]:
-    errors = _errors_by_document(view)
-    return [_intent(view, key, errors.get(key, ()), scribe) for key in sorted(_document_keys(view) | set(errors))]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intents:
+    """What was shown last, and what it was made from: most looks change nothing about most documents."""
+
+    objects: Mapping[DocumentKey, Json]
+    made_from: "Inputs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Everything that documents outside the running rollout are shown by. Two of them are equal if nothing of that has
+    changed; the large values are compared by identity, since they are replaced and never altered."""
+
+    large: tuple[object, ...]
+    small: tuple[object, ...]
+
+    def equals(self, other: "Inputs") -> bool:
+        same = all(mine is theirs for mine, theirs in zip(self.large, other.large, strict=True))
+        return same and self.small == other.small
+
+
+def inputs_of(view: MeshView) -> Inputs:
+    state = view.state
+    stable = Counter((proxy.view.workload, proxy.view.stable) for proxy in view.proxies.values())
+    return Inputs(
+        large=(view.desired, view.effective, view.stable, view.document_workloads, view.waiting),
+        small=(
+            view.problems,
+            view.observed_generation,
+            state.attempted_revision,
+            state.held,
+            state.history,
+            {key: item.stable for key, item in state.workloads.items()},
+            stable,
+            state.rollout.documents if state.rollout else (),
+        ),
+    )
+
+
+def intent_objects(view: MeshView, scribe: Scribe, last: Intents | None = None) -> Intents:
+    """Objects by document, in order; those of `last` where nothing that they show can have changed."""
+    now = inputs_of(view)
+    moving = set(view.state.rollout.documents) if view.state.rollout else set()
+    if last is None or not last.made_from.equals(now):
+        errors = _errors_by_document(view)
+        keys = sorted(_document_keys(view) | set(errors))
+        return Intents(objects={key: _intent(view, key, errors.get(key, ()), scribe) for key in keys}, made_from=now)
+    errors = _errors_by_document(view) if moving else {}
+    objects = dict(last.objects)
+    for key in objects:
+        if key in moving:
+            objects[key] = _intent(view, key, errors.get(key, ()), scribe)
+        else:
+            scribe.keep(f"MeshIntent/{key}", CONDITIONS)
+    return Intents(objects=objects, made_from=now)
 
 
 def _errors_by_document(view: MeshView) -> dict[DocumentKey, list[Problem]]:

@@ -52,6 +52,9 @@ RULES: Final[tuple[Rule, ...]] = (
     settings.immediate_pauses,
 )
 
+MAY_WAIT: Final[tuple[Rule, ...]] = (references.services_not_there, references.workloads_not_there)
+"""The rules that say WAITING: what they say changes with the registry alone."""
+
 
 def check(documents: Sequence[Document], registry: Registry | None, *, is_complete: bool) -> Iterator[Problem]:
     """Problems of the commit as a whole. `is_complete` is False when something could not be read: then nothing is said
@@ -59,6 +62,13 @@ def check(documents: Sequence[Document], registry: Registry | None, *, is_comple
     facts = gather(documents, registry, is_complete=is_complete)
     for rule in RULES:
         yield from _bounded(rule(facts))
+
+
+def waiting(documents: Sequence[Document], registry: Registry) -> Iterator[Problem]:
+    """What valid documents name that the registry does not have yet."""
+    facts = gather(documents, registry, is_complete=True)
+    for rule in MAY_WAIT:
+        yield from (found for found in rule(facts) if found.severity is Severity.WAITING)
 
 
 _MOST: Final = 500  # problems of one rule; nobody reads more, and making them takes time
