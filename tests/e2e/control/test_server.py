@@ -26,7 +26,7 @@ from backstay.config.wire import (
     Welcome,
 )
 from backstay.control import enrolment, links
-from backstay.core.ports import Joined, Left
+from backstay.core.ports import Certified, Joined, Left
 from backstay.sidecar import identity
 from backstay.sidecar.connect import Channel, ChannelClosed, OperatorRefused, OperatorUnreachable, ask_certificate
 from support.control_world import IDENTITY, Operator, assignment, config
@@ -174,7 +174,7 @@ async def test_the_newer_stream_of_a_proxy_supersedes_the_older(operator: Operat
     assert goodbye.reason == "Superseded"
     operator.server.assign("p0", *assignment(config()))
     assert await heard(second, Assign)
-    assert [type(event) for event in operator.events] == [Joined, Joined]
+    assert [type(event) for event in operator.events] == [Certified, Joined, Joined]
 
 
 async def test_one_change_is_encoded_once_for_fifty_proxies_and_stays_under_5_kib_each(
