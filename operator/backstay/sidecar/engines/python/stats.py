@@ -41,7 +41,7 @@ class Counters:
         self.codes: dict[int, int] = {}
         self.open = 0
         """Requests under way; a config that is gone keeps its counters until the last one has ended."""
-        self._sent = Sent()
+        self._sent = NOTHING_SENT
 
     def finish(self, seconds: float, status: int) -> None:
         self.latency[bisect_left(_BOUNDS_S, seconds)] += 1
@@ -53,9 +53,27 @@ class Counters:
 
     def take(self, open_crossings: list[int] | None) -> Row | None:
         """Increments since the last call, or None if there are none."""
+        sent = self._sent
+        if (
+            open_crossings is None
+            and not sent.was_open
+            and self.attempts == sent.attempts
+            and self.latency == sent.latency
+        ):
+            return None  # as most of the thousands that a config of 1,000 routes has: 0.2 instead of 10 microseconds
+        if sent is NOTHING_SENT:
+            sent = self._sent = Sent()
+        sent.was_open = open_crossings is not None
+        if open_crossings is None and self._sent.is_up_to_date(self):
+            return None
         over = self._over(open_crossings)
-        row = self._sent.difference(self, over)
+        row = sent.difference(self, over)
         return row if row.total or any(row.over) or row.attempts else None
+
+    @property
+    def has_counted(self) -> bool:
+        """Whether anything was ever taken from it."""
+        return self._sent is not NOTHING_SENT
 
     def _over(self, open_crossings: list[int] | None) -> list[int]:
         """Crossings so far: finished requests beyond each bound, and open ones that crossed it. One that was counted while
@@ -74,7 +92,7 @@ class Counters:
 class Sent:
     """The sums at the previous collect."""
 
-    __slots__ = ("attempts", "bad", "excused", "latency", "over")
+    __slots__ = ("attempts", "bad", "excused", "latency", "over", "was_open")
 
     def __init__(self) -> None:
         self.attempts = 0
@@ -82,6 +100,12 @@ class Sent:
         self.bad: dict[str, int] = {}
         self.latency = [0] * BUCKETS
         self.over = [0] * (BUCKETS - 1)
+        self.was_open = False
+        """Requests that were open had crossed bounds then: what has become of them is not in `latency` alone."""
+
+    def is_up_to_date(self, now: Counters) -> bool:
+        """True if there is nothing to tell; most counters of a large config stand still, and a look costs a tenth."""
+        return self.attempts == now.attempts and self.excused == now.excused and self.latency == now.latency
 
     def difference(self, now: Counters, over: list[int]) -> Row:
         latency = [after - before for after, before in zip(now.latency, self.latency, strict=True)]
@@ -100,6 +124,10 @@ class Sent:
         self.attempts, self.excused, self.bad = now.attempts, now.excused, dict(now.bad)
         self.latency, self.over = list(now.latency), over
         return row
+
+
+NOTHING_SENT: Final = Sent()
+"""Of counters that have counted nothing yet; shared, and replaced before it would be written to."""
 
 
 def _grown(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
@@ -126,6 +154,10 @@ class Ledger:
         self._retired: dict[Key, Counters] = {}
         """Sums of configs that are gone, without their digest: what Prometheus shows never falls."""
         self._peers: dict[tuple[str, str], list[int]] = {}
+        self.audited: dict[str, int] = {}
+        """Requests by the audit rule that they matched."""
+        self.refused: dict[tuple[int, str], int] = {}
+        """Connections turned away by inbound port and reason, whether or not that is evidence."""
         self.illegal_transitions = 0
         self.protocol_errors = 0
 
@@ -135,6 +167,13 @@ class Ledger:
         if found is None:
             found = self._counters[key] = Counters(config, direction, route, backend)
         return found
+
+    def note_audited(self, rules: Iterable[str]) -> None:
+        for rule in rules:
+            self.audited[rule] = self.audited.get(rule, 0) + 1
+
+    def note_refused(self, port: int, reason: str) -> None:
+        self.refused[port, reason] = self.refused.get((port, reason), 0) + 1
 
     def connected(self, peer: str, config: str, *, failed: bool) -> None:
         """Count one attempt to open a connection to an endpoint."""
@@ -162,7 +201,8 @@ class Ledger:
             if counters.config in live or counters.open:
                 continue
             del self._counters[counters.config, counters.direction, counters.route, counters.backend]
-            _add(self._retired, counters)
+            if counters.has_counted:
+                _add(self._retired, counters)
 
     def sums(self) -> list[Counters]:
         """One Counters per (direction, route, backend) over all configs."""

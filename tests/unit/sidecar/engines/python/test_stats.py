@@ -104,3 +104,23 @@ def test_label_values_are_escaped() -> None:
     counters = Counters("c", "out", 'a"b\\c\nd', "")
     counters.finish(0.0, 200)
     assert 'route="a\\"b\\\\c\\nd"' in render([counters], workload="n/w", gauges=[]).decode()
+
+
+def test_a_request_that_was_open_and_has_gone_without_an_answer_is_not_counted_again() -> None:
+    """Its crossings were told while it was open; nothing else about the counters changes when it is aborted."""
+    ledger = Ledger()
+    counters = ledger.counters("c", "in", "inbound:80", "")
+    counters.open = 1
+    request = Open(counters, started=100.0)
+    assert len(ledger.collect([request], 100.2, LIVE)[0]) == 1
+    counters.open = 0
+    ((row,), _) = ledger.collect([], 100.3, LIVE)
+    assert (row.total, row.over) == (0, [-1] * 7 + [0] * 8)
+    assert ledger.collect([], 100.4, LIVE)[0] == []
+
+
+def test_counters_that_never_counted_leave_nothing_behind() -> None:
+    ledger = Ledger()
+    ledger.counters("old", "out", "routes/web.shop:80#r", "")
+    assert ledger.collect([], 0.0, LIVE) == ([], [])
+    assert ledger.sums() == []
