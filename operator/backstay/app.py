@@ -22,7 +22,7 @@ from backstay.adapters.sqlite import SqliteStore
 from backstay.control import api
 from backstay.control.server import ControlServer
 from backstay.control.webhook import webhook_app
-from backstay.core.ports import Event, Fenced, StateUnavailable
+from backstay.core.ports import Event, Fenced, SourceUnavailable, StateUnavailable
 from backstay.core.view import MeshView
 from backstay.reconciler.loop import LoopSettings, OrderRefused, Ports, Reconciler
 from backstay.redact import clean
@@ -96,6 +96,7 @@ class LocalOperator:
 
     def __init__(self, settings: LocalSettings) -> None:
         self.settings = settings
+        self._is_first_start = not (settings.state_dir / STATE_FILE).exists()
         _private_folder(settings.state_dir)
         self.source = git_source(settings.source, settings.state_dir / "mirror.git")
         self.store = SqliteStore(settings.state_dir / STATE_FILE)
@@ -105,6 +106,18 @@ class LocalOperator:
         self.api: api.ApiServer | None = None
         self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
+
+    async def first_look(self) -> None:
+        """At the very first start, find out whether the repository can be read at all: nothing is served yet that could
+        go on without it. Raises SourceRefused, and SourceUnavailable where only a person can help."""
+        if not self._is_first_start:
+            return
+        try:
+            await self.source.resolve()
+        except SourceUnavailable as error:
+            if error.reason in ("DubiousOwnership", "AuthenticationFailed"):
+                raise
+            _log.warning("source.unavailable reason=%s message=%s", error.reason, clean(str(error)))
 
     async def start(self) -> None:
         """Claim the state, open all doors, start the workloads. Raises StateUnavailable, OSError, PortTaken."""

@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from backstay.cli.completion import complete_names, qualified
-from backstay.cli.exits import Exit, Failed, OperatorAway
+from backstay.cli.exits import Failed, OperatorAway
 from backstay.cli.get import Kind
 from backstay.cli.output import emit, paint
 from backstay.cli.session import Session, output_option, pass_session
-from backstay.cli.shown import listed, matches
+from backstay.cli.shown import listed, matches, nothing_named
 from backstay.cli.timeline import concerns, event_line
 
 EVENTS_SHOWN = 20  # a screen
@@ -34,7 +34,7 @@ def find(items: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
     """The one object that is meant. Raises Failed for none and for several."""
     found = [item for item in items if matches(kind, item, name)]
     if not found:
-        raise Failed(f"no {name!r} among {kind}", hint=f"`backstay get {kind}` lists them", code=Exit.NO)
+        raise nothing_named(kind, items, name)
     exact = [item for item in found if qualified(kind, item) == name]
     if len(found) > 1 and len(exact) != 1:
         names = ", ".join(qualified(kind, item) for item in found)

@@ -5,10 +5,10 @@ from typing import Any
 import click
 
 from backstay.cli.completion import KIND_PATHS, complete_names, kind_of
-from backstay.cli.exits import Exit, Failed
 from backstay.cli.output import emit, table
 from backstay.cli.session import Session, output_option, pass_session
-from backstay.cli.shown import COLUMNS, as_list, listed, matches
+from backstay.cli.shown import COLUMNS, as_list, listed, matches, nothing_named
+from backstay.core.suggest import did_you_mean
 
 
 class Kind(click.ParamType[str]):
@@ -19,7 +19,8 @@ class Kind(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         kind = kind_of(str(value))
         if kind not in KIND_PATHS:
-            self.fail(f"{value!r} is not one of {', '.join(KIND_PATHS)}", param, ctx)
+            near = did_you_mean(value, KIND_PATHS)
+            self.fail(f"{value!r} is not one of {', '.join(KIND_PATHS)}{near}", param, ctx)
         return kind
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -37,11 +38,12 @@ class Kind(click.ParamType[str]):
 @pass_session
 def get(session: Session, kind: str, name: str, namespace: str, no_headers: bool, output: str) -> None:
     """List intents, workloads, proxies, revisions or rollouts."""
-    items = [item for item in listed(session, kind) if not name or matches(kind, item, name)]
+    known = listed(session, kind)
+    items = [item for item in known if not name or matches(kind, item, name)]
     if namespace:
         items = [item for item in items if item["metadata"].get("namespace", "") == namespace]
     if name and not items:
-        raise Failed(f"no {name!r} among {kind}", hint=f"`backstay get {kind}` lists them", code=Exit.NO)
+        raise nothing_named(kind, known, name)
     if not items:
         session.say(f"no {kind}")
     columns = COLUMNS[kind]

@@ -57,6 +57,16 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Say which verb was meant; while completing (resilient parsing) a slip is no error."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from backstay.core.suggest import did_you_mean  # late: only after a slip
+
+            ctx.fail(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """A reader that has seen enough (head, less) is no error; click alone would make it exit code 1."""
         try:
@@ -106,6 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(code if isinstance(code, int) else Exit.OK)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "backstay"
+        Failed(error.format_message(), hint=f"`{where} --help` says what is expected").show()
+        sys.exit(Exit.TROUBLE)
     except click.ClickException as error:
         error.show()
         sys.exit(error.code if isinstance(error, Failed) else Exit.TROUBLE)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from backstay.cli.completion import KIND_PATHS, qualified
-from backstay.cli.exits import OperatorAway
+from backstay.cli.exits import Exit, Failed, OperatorAway
 from backstay.cli.output import Column, Json, condition, digest, revision, share_of
 from backstay.cli.session import Session
+from backstay.core.suggest import NAMES, did_you_mean
 
 API_VERSION: Final = "backstay.dev/v1alpha1"
 
@@ -61,6 +62,13 @@ def matches(kind: str, item: dict[str, Any], name: str) -> bool:
         return full.startswith(name.rpartition(":")[2])
     bare = str(item["metadata"]["name"])
     return name in (full, bare) or full.lower().endswith(f"/{name.lower()}")
+
+
+def nothing_named(kind: str, items: Sequence[dict[str, Any]], name: str) -> Failed:
+    """There is no such object; perhaps one whose name is near."""
+    known = {known for item in items for known in (qualified(kind, item), str(item["metadata"]["name"]))}
+    near = did_you_mean(name, known, NAMES)
+    return Failed(f"no {name!r} among {kind}{near}", hint=f"`backstay get {kind}` lists them", code=Exit.NO)
 
 
 def _place(item: Json) -> str:

@@ -65,3 +65,8 @@ def test_get_without_headers(state_dir: Path) -> None:
         "bbbbbbbb",
         "rolling-out",
     ]
+
+
+def test_get_what_is_almost_there(state_dir: Path) -> None:
+    ran = backstay("get", "proxies", "a-00", state_dir=state_dir)
+    assert ran.err.splitlines()[0] == "error: no 'a-00' among proxies; did you mean 'a-0'?"

@@ -45,7 +45,7 @@ def test_no_arguments_show_the_help() -> None:
 def test_wrong_use_is_trouble(arguments: list[str]) -> None:
     ran = backstay(*arguments)
     assert (ran.code, ran.out) == (Exit.TROUBLE, "")
-    assert "Error" in ran.err
+    assert ran.err.startswith("error: ")
 
 
 def test_version() -> None:
@@ -117,3 +117,23 @@ def test_the_state_folder_may_come_from_the_environment(state_dir: Path) -> None
     environment = {**os.environ, "BACKSTAY_STATE_DIR": str(state_dir)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.splitlines()[0].split()) == (0, ["COMMIT", "STATE", "AUTHOR", "SUBJECT"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["staus"], "no command 'staus'; did you mean 'status'?"),
+        (
+            ["get", "intnts"],
+            "'intnts' is not one of intents, workloads, proxies, revisions, rollouts; did you mean 'intents'?",
+        ),
+        (["rollout", "prmote"], "No such command 'prmote'. Did you mean 'promote'?"),
+        (["wait", "--fr", "live"], "No such option '--fr'. Did you mean '--for'?"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(arguments: list[str], said: str) -> None:
+    ran = backstay(*arguments)
+    first, hint = ran.err.splitlines()
+    assert (ran.code, ran.out, hint.split(":")[0]) == (Exit.TROUBLE, "", "hint")
+    assert first.startswith("error: ")
+    assert first.endswith(said)

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -131,6 +131,18 @@ class LocalPlatform:
     def complaints(self) -> list[str]:
         """One sentence per instance that is not ready."""
         return [_complaint(supervisor) for supervisor in self._supervisors.values() if not supervisor.is_ready]
+
+    def counted(self) -> tuple[int, int]:
+        """(ready, all) instances."""
+        return sum(supervisor.is_ready for supervisor in self._supervisors.values()), len(self._supervisors)
+
+    def troubled(self) -> dict[str, tuple[str, Keeper]]:
+        """Instance that is not ready -> the sentence that says so, and the process it is about."""
+        return {
+            name: (_complaint(supervisor), _culprit(supervisor))
+            for name, supervisor in self._supervisors.items()
+            if not supervisor.is_ready
+        }
 
     # --- ports.Platform -----------------------------------------------------------------------------------------------
 
@@ -431,9 +443,15 @@ def _taken_ports(plan: InstancePlan) -> Iterator[str]:
             yield f"{plan.id}: port {port} at {place.address} is taken by {holder}"
 
 
+def _culprit(supervisor: Supervisor) -> Keeper:
+    """The process that an instance waits for: its sidecar goes first."""
+    sidecar = supervisor.sidecar
+    return sidecar if sidecar is not None and not sidecar.ready.is_set() else supervisor.app
+
+
 def _complaint(supervisor: Supervisor) -> str:
-    keepers: Mapping[str, Keeper | None] = {"sidecar": supervisor.sidecar, "application": supervisor.app}
-    for name, keeper in keepers.items():
-        if keeper is not None and not keeper.ready.is_set():
-            return f"{supervisor.plan.id}: {name} {keeper.problem or 'is not ready yet'}"
-    return f"{supervisor.plan.id}: is stopping"
+    keeper = _culprit(supervisor)
+    if keeper.ready.is_set():
+        return f"{supervisor.plan.id}: is stopping"
+    name = "application" if keeper is supervisor.app else "sidecar"
+    return f"{supervisor.plan.id}: {name} {keeper.problem or 'is not ready yet'}"

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from backstay import redact, tasks
@@ -85,6 +86,10 @@ class Keeper:
 
     def __repr__(self) -> str:
         return f"<Keeper {self.name} {'ready' if self.ready.is_set() else 'not ready'} restarts={self.restarts}>"
+
+    @property
+    def log_file(self) -> Path:
+        return self._launch.log_file
 
     async def run(self) -> None:
         """Until cancelled; a cancelled keeper leaves its process running."""
