@@ -1,8 +1,8 @@
 """What an authorization set says of a request: deny policies first, then allow policies, audit on the side.
 
-The data plane asks `decide` for every request it takes in and `decide_connection` where it sees no request (TCP); the
-operator's evaluator asks the same tables. Rule: what is compared is what will be forwarded (path, headers), never an
-earlier form of it.
+The data plane asks `decide` for every request it takes in and `decide_connection` where it sees no request (TCP), and the
+`audited` ones where there is any audit policy; the operator's evaluator asks the same tables. Rule: what is compared is
+what will be forwarded (path, headers), never an earlier form of it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,8 +25,6 @@ class Decision:
     """`<namespace>/<name>` of the policy that decided; empty if none did (no allow policy at all, or none matched)."""
     rule: int = -1
     """Index of the deciding rule within its policy."""
-    audited: tuple[str, ...] = ()
-    """Names of audit policies that match; they decide nothing."""
 
 
 ALLOWED_BY_DEFAULT: Final = Decision(allowed=True)
@@ -57,51 +55,53 @@ class _Request:
 class AuthorizationTable:
     """One workload's policies, compiled."""
 
-    __slots__ = ("_allow", "_audit", "_deny", "decides_nothing")
+    __slots__ = ("_allow", "_audit", "_deny", "audits", "authorization", "decides_nothing")
 
     def __init__(self, authorization: Authorization) -> None:
+        self.authorization = authorization
         self._deny = _compile(authorization.policies, "deny")
         self._allow = _compile(authorization.policies, "allow")
         self._audit = _compile(authorization.policies, "audit")
-        self.decides_nothing = not authorization.policies
+        self.audits = bool(self._audit)
+        """False lets a caller skip `audited`."""
+        self.decides_nothing = not (self._deny or self._allow)
         """True lets a caller skip `decide`: everything is allowed."""
 
     def decide(self, source: str, namespace: str, method: bytes, path: bytes, headers: Headers, port: int) -> Decision:
         """Judge one request. `source` is the caller's verified SPIFFE ID, empty for plaintext; `path` has no query."""
-        if self.decides_nothing:
-            return ALLOWED_BY_DEFAULT
         request = _Request(source=source, namespace=namespace, method=method, path=path, headers=headers, port=port)
-        audited = tuple(policy.name for policy in self._audit if policy.match(request) is not None)
-        return self._judge(lambda policy: policy.match(request), audited)
+        return self._judge(lambda policy: policy.match(request))
+
+    def audited(
+        self, source: str, namespace: str, method: bytes, path: bytes, headers: Headers, port: int
+    ) -> tuple[str, ...]:
+        """Audit rules that one request matches, as `<namespace>/<name>#<rule>`; they decide nothing."""
+        request = _Request(source=source, namespace=namespace, method=method, path=path, headers=headers, port=port)
+        return self._named(lambda policy: policy.match(request))
 
     def decide_connection(self, source: str, namespace: str, port: int) -> Decision:
         """Judge a connection whose requests nobody reads. Fails closed: what cannot be seen matches a deny rule and
         does not match an allow rule (as Istio: a deny with HTTP fields denies all of a TCP port)."""
-        if self.decides_nothing:
-            return ALLOWED_BY_DEFAULT
-        audited = tuple(
-            policy.name for policy in self._audit if policy.match_connection(source, namespace, port, False) is not None
-        )
-        return self._judge(
-            lambda policy: policy.match_connection(source, namespace, port, policy.action == "deny"), audited
-        )
+        return self._judge(lambda policy: policy.match_connection(source, namespace, port, policy.action == "deny"))
 
-    def _judge(self, match: "Callable[[_CompiledPolicy], int | None]", audited: tuple[str, ...]) -> Decision:
+    def audited_connection(self, source: str, namespace: str, port: int) -> tuple[str, ...]:
+        """Audit rules that a connection matches without a look at its requests."""
+        return self._named(lambda policy: policy.match_connection(source, namespace, port, False))
+
+    def _named(self, match: "Callable[[_CompiledPolicy], int | None]") -> tuple[str, ...]:
+        found = ((policy.name, match(policy)) for policy in self._audit)
+        return tuple(f"{name}#{rule}" for name, rule in found if rule is not None)
+
+    def _judge(self, match: "Callable[[_CompiledPolicy], int | None]") -> Decision:
         for policy in self._deny:
             rule = match(policy)
             if rule is not None:
-                return Decision(allowed=False, policy=policy.name, rule=rule, audited=audited)
+                return Decision(allowed=False, policy=policy.name, rule=rule)
         for policy in self._allow:
             rule = match(policy)
             if rule is not None:
-                return Decision(allowed=True, policy=policy.name, rule=rule, audited=audited)
-        return _by_default(allowed=not self._allow, audited=audited)
-
-
-def _by_default(*, allowed: bool, audited: tuple[str, ...]) -> Decision:
-    if audited:
-        return Decision(allowed=allowed, audited=audited)
-    return ALLOWED_BY_DEFAULT if allowed else DENIED_BY_DEFAULT
+                return Decision(allowed=True, policy=policy.name, rule=rule)
+        return DENIED_BY_DEFAULT if self._allow else ALLOWED_BY_DEFAULT
 
 
 class _CompiledPolicy:

@@ -1,11 +1,12 @@
 """Which rule takes a request: the routes of a config compiled into tables of bytes.
 
 `HostTable` finds the routes of an authority (every spelling of a mesh name included), `RouteTable.pick` the first rule
-that matches. Both are built once per config and only read afterwards. The data plane asks them for every request; the
-operator's evaluator asks the same tables, so that what a review says is what a proxy does. Nothing here knows backends.
+that matches. Both are built once per config and only read afterwards; tables of routes that did not change are taken over
+from the config before. The data plane asks them for every request; the operator's evaluator asks the same tables, so that
+what a review says is what a proxy does. Nothing here knows backends.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from backstay.config.model import HostRoutes, Match, PathMatch, ValueMatch
@@ -34,12 +35,17 @@ class _Alternative(NamedTuple):
 class RouteTable:
     """The rules of one host in list order."""
 
-    __slots__ = ("_alternatives", "_takes_all", "position", "routes")
+    __slots__ = ("_alternatives", "_takes_all", "aliases", "key", "names", "routes")
 
-    def __init__(self, routes: HostRoutes, position: int = 0) -> None:
+    def __init__(self, routes: HostRoutes, namespace: str = "") -> None:
         self.routes = routes
-        self.position = position
-        """Index in its HostTable: callers keep what they compiled for it in a list of the same order."""
+        self.key = routes.key
+        self.names = tuple(_authorities(routes.host, routes.port))
+        """Authorities that spell the host as its document does."""
+        self.aliases = tuple(
+            authority for name in aliases(routes.host, namespace) for authority in _authorities(name, routes.port)
+        )
+        """All others that mean it, as seen from `namespace`."""
         self._alternatives = tuple(_alternatives(routes))
         self._takes_all = self._first_that_takes_all()
 
@@ -74,21 +80,27 @@ class RouteTable:
 class HostTable:
     """All routes of one config by authority, as seen from one namespace."""
 
-    __slots__ = ("_by_authority", "tables")
+    __slots__ = ("_by_authority", "_by_key", "namespace", "tables")
 
-    def __init__(self, namespace: str, routes: Iterable[HostRoutes]) -> None:
-        ordered = sorted(routes, key=lambda host: host.key)
-        self.tables = tuple(RouteTable(host, position) for position, host in enumerate(ordered))
+    def __init__(self, namespace: str, routes: Iterable[HostRoutes], former: "Sequence[HostTable]" = ()) -> None:
+        """`former` are tables of configs that may share routes with this one: equal routes keep their table."""
+        self.namespace = namespace
+        usable = [table for table in former if table.namespace == namespace]
+        tables = (_found(host, usable) or RouteTable(host, namespace) for host in routes)
+        self._by_key = {table.key: table for table in tables}
+        self.tables = tuple(self._by_key[key] for key in sorted(self._by_key))
         self._by_authority: dict[bytes, RouteTable] = {}
         # Exact names first: a name of the user's own never loses against a short spelling of another.
-        for spell in (_own_names, lambda host: aliases(host, namespace)):
-            self._register(spell)
-
-    def _register(self, spell: Callable[[str], Iterable[str]]) -> None:
         for table in self.tables:
-            for name in spell(table.routes.host):
-                for authority in _authorities(name, table.routes.port):
-                    self._by_authority.setdefault(authority, table)
+            for authority in table.names:
+                self._by_authority.setdefault(authority, table)
+        for table in self.tables:
+            for authority in table.aliases:
+                self._by_authority.setdefault(authority, table)
+
+    def of_key(self, key: str) -> RouteTable | None:
+        """The table of the part with this key."""
+        return self._by_key.get(key)
 
     def find(self, authority: bytes) -> RouteTable | None:
         """The routes for a Host header or the authority of a target; None if the mesh does not know it."""
@@ -98,8 +110,13 @@ class HostTable:
         return len(self.tables)
 
 
-def _own_names(host: str) -> Iterable[str]:
-    return (host,)
+def _found(routes: HostRoutes, former: Iterable[HostTable]) -> RouteTable | None:
+    key = routes.key
+    for hosts in former:
+        table = hosts.of_key(key)
+        if table is not None and (table.routes is routes or table.routes == routes):
+            return table
+    return None
 
 
 def aliases(host: str, namespace: str) -> Iterator[str]:

@@ -44,10 +44,22 @@ def test_a_deny_policy_alone_lets_the_others_pass() -> None:
     assert decide(policy("deny", rule(source=Source(principals=(BOB,))))) == Decision(allowed=True)
 
 
-def test_audit_policies_decide_nothing_and_are_named() -> None:
-    audit = policy("audit", rule(), name="shop/watch")
-    assert decide(audit) == Decision(allowed=True, audited=("shop/watch",))
-    assert decide(audit, policy("allow")) == Decision(allowed=False, audited=("shop/watch",))
+def test_audit_policies_decide_nothing_and_name_policy_and_rule() -> None:
+    audit = policy("audit", rule(source=Source(principals=(BOB,))), rule(), name="shop/watch")
+    assert decide(audit) == Decision(allowed=True)
+    assert decide(audit, policy("allow")) == Decision(allowed=False)
+    table = AuthorizationTable(Authorization(policies=(audit, policy("audit", name="shop/silent"))))
+    assert (table.audits, table.decides_nothing) == (True, True)
+    assert table.audited(ANN, "shop", b"GET", b"/", [], 80) == ("shop/watch#1",)
+    assert table.audited(BOB, "", b"GET", b"/", [], 80) == ("shop/watch#0",)
+    assert not AuthorizationTable(Authorization(policies=(policy("allow"),))).audits
+
+
+def test_a_connection_is_audited_by_what_can_be_seen_of_it() -> None:
+    by_path = policy("audit", rule(operation=Operation(paths=("/a",))), name="shop/by-path")
+    by_port = policy("audit", rule(operation=Operation(ports=(80,))), name="shop/by-port")
+    table = AuthorizationTable(Authorization(policies=(by_path, by_port)))
+    assert table.audited_connection(ANN, "shop", 80) == ("shop/by-port#0",)
 
 
 @pytest.mark.parametrize(

@@ -125,5 +125,18 @@ def test_a_name_of_the_users_own_wins_over_a_short_spelling_of_another() -> None
     assert found.routes.host == "web"
 
 
-def test_tables_know_their_position() -> None:
-    assert [routes.position for routes in HOSTS.tables] == [0, 1, 2, 3]
+def test_routes_that_did_not_change_keep_their_table() -> None:
+    kept, changed = HostRoutes(host="web.shop", port=80, rules=()), HostRoutes(host="api.shop", port=80, rules=())
+    before = HostTable("shop", [kept, changed])
+    other = HostRoutes(host="api.shop", port=80, rules=(Rule(name="r"),))
+    after = HostTable("shop", [other, HostRoutes(host="web.shop", port=80, rules=())], [before])
+    assert [table.routes for table in after.tables] == [other, kept]
+    assert after.of_key(kept.key) is before.of_key(kept.key)
+    assert after.find(b"web") is before.find(b"web")
+    assert after.find(b"api") is not before.find(b"api")
+
+
+def test_short_spellings_are_those_of_the_namespace_that_asks() -> None:
+    routes = HostRoutes(host="web.shop", port=80, rules=())
+    elsewhere = HostTable("bank", [routes], [HostTable("shop", [routes])])
+    assert (elsewhere.find(b"web"), elsewhere.find(b"web.shop") is not None) == (None, True)

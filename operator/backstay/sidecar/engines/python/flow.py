@@ -55,7 +55,7 @@ class Exchange:
         "downstream", "server",  # connection
         "body", "broken", "complete", "fields", "head", "keep_alive", "method", "raw", "size", "target", "upgrade",
         "version",  # what the client sent
-        "lane", "policy", "reason", "runtime", "started",  # what was decided
+        "audited", "lane", "policy", "reason", "runtime", "started",  # what was decided
         "end_sent", "failovers", "fresh", "phase", "pool", "retrying", "sent", "timer", "tried", "tries", "upstream",
         "waiting",  # tries
         "response", "response_bytes", "status",
@@ -101,6 +101,8 @@ class Exchange:
         self.response_bytes = 0
         self.reason = ""
         self.policy = ""
+        self.audited: tuple[str, ...] = ()
+        """Audit rules that this request matched."""
 
     @property
     def counters(self) -> "Counters":
@@ -175,18 +177,22 @@ class Exchange:
         return next((upstream for pool in group.members if (upstream := self._kept_connection(pool))), None)
 
     def _wait(self) -> None:
-        """The backend has all the connections it may have: wait for one."""
-        group = self.lane.group  # type: ignore[union-attr]
-        if len(group.pending) >= self.server.max_pending:
+        """The backend has all the connections it may have: wait for one, and free one that only another subset can use."""
+        group: Group = self.lane.group  # type: ignore[union-attr]
+        if len(group.quota.pending) >= self.server.max_pending:
             self.fail("overflow")
             return
         self._move(_CONNECTING)
         self.waiting = True
-        group.pending.append(self)
+        group.quota.wait(self)
+        spare = group.quota.spare(group)
+        if spare is not None:
+            spare.pool.forget(spare)
+            spare.close()
 
     def connection_available(self) -> None:
         if not self.waiting:
-            self.lane.group.wake()  # type: ignore[union-attr]  # gone meanwhile: the next one's turn
+            self.lane.group.quota.wake()  # type: ignore[union-attr]  # gone meanwhile: the next one's turn
             return
         self.waiting = False
         self.attempt()
@@ -509,7 +515,7 @@ class Exchange:
 
     def _log(self, seconds: float) -> None:
         logs = self.runtime.logs if self.runtime is not None else "off"
-        if logs == "all" or (logs == "failures" and (self.reason or self.status >= SERVER_ERROR)):
+        if logs == "all" or self.audited or (logs == "failures" and (self.reason or self.status >= SERVER_ERROR)):
             self.server.log.exchange(self, seconds)
 
     def _move(self, phase: int) -> None:

@@ -48,11 +48,16 @@ class Listener:
             exchange.fail("not-ready")
             return
         exchange.runtime = runtime
+        if runtime.authorization.audits:
+            self.audit(runtime, exchange)
         chosen = self.decide(runtime, exchange)
         if type(chosen) is Lane:
             exchange.forward(chosen)
         else:
             exchange.refuse(chosen.reason, chosen.counters, chosen.policy)  # type: ignore[union-attr]
+
+    def audit(self, runtime: Runtime, exchange: "Exchange") -> None:
+        """Note the audit policies that this request matches; they are about what comes in."""
 
     def admit_connection(self, exchange: "Exchange", runtime: Runtime) -> bool:
         """Take a whole connection whose bytes are not read; False if its requests are."""
@@ -82,12 +87,22 @@ class Inbound(Listener):
             return port.lane
         return Refused(reason="denied", counters=port.counters, policy=f"{decision.policy}#{decision.rule}")
 
+    def audit(self, runtime: Runtime, exchange: "Exchange") -> None:
+        head, downstream = exchange.head, exchange.downstream
+        exchange.audited = runtime.authorization.audited(
+            downstream.identity, downstream.namespace, head.method, head.path, head.fields, self.port
+        )
+        self.server.ledger.note_audited(exchange.audited)
+
     def admit_connection(self, exchange: "Exchange", runtime: Runtime) -> bool:
         port = runtime.ports[self.port]
         if port.protocol != "tcp":
             return False
-        downstream = exchange.downstream
-        decision = runtime.authorization.decide_connection(downstream.identity, downstream.namespace, self.port)
+        downstream, authorization = exchange.downstream, runtime.authorization
+        if authorization.audits:
+            exchange.audited = authorization.audited_connection(downstream.identity, downstream.namespace, self.port)
+            self.server.ledger.note_audited(exchange.audited)
+        decision = authorization.decide_connection(downstream.identity, downstream.namespace, self.port)
         if decision.allowed:
             exchange.forward(port.lane)
         else:
@@ -104,9 +119,10 @@ class Outbound(Listener):
         if table is None:
             return self._unknown(runtime, head.authority)
         index = table.pick(head.method, head.path, head.query, head.fields)
+        host = runtime.host(table)
         if index is None:
-            return Refused(reason="no-route", counters=runtime.no_route[table.position])
-        rule = runtime.rules[table.position][index]
+            return Refused(reason="no-route", counters=host.no_route)
+        rule = host.rules[index]
         lane = rule.only or rule.draw(self.server.random())
         return lane or Refused(reason="no-backend", counters=rule.counters)
 
@@ -148,7 +164,7 @@ class Outbound(Listener):
         index = table.pick(b"", b"/", b"", ()) if table is not None else None
         if table is None or index is None:
             return None
-        rule = runtime.rules[table.position][index]
+        rule = runtime.host(table).rules[index]
         lane = rule.only or rule.draw(self.server.random())
         return lane if lane is not None and lane.group.is_tcp else None
 

@@ -2,12 +2,13 @@
 
 A `Pool` is one endpoint reached in one way (plaintext, or mTLS with one expected identity). A `Group` is what one config
 means by a backend's subset: the pools whose endpoints carry its labels. Groups live as long as a config names them;
-pools live as long as a group holds them. Nothing here opens or closes a socket; `upstream.py` does.
+pools live as long as a group holds them. A `Quota` counts connections to a service over all its groups. Nothing here opens
+or closes a socket; `upstream.py` does.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from backstay.config.model import Backend
 from backstay.config.wire import Endpoint
@@ -68,7 +69,6 @@ class Pool:
 
     def forget(self, upstream: "Upstream") -> None:
         """A connection is gone."""
-        self.open -= 1
         if upstream in self.idle:
             self.idle.remove(upstream)
 
@@ -96,17 +96,54 @@ class Waiter(Protocol):
     def connection_available(self) -> None: ...
 
 
+class Quota:
+    """Connections from this proxy to one service, whichever subset they were opened for, and who waits for one."""
+
+    __slots__ = ("_woken", "groups", "open", "pending")
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.pending: deque[Waiter] = deque()
+        self.groups: list[Group] = []
+        self._woken: Waiter | None = None
+
+    def wait(self, waiter: Waiter) -> None:
+        """Queue up; who was woken for nothing keeps its place at the head."""
+        if waiter is self._woken:
+            self.pending.appendleft(waiter)
+        else:
+            self.pending.append(waiter)
+
+    def wake(self) -> None:
+        """A connection may be free: the request that waits longest tries again."""
+        if not self.pending:
+            return
+        self._woken = self.pending.popleft()
+        self._woken.connection_available()
+        self._woken = None
+
+    def spare(self, group: "Group") -> "Upstream | None":
+        """An idle connection that `group` cannot use but that holds a place it could have."""
+        members = set(group.members)
+        pools = (pool for other in self.groups for pool in other.members if pool not in members)
+        return next((pool.idle[0] for pool in pools if pool.idle), None)
+
+
 class Group:
     """The endpoints of one backend and subset as one config sees them."""
 
     __slots__ = (
-        "_choose", "_random", "active", "connect_seconds", "is_tcp", "labels", "max_connections", "members", "mesh",
-        "pending", "retries", "service",
+        "_choose", "_random", "active", "connect_seconds", "is_tcp", "key", "labels", "max_connections", "members", "mesh",
+        "quota", "retries", "service",
     )  # fmt: skip
 
-    def __init__(self, backend: Backend, labels: Iterable[tuple[str, str]], random: Random) -> None:
+    def __init__(
+        self, backend: Backend, labels: tuple[tuple[str, str], ...], random: Random, quota: Quota | None = None
+    ) -> None:
+        self.key = group_key(backend, labels)
         self.service = f"{backend.service}:{backend.port}"
-        self.labels = tuple(labels)
+        self.labels = labels
+        self.quota = quota or Quota()
         self.mesh = backend.tls == "mesh"
         self.is_tcp = backend.protocol == "tcp"
         self.max_connections = backend.max_connections
@@ -115,7 +152,6 @@ class Group:
         self.active = 0
         self.retries = 0
         """Requests in flight, and those among them that are a second or later try: the retry budget compares them."""
-        self.pending: deque[Waiter] = deque()
         self._random = random
         self._choose: Callable[[Sequence[Pool]], Pool] = (
             RoundRobin(random) if backend.balance == "round_robin" else self._least
@@ -141,19 +177,26 @@ class Group:
 
     @property
     def is_full(self) -> bool:
-        return 0 < self.max_connections <= sum(pool.open for pool in self.members)
+        return 0 < self.max_connections <= self.quota.open
 
-    def wake(self) -> None:
-        """A connection may be free: the request that waits longest tries again."""
-        if self.pending:
-            self.pending.popleft().connection_available()
+    def count(self, pool: Pool, connections: int) -> None:
+        """Connections to one of its members were opened, or are gone."""
+        pool.open += connections
+        self.quota.open += connections
 
     def __repr__(self) -> str:
         return f"Group({self.service} {dict(self.labels)} members={len(self.members)} active={self.active})"
 
 
-GroupKey = tuple[str, tuple[tuple[str, str], ...], str, str, str, int, int]
-Mode = Literal["mesh", "disable"]
+GroupKey = tuple[str, int, tuple[tuple[str, str], ...], str, str, str, int, int]
+
+
+def group_key(backend: Backend, labels: tuple[tuple[str, str], ...]) -> GroupKey:
+    """What a group is made of: settings that two configs share make one group."""
+    return (
+        backend.service, backend.port, labels, backend.tls, backend.balance, backend.protocol,
+        backend.max_connections, backend.connect_timeout_ms,
+    )  # fmt: skip
 
 
 class Pools:
@@ -162,18 +205,18 @@ class Pools:
     def __init__(self, random: Random) -> None:
         self._random = random
         self._groups: dict[GroupKey, Group] = {}
+        self._quotas: dict[str, Quota] = {}
         self._pools: dict[PoolKey, Pool] = {}
         self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
 
     def group(self, backend: Backend, labels: tuple[tuple[str, str], ...]) -> Group:
         """The group of these settings. Configs that mean the same share it, so a swap keeps connections and loads."""
-        key: GroupKey = (
-            f"{backend.service}:{backend.port}", labels, backend.tls, backend.balance, backend.protocol,
-            backend.max_connections, backend.connect_timeout_ms,
-        )  # fmt: skip
+        key = group_key(backend, labels)
         found = self._groups.get(key)
         if found is None:
-            found = self._groups[key] = Group(backend, labels, self._random)
+            quota = self._quotas.setdefault(f"{backend.service}:{backend.port}", Quota())
+            found = self._groups[key] = Group(backend, labels, self._random, quota)
+            quota.groups.append(found)
             self._fill(found)
         return found
 
@@ -188,10 +231,15 @@ class Pools:
                 self._fill(group)
         return self._retire()
 
-    def keep(self, groups: Iterable[Group]) -> list["Upstream"]:
+    def keep(self, is_wanted: Callable[[Group], bool]) -> list["Upstream"]:
         """Forget all other groups; returns the idle connections that the caller must close."""
-        wanted = {id(group) for group in groups}
-        self._groups = {key: group for key, group in self._groups.items() if id(group) in wanted}
+        gone = [group for group in self._groups.values() if not is_wanted(group)]
+        if not gone:
+            return []
+        for group in gone:
+            del self._groups[group.key]
+            group.quota.groups.remove(group)
+        self._quotas = {name: quota for name, quota in self._quotas.items() if quota.groups or quota.open}
         return self._retire()
 
     def _fill(self, group: Group) -> None:

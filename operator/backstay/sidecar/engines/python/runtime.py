@@ -1,11 +1,13 @@
-"""One config made ready to serve: tables, lanes and counters, all built at load so that a request only looks things up.
+"""One config made ready to serve: tables, lanes and counters, so that a request only looks things up.
 
-A *lane* is one way a request can go: the group of endpoints it is sent to, under which limits, counted where.
+A *lane* is one way a request can go: the group of endpoints it is sent to, under which limits, counted where. A swap costs
+what changed: tables of equal parts are taken over from the configs served before, and the lanes of a host (they count
+under this config's digest) are made when its first request comes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from backstay.config.authorize import AuthorizationTable
 from backstay.config.match import HostTable, RouteTable
@@ -17,12 +19,14 @@ from backstay.config.model import (
     HostRoutes,
     InboundPort,
     Listeners,
+    Part,
     Retry,
     Rule,
     WeightedBackend,
 )  # fmt: skip
 from backstay.sidecar.engine import ContentRefused
 from backstay.sidecar.engines.python.balance import weighted
+from backstay.sidecar.engines.python.pool import group_key
 from backstay.sidecar.engines.python.stats import Counters, Direction
 
 if TYPE_CHECKING:
@@ -31,9 +35,6 @@ if TYPE_CHECKING:
 
 UNKNOWN_ROUTE: Final = "#"
 """Row name for hosts that no config knows: one row, whatever names a client invents."""
-
-
-PartT = TypeVar("PartT")
 
 
 class Lane:
@@ -94,40 +95,63 @@ class CompiledPort:
         self.counters = lane.counters
 
 
-class Runtime:
-    """Everything a request needs to know of one config. Read-only after construction."""
+class CompiledHost:
+    """The rules of one host under one config."""
 
-    def __init__(self, config: Config, server: "Server") -> None:
+    __slots__ = ("no_route", "rules")
+
+    def __init__(self, rules: Sequence[CompiledRule], no_route: Counters) -> None:
+        self.rules = tuple(rules)
+        self.no_route = no_route
+
+
+class Runtime:
+    """Everything a request needs to know of one config. Raises ContentRefused for a config that cannot be served."""
+
+    def __init__(self, config: Config, digest: str, server: "Server", former: "Sequence[Runtime]" = ()) -> None:
+        """`former` are runtimes whose parts may be shared."""
         self.config = config
-        self.digest = config.digest
+        self.digest = digest
         self._server = server
-        self._backends = {part.key.removeprefix("backend/"): part for part in _parts(config, Backend)}
-        self.listeners = next(_parts(config, Listeners), _NO_LISTENERS)
-        self.hosts = HostTable(self.listeners.namespace, _parts(config, HostRoutes))
-        self.authorization = AuthorizationTable(next(_parts(config, Authorization), Authorization()))
-        self.rules = [self._compile_host(table) for table in self.hosts.tables]
-        """By position of the host's table, then by index of the rule."""
-        self.no_route = [self._counters("out", f"{table.routes.key}#", "") for table in self.hosts.tables]
+        parts = _by_kind(config.parts.values())
+        self.listeners = next(iter(parts.listeners), _NO_LISTENERS)
+        self.backends = {f"{backend.service}:{backend.port}": backend for backend in parts.backends}
+        self.hosts: HostTable = HostTable(self.listeners.namespace, parts.routes, [runtime.hosts for runtime in former])
+        self._check(former)
+        self.authorization = _authorization(next(iter(parts.authorizations), Authorization()), former)
+        self._compiled: dict[RouteTable, CompiledHost] = {}
         self.unknown_host = self._counters("out", UNKNOWN_ROUTE, "")
         self.ports = self._compile_ports()
         self.registry_only = self.listeners.egress == "registry_only"
         self.logs = self.listeners.access_log
 
-    def _compile_host(self, table: RouteTable) -> list[CompiledRule]:
-        return [self._compile_rule(f"{table.routes.key}#{rule.name}", rule) for rule in table.routes.rules]
+    def _check(self, former: "Sequence[Runtime]") -> None:
+        """Every backend and subset that a rule names is there. What was checked with the same backends is not looked at."""
+        same = [runtime for runtime in former if runtime.backends == self.backends]
+        for table in self.hosts.tables:
+            if not any(runtime.hosts.of_key(table.key) is table for runtime in same):
+                _check_host(table, self.backends)
+
+    def host(self, table: RouteTable) -> CompiledHost:
+        """What this config does with requests for one of its hosts."""
+        return self._compiled.get(table) or self._compile_host(table)
+
+    def _compile_host(self, table: RouteTable) -> CompiledHost:
+        rules = [self._compile_rule(f"{table.key}#{rule.name}", rule) for rule in table.routes.rules]
+        made = self._compiled[table] = CompiledHost(rules, self._counters("out", f"{table.key}#", ""))
+        return made
 
     def _compile_rule(self, route: str, rule: Rule) -> CompiledRule:
         lanes = [self._lane(route, rule, target) for target in rule.backends]
         return CompiledRule(rule, lanes, self._counters("out", route, ""))
 
     def _lane(self, route: str, rule: Rule, target: WeightedBackend) -> Lane:
-        backend = self._backends.get(target.backend)
-        if backend is None:
-            raise ContentRefused("MissingBackend", f"{route} sends to {target.backend!r}, which is not in this config")
+        backend = self.backends[target.backend]
+        labels = _labels(backend, target.subset) or ()
         return Lane(
             digest=self.digest,
             counters=self._counters("out", route, f"{target.backend}/{target.subset}"),
-            group=self._server.pools.group(backend, _labels(backend, target.subset, route)),
+            group=self._server.pools.group(backend, labels),
             deadlines=self._server.deadlines_of(rule.timeout_ms / 1000),
             try_seconds=rule.try_timeout_ms / 1000,
             retry=rule.retry,
@@ -153,8 +177,12 @@ class Runtime:
     def _counters(self, direction: Direction, route: str, backend: str) -> Counters:
         return self._server.ledger.counters(self.digest, direction, route, backend)
 
-    def groups(self) -> "Iterator[Group]":
-        return (lane.group for rules in self.rules for rule in rules for lane in rule.lanes)
+    def wants(self, group: "Group") -> bool:
+        """True if this config may send requests to that group."""
+        backend = self.backends.get(group.service)
+        if backend is None or group.key != group_key(backend, group.labels):
+            return False
+        return not group.labels or any(subset.labels == group.labels for subset in backend.subsets)
 
     def __repr__(self) -> str:
         return f"Runtime({self.config.manifest.workload} {self.digest[:12]} hosts={len(self.hosts)})"
@@ -163,14 +191,52 @@ class Runtime:
 _NO_LISTENERS: Final = Listeners(namespace="", identity="", trust_domain="")
 
 
-def _parts(config: Config, kind: type[PartT]) -> Iterator[PartT]:
-    return (part for part in config.parts.values() if isinstance(part, kind))
+class _Parts:
+    """The parts of a config by kind."""
+
+    __slots__ = ("authorizations", "backends", "listeners", "routes")
+
+    def __init__(self) -> None:
+        self.routes: list[HostRoutes] = []
+        self.backends: list[Backend] = []
+        self.authorizations: list[Authorization] = []
+        self.listeners: list[Listeners] = []
 
 
-def _labels(backend: Backend, subset: str, route: str) -> tuple[tuple[str, str], ...]:
+def _by_kind(parts: Iterable[Part]) -> _Parts:
+    found = _Parts()
+    kinds: dict[type, list[Any]] = {
+        HostRoutes: found.routes, Backend: found.backends, Authorization: found.authorizations,
+        Listeners: found.listeners,
+    }  # fmt: skip
+    for part in parts:
+        kinds[type(part)].append(part)
+    return found
+
+
+def _authorization(part: Authorization, former: Iterable[Runtime]) -> AuthorizationTable:
+    for runtime in former:
+        if runtime.authorization.authorization == part:
+            return runtime.authorization
+    return AuthorizationTable(part)
+
+
+def _check_host(table: RouteTable, backends: Mapping[str, Backend]) -> None:
+    for rule in table.routes.rules:
+        for target in rule.backends:
+            backend, route = backends.get(target.backend), f"{table.key}#{rule.name}"
+            if backend is None:
+                raise ContentRefused(
+                    "MissingBackend", f"{route} sends to {target.backend!r}, which is not in this config"
+                )
+            if _labels(backend, target.subset) is None:
+                raise ContentRefused(
+                    "UnknownSubset", f"{route} sends to subset {target.subset!r}, which {backend.key} does not define"
+                )
+
+
+def _labels(backend: Backend, subset: str) -> tuple[tuple[str, str], ...] | None:
+    """The labels of a subset, none for the whole backend; None if there is no such subset."""
     if not subset:
         return ()
-    for known in backend.subsets:
-        if known.name == subset:
-            return known.labels
-    raise ContentRefused("UnknownSubset", f"{route} sends to subset {subset!r}, which {backend.key} does not define")
+    return next((known.labels for known in backend.subsets if known.name == subset), None)

@@ -64,8 +64,6 @@ class Counters:
         if sent is NOTHING_SENT:
             sent = self._sent = Sent()
         sent.was_open = open_crossings is not None
-        if open_crossings is None and self._sent.is_up_to_date(self):
-            return None
         over = self._over(open_crossings)
         row = sent.difference(self, over)
         return row if row.total or any(row.over) or row.attempts else None
@@ -102,10 +100,6 @@ class Sent:
         self.over = [0] * (BUCKETS - 1)
         self.was_open = False
         """Requests that were open had crossed bounds then: what has become of them is not in `latency` alone."""
-
-    def is_up_to_date(self, now: Counters) -> bool:
-        """True if there is nothing to tell; most counters of a large config stand still, and a look costs a tenth."""
-        return self.attempts == now.attempts and self.excused == now.excused and self.latency == now.latency
 
     def difference(self, now: Counters, over: list[int]) -> Row:
         latency = [after - before for after, before in zip(now.latency, self.latency, strict=True)]

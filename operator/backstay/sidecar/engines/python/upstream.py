@@ -92,8 +92,8 @@ class Upstream(asyncio.Protocol):
         if not (reusable and not self.surplus and self.is_usable and self.pool.give(self, self.server.now)):
             self.close()
             return
-        if self.group.pending:
-            self.group.wake()
+        if self.group.quota.pending:
+            self.group.quota.wake()
 
     def cut(self) -> None:
         """End the connection, and with it whatever uses it."""
@@ -163,11 +163,12 @@ class Upstream(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.server.upstreams.discard(self)
         self.pool.forget(self)
+        self.group.count(self.pool, -1)
         self.transport = None
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.upstream_lost(self, refused=self._was_refused(error))
-        self.group.wake()
+        self.group.quota.wake()
 
     def _was_refused(self, error: Exception | None) -> bool:
         """True for a TLS alert before any byte: with TLS 1.3 a client learns only now that its certificate was refused."""
@@ -223,7 +224,7 @@ class Upstream(asyncio.Protocol):
 
 def connect(server: "Server", pool: Pool, group: Group, exchange: "Exchange", digest: str) -> None:
     """Open a connection in the background; the exchange hears of it, or the pool keeps it if nobody waits any more."""
-    pool.open += 1
+    group.count(pool, 1)
     spawn(_connect(server, pool, group, exchange, digest), name=f"connect {pool.key.address}:{pool.key.port}")
 
 
@@ -237,14 +238,14 @@ async def _connect(server: "Server", pool: Pool, group: Group, exchange: "Exchan
         if peer:
             server.ledger.connected(peer, digest, failed=True)
         if upstream.transport is None:
-            pool.open -= 1
+            group.count(pool, -1)
         upstream.close()
         exchange.connect_failed(error)
-        group.wake()
+        group.quota.wake()
         return
     except asyncio.CancelledError:
         if upstream.transport is None:
-            pool.open -= 1
+            group.count(pool, -1)
         upstream.close()
         raise
     if peer:
