@@ -383,7 +383,7 @@ class Story:
     def _show(self) -> None:
         self.visitors.look()
         running = [item for item in self.mesh.rollouts()[:1] if item["status"]["phase"] not in ENDED]
-        self.screen.show(running[0] if running else None, self.visitors.lines[-30:])
+        self.screen.show(running[0] if running else None, self.visitors.lines[-90:])
 
     def _tell(self, title: str, says: str) -> None:
         self.told.append(Told(title, says))
@@ -440,7 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", default=bool(os.environ.get("KEEP")))
     keep = bool(parser.parse_args(arguments).keep)
     began = time.monotonic()
-    with Screen("Backstay") as screen, stage(keep) as folder:
+    with Screen() as screen, stage(keep) as folder:
         story = Story(folder, screen)
         try:
             story.play()
@@ -452,7 +452,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             story.mesh.stop()
             return 130
-        screen.say(f"all {len(story.told)} chapters came true in {time.monotonic() - began:.0f} s")
+        screen.clear()
+        screen.say(f"\nall {len(story.told)} chapters came true in {time.monotonic() - began:.0f} s")
         if keep:
             goodbye(story, screen)
         else:

@@ -11,6 +11,7 @@ import click
 from backstay.core.durations import spell
 
 Json: TypeAlias = Mapping[str, Any]
+BAR_WIDTH: Final = 24  # half the width of a narrow terminal's free space; one column is 4 %
 DIGEST_SHOWN: Final = 12  # as git and docker do; unique in any mesh that fits on a machine
 
 _COLORS: Final = {
@@ -103,6 +104,14 @@ def ratio(part: int, whole: int) -> str:
 def share_of(bad: int, total: int) -> str:
     """`41/118 (35 %)`; with no request there is no rate."""
     return f"{bad}/{total} ({100 * bad / total:.3g} %)" if total else "0/0"
+
+
+def bar(percent: float, width: int = BAR_WIDTH) -> str:
+    """How far the candidate has come; something is visible as soon as there is anything, and full means all."""
+    full = round(percent / 100 * width)
+    if 0 < percent < 100:
+        full = min(max(full, 1), width - 1)
+    return "█" * full + "░" * (width - full)
 
 
 def condition(item: Json, kind: str) -> Json:

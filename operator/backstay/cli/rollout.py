@@ -3,22 +3,18 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from backstay.cli.exits import Exit, Failed
 from backstay.cli.orders import order
-from backstay.cli.output import condition, emit, paint, revision, share_of
+from backstay.cli.output import bar, condition, emit, paint, revision, share_of
 from backstay.cli.session import Session, output_option, pass_session, reason_option
 from backstay.cli.shown import listed, repository
 from backstay.cli.timeline import DurationType
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 LOOK_EVERY = 0.5  # seconds; proxies report every second, so more often shows nothing new
-BAR_WIDTH = 24
 ENDED = ("succeeded", "baking", "failed", "aborted", "superseded")
 """Phases in which nothing moves any more; baking is live and only watched."""
 GOOD = ("succeeded", "baking")
@@ -100,12 +96,16 @@ def _watch_plain(views: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _watch_live(views: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
-    from rich.live import Live  # late: 60 ms that only a live view needs
+    from rich.console import Console  # late: 60 ms that only a live view needs
+    from rich.live import Live
 
+    from backstay.cli.picture import picture
+
+    console = Console(no_color=click.get_current_context().find_root().color is False or None)
     last = None
-    with Live(auto_refresh=False) as screen:
+    with Live(console=console, auto_refresh=False) as screen:
         for last in views:
-            screen.update(live_view(last), refresh=True)
+            screen.update(picture(last, width=console.width), refresh=True)
     return last
 
 
@@ -164,55 +164,6 @@ def _workload_lines(workload: dict[str, Any]) -> Iterator[str]:
 
 def _rate(cohort: dict[str, int]) -> str:
     return f"{share_of(cohort['bad'], cohort['requests'])} bad"
-
-
-def bar(percent: float, width: int = BAR_WIDTH) -> str:
-    """How far the candidate has come; something is visible as soon as there is anything."""
-    full = min(width, max(round(percent / 100 * width), 1 if percent > 0 else 0))
-    return "█" * full + "░" * (width - full)
-
-
-def live_view(found: dict[str, Any]) -> "RenderableType":
-    """The same as `lines`, for a terminal that is redrawn."""
-    from rich.console import Group  # late: as above
-    from rich.table import Table
-    from rich.text import Text
-
-    state, cause = found["status"], found["spec"]["cause"]
-    head = Text.assemble(
-        (f"{state['id']} ", "bold"), revision(cause["revision"]), f"  {cause.get('subject', '')}\n",
-        (state["phase"], _style(state["phase"])), f"  {_progress(state)}",
-    )  # fmt: skip
-    grid = Table(box=None, pad_edge=False)
-    for title in ("WORKLOAD", "WAVE", "SHARE", "PROXIES", "CANDIDATE BAD", "STABLE BAD", "VERDICT"):
-        grid.add_column(title)
-    for workload in state["workloads"]:
-        grid.add_row(*_live_row(workload))
-    sentence = Text(state.get("sentence", ""), style="bold red" if state["verdict"] == "fail" else "")
-    return Group(head, grid, sentence)
-
-
-def _live_row(workload: dict[str, Any]) -> tuple[Any, ...]:
-    from rich.text import Text  # late: as above
-
-    proxies, cohorts = workload["proxies"], workload["cohorts"]
-    return (
-        Text(workload["workload"]),
-        Text(bar(workload["share"]), style=_style(workload["verdict"])),
-        f"{workload['share']:g} %",
-        f"{proxies['onCandidate']}/{proxies['total']}",
-        share_of(cohorts["candidate"]["bad"], cohorts["candidate"]["requests"]),
-        share_of(cohorts["stable"]["bad"], cohorts["stable"]["requests"]),
-        Text(workload["verdict"], style=_style(workload["verdict"])),
-    )
-
-
-def _style(word: str) -> str:
-    if word in ("pass", *GOOD):
-        return "green"
-    return (
-        "red" if word in ("fail", "failed", "rolling-back") else "yellow" if word in ("paused", "holding") else "cyan"
-    )
 
 
 def _order_command(name: str, text: str) -> None:

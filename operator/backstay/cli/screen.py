@@ -1,6 +1,7 @@
-"""A live picture of one rollout under traffic on a terminal; one plain line per change everywhere else.
+"""A terminal on which a story is told: chapters that stay, and below them a live picture; plain lines where nobody sees
+pictures (a pipe, CI).
 
-Used by the demo. It knows how a MeshRollout object looks, nothing of how it came to be.
+Used by the demo. What the picture shows is picture.py's.
 """
 
 import sys
@@ -9,18 +10,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.live import Live
 
-_BLOCKS: Final = " ▁▂▃▄▅▆▇█"
-_BAR: Final = 24
+REDRAWN: Final = 8  # times a second: smooth, and a few percent of a core
 
 
 class Screen:
     """A context manager around everything that is shown."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
+    def __init__(self) -> None:
         self._live: Live | None = None
         self._console: Console | None = None
         self._last = ""
@@ -30,8 +29,8 @@ class Screen:
             from rich.console import Console
             from rich.live import Live
 
-            self._console = Console()
-            self._live = Live(console=self._console, refresh_per_second=8, transient=True)
+            self._console = Console(highlight=False)
+            self._live = Live(console=self._console, refresh_per_second=REDRAWN, transient=True)
             self._live.start()
         return self
 
@@ -42,87 +41,59 @@ class Screen:
             self._live.stop()
 
     def chapter(self, text: str) -> None:
-        self._print(f"\n[bold]► {text}[/bold]", f"\n► {text}")
+        self._print(f"\n► {text}", style="bold cyan")
 
     def done(self, text: str) -> None:
-        self._print(f"  [green]✔[/green] {_escape(text)}", f"  ✔ {text}")
+        self._item("✔", "bold green", text)
 
     def failed(self, text: str) -> None:
-        self._print(f"  [red]✗ {_escape(text)}[/red]", f"  ✗ {text}")
+        self._item("✗", "bold red", text)
 
     def say(self, text: str) -> None:
-        self._print(_escape(text), text)
+        self._print(text)
+
+    def clear(self) -> None:
+        """Take the live picture away: what comes now is the end."""
+        if self._live is not None:
+            self._live.update("", refresh=True)
 
     def show(self, rollout: Mapping[str, Any] | None, seconds: Sequence[Mapping[str, Any]]) -> None:
         """The rollout as it is now, and the last seconds of traffic."""
-        if self._live is not None:
-            self._live.update(_picture(rollout, seconds))
+        if self._live is not None and self._console is not None:
+            from backstay.cli.picture import picture  # late: only where there is a terminal
+
+            self._live.update(picture(rollout, seconds, width=self._console.width))
         elif rollout is not None:
-            line = progress(rollout)
-            if line != self._last:
-                self._last = line
-                self._print(line, f"    {line}")
+            self._say_change(progress(rollout))
 
-    def _print(self, marked_up: str, plain: str) -> None:
+    def _item(self, sign: str, style: str, text: str) -> None:
+        """A sign and a sentence; what is too long for the line goes on under the sentence, not under the sign."""
+        if self._console is None:
+            print(f"  {sign} {text}", flush=True)
+            return
+        from rich.table import Table  # late: as above
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(Text(f"  {sign}", style=style), Text(text))
+        self._console.print(grid)
+
+    def _say_change(self, line: str) -> None:
+        if line != self._last:
+            self._last = line
+            self._print(f"    {line}")
+
+    def _print(self, text: str, style: str = "") -> None:
         if self._console is not None:
-            self._console.print(marked_up, highlight=False)
+            self._console.print(text, style=style, markup=False)
         else:
-            print(plain, flush=True)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+            print(text, flush=True)
 
 
 def progress(rollout: Mapping[str, Any]) -> str:
-    """`r2 shifting: stage move, wave 1 of 4: sa-webapp 17 %` - what a line of a log needs."""
+    """`r2 shifting: wave 1 of 4: sa-webapp 17 %`: what a line of a log needs."""
     status = rollout["status"]
-    shares = ", ".join(f"{_short(item['workload'])} {_percent(item.get('share', 0))}" for item in status["workloads"])
-    return f"{status['id']} {status['phase']}: wave {status['wave']} of {status['waves']}: {shares}"
-
-
-def _short(workload: str) -> str:
-    return workload.rpartition("/")[2]
-
-
-def _percent(share: float) -> str:
-    """Shares are percentages in status."""
-    return f"{share:.0f} %"
-
-
-def _picture(rollout: Mapping[str, Any] | None, seconds: Sequence[Mapping[str, Any]]) -> "RenderableType":
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    traffic = Text.assemble("  traffic  ", *(_second(item) for item in seconds))
-    if rollout is None:
-        return Group(Text(""), traffic)
-    status = rollout["status"]
-    head = Text(f"  {status['id']}  {status['phase']}  wave {status['wave']} of {status['waves']}", style="bold")
-    table = Table.grid(padding=(0, 2))
-    for item in status["workloads"]:
-        table.add_row("  " + _short(item["workload"]), _bar(item.get("share", 0.0)), _cohorts(item))
-    return Group(Text(""), head, table, Text(""), traffic)
-
-
-def _second(line: Mapping[str, Any]) -> tuple[str, str]:
-    """One column a second: as high as its requests, red if any failed."""
-    total = sum(line["outcomes"].values())
-    bad = sum(count for outcome, count in line["outcomes"].items() if not outcome.startswith("2"))
-    height = min(len(_BLOCKS) - 1, round(total / max(line["sent"], 1) * (len(_BLOCKS) - 2)) + 1 if total else 0)
-    return _BLOCKS[height], "red" if bad else "green"
-
-
-def _bar(share: float) -> str:
-    full = round(share / 100 * _BAR)
-    return "█" * full + "░" * (_BAR - full) + f" {_percent(share):>5}"
-
-
-def _cohorts(item: Mapping[str, Any]) -> str:
-    cohorts = item.get("cohorts") or {}
-    return "   ".join(
-        f"{name} {found['bad']} of {found['requests']} failed"
-        for name in ("candidate", "stable")
-        if (found := cohorts.get(name)) and found.get("requests")
+    shares = ", ".join(
+        f"{item['workload'].rpartition('/')[2]} {item.get('share', 0):.0f} %" for item in status["workloads"]
     )
+    return f"{status['id']} {status['phase']}: wave {status['wave']} of {status['waves']}: {shares}"

@@ -7,9 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from rich.console import Console
 
-from backstay.cli import rollout, wait
+from backstay.cli import wait
 from backstay.cli.exits import Exit, Failed
 from backstay.control.api import ActionResult
 from backstay.core import status
@@ -123,19 +122,6 @@ def test_watch_waits_for_a_rollout_that_is_about_to_begin(state_dir: Path, opera
 def test_watch_gives_up_in_time(state_dir: Path) -> None:
     ran = backstay("rollout", "watch", "--timeout", "0s", state_dir=state_dir)
     assert (ran.code, ran.err) == (Exit.TIMEOUT, "error: rollout r2 is still shifting\n")
-
-
-def test_the_live_view_shows_what_the_text_shows() -> None:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - closed with the process
-    console.print(rollout.live_view(rollout_of(views.held())))
-    text = console.export_text()
-    for part in ("r2 main@sha1:bbbbbbbb", "shop/a", "50 %", "41/118 (34.7 %)", "3/1204 (0.249 %)", views.SENTENCE):
-        assert part in text
-
-
-@pytest.mark.parametrize(("percent", "shown"), [(0, "░░░░"), (0.5, "█░░░"), (50, "██░░"), (99, "████"), (100, "████")])
-def test_bar(percent: float, shown: str) -> None:
-    assert rollout.bar(percent, 4) == shown
 
 
 # --- wait ------------------------------------------------------------
