@@ -23,7 +23,7 @@ from backstay.config.model import (
     digest_of,
     encode_part,
 )
-from backstay.core.rollout.model import Stage
+from backstay.core.rollout.model import Side, Stage
 
 StageName = Literal["expand", "move", "contract"]
 _ORDER: Final[tuple[StageName, ...]] = ("expand", "move", "contract")
@@ -108,6 +108,39 @@ def stage(old: Mapping[str, Manifest], new: Mapping[str, Manifest], parts: Mappi
         if configs:
             stages.append(Stage(name=name, configs=configs))
     return Staged(stages=tuple(stages), manifests=manifests, parts=made)
+
+
+def sides(base: Mapping[str, Manifest], staged: Staged, parts: Mapping[str, bytes]) -> tuple[dict[str, Side], ...]:
+    """Per stage: which requests the parts of each workload that change decide, those it answers or those it makes."""
+    current = dict(base)
+    found: list[dict[str, Side]] = []
+    for step in staged.stages:
+        news = {workload: staged.manifests[digest] for workload, digest in step.configs.items()}
+        found.append({workload: _side(current[workload], new, parts) for workload, new in news.items()})
+        current.update(news)
+    return tuple(found)
+
+
+def _side(old: Manifest, new: Manifest, parts: Mapping[str, bytes]) -> Side:
+    known: set[Side] = {
+        _side_of(key, old.parts.get(key, ""), new.parts.get(key, ""), parts)
+        for key in old.parts.keys() | new.parts.keys()
+        if old.parts.get(key) != new.parts.get(key)
+    }
+    return known.pop() if len(known) == 1 else "both"
+
+
+def _side_of(key: str, old: str, new: str, parts: Mapping[str, bytes]) -> Side:
+    if "/" in key:
+        return "out"
+    if key == "authorization":
+        return "in"
+    before, after = (decode_part(parts[digest]) if digest in parts else None for digest in (old, new))
+    if not isinstance(before, Listeners) or not isinstance(after, Listeners):
+        return "both"
+    if msgspec.structs.replace(before, egress=after.egress, access_log=after.access_log) == after:
+        return "out"  # what happens to hosts nobody described; an access log decides no request at all
+    return "in" if before.egress == after.egress else "both"
 
 
 def _replace(parts: dict[str, str], changes: Mapping[str, str]) -> None:

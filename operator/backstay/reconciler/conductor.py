@@ -13,7 +13,7 @@ import msgspec
 from backstay import __version__
 from backstay.config.model import Listeners, Manifest, config_digest, decode_part
 from backstay.core.compile import Origins, PartCache
-from backstay.core.diff import PartChange
+from backstay.core.diff import PartChange, sides
 from backstay.core.documents import parse
 from backstay.core.held import changed_documents
 from backstay.core.ports import Clock, SourceRefused, SourceRepo, SourceUnavailable
@@ -218,6 +218,7 @@ class Conductor:
             carry=carry,
             before=self.folder.before(),
             gaining=made.gaining,
+            sides=sides(made.base, staged, made.parts),
         )
         self.by_hand = ""
         self._keeper.change(
@@ -323,6 +324,7 @@ class Conductor:
             nacks=heard.nacks,
             went_back=heard.went_back,
             orders=orders,
+            second=int(self._clock.monotonic()),
             origins=self._places(),
         )
         after, commands = decide.decide(rollout, seen, stable=self.stable())

@@ -20,7 +20,6 @@ from backstay.core.rollout.model import (
     BadCause,
     Block,
     Command,
-    Counts,
     Digest,
     Evidence,
     Hold,
@@ -58,9 +57,12 @@ TEST_REQUESTS: Final = 30
 """After a wave was taken back: requests, and seconds, to see whether failures fall."""
 CONFIRMATIONS: Final = 2
 """DESIGN 6: twice so, fail."""
-RECOVERY_LEAST_S: Final = 2.0
-RECOVERY_MOST_S: Final = 5.0
+RECOVERY_SECONDS: Final = 3
+RECOVERY_MOST_S: Final = 8.0
 RECOVERY_REQUESTS: Final = 30
+"""After a rollback: seconds wholly after the last ack, and requests in them, to say whether failures fell."""
+REPORT_S: Final = 1.0
+"""A report speaks of the second before it."""
 RESTORE_PATIENCE_S: Final = 10.0
 """Beyond confirmWithin, a proxy that is here and does not take stable is reported and no longer waited for."""
 BAKE_BASELINE: Final = 0.5
@@ -195,6 +197,8 @@ def _cohorts(look: _Look, workload: WorkloadKey) -> tuple[Digest, Digest]:
 
 
 def _learn(look: _Look) -> None:
+    newest = max((block.second for block in look.seen.blocks), default=look.memo.newest)
+    look.remember(newest=look.seen.second if look.seen.second >= 0 else newest)
     for block in look.seen.blocks:
         state = look.rollout.workloads.get(block.workload)
         if state is not None:
@@ -206,18 +210,23 @@ def _learn_block(look: _Look, block: Block, state: WorkloadRollout) -> None:
     candidate, stable = _cohorts(look, block.workload)
     if look.rollout.phase is Phase.BAKING:
         block = msgspec.structs.replace(block, share=1.0 - block.share if look.memo.suspect else 1.0, expected=0.0)
-    ours, theirs = verdict.cohorts(block, candidate, stable, look.rollout.gaining)
-    _remember_recent(look, block.workload, ours.total + theirs.total, ours.bad + theirs.bad)
-    if not candidate or candidate == stable or look.rollout.phase is Phase.ROLLING_BACK:
+    rollout, side = look.rollout, plan.side_of(look.rollout, block.workload)
+    view = verdict.viewed(block, candidate, stable, gaining=rollout.gaining, side=side)
+    if rollout.phase is Phase.ROLLING_BACK:
+        _watch_recovery(look, block.second, view)
         return
-    tests = verdict.load(state.evidence.tests)
-    _count_harm(look, ours, verdict.usual_rate(tests))
-    after = verdict.observe(tests, block, candidate, stable, look.rollout.settings, gaining=look.rollout.gaining)
-    evidence = _added(state.evidence, ours, theirs, after)
-    look.change(workloads={**look.rollout.workloads, block.workload: msgspec.structs.replace(state, evidence=evidence)})
+    if not candidate or candidate == stable:
+        return
+    before = verdict.load(state.evidence.tests)
+    after = verdict.observe(before, block, candidate, stable, rollout.settings, gaining=rollout.gaining, side=side)
+    _count_harm(look, block, view, after)
+    _remember_recent(look, _newly_seen(block.workload, before, after))
+    evidence = _added(state.evidence, view, after)
+    look.change(workloads={**rollout.workloads, block.workload: msgspec.structs.replace(state, evidence=evidence)})
 
 
-def _added(evidence: Evidence, ours: Counts, theirs: Counts, tests: verdict.Tests) -> Evidence:
+def _added(evidence: Evidence, view: verdict.Viewed, tests: verdict.Tests) -> Evidence:
+    ours, theirs = view.ours, view.theirs
     return msgspec.structs.replace(
         evidence,
         candidate_total=evidence.candidate_total + ours.total,
@@ -225,34 +234,73 @@ def _added(evidence: Evidence, ours: Counts, theirs: Counts, tests: verdict.Test
         stable_total=evidence.stable_total + theirs.total,
         stable_bad=evidence.stable_bad + theirs.bad,
         tests=verdict.dump(tests),
-        causes=_causes(evidence.causes, ours.reasons) if ours.bad else evidence.causes,
+        causes=_causes(evidence.causes, view) if ours.bad or view.aside.bad else evidence.causes,
     )
 
 
-def _causes(known: tuple[BadCause, ...], reasons: Mapping[str, Mapping[str, int]]) -> tuple[BadCause, ...]:
-    counts = {(cause.route, cause.reason): cause for cause in known}
-    for route, bad in reasons.items():
-        for reason, count in bad.items():
-            old = counts.get((route, reason), BadCause(reason=reason, route=route, count=0))
-            counts[route, reason] = msgspec.structs.replace(old, count=old.count + count)
-    ordered = sorted(counts.values(), key=lambda cause: (-cause.count, cause.route, cause.reason))
+def _causes(known: tuple[BadCause, ...], view: verdict.Viewed) -> tuple[BadCause, ...]:
+    causes = {(cause.route, cause.reason): cause for cause in known}
+    for reasons, aside in ((view.ours.reasons, False), (view.aside.reasons, True)):
+        for route, bad in reasons.items():
+            for reason, count in bad.items():
+                old = causes.get((route, reason), BadCause(reason=reason, route=route, count=0, aside=aside))
+                causes[route, reason] = msgspec.structs.replace(old, count=old.count + count)
+    ordered = sorted(causes.values(), key=lambda cause: (cause.aside, -cause.count, cause.route, cause.reason))
     return tuple(ordered[:CAUSES])
 
 
-def _count_harm(look: _Look, ours: Counts, usual: float) -> None:
-    if ours.bad and look.memo.first_bad < 0:
-        look.remember(first_bad=look.rollout.elapsed)
-    look.remember(harmed=look.memo.harmed + ours.bad - ours.total * usual)
+def _count_harm(look: _Look, block: Block, view: verdict.Viewed, tests: verdict.Tests) -> None:
+    """One user's failed request often shows twice, in what is answered and in what is asked: the greater one counts."""
+    if look.memo.first_bad < 0 and (view.ours.bad or view.aside.bad):
+        late = max(0, look.memo.newest - block.second)
+        look.remember(first_bad=max(0.0, look.rollout.elapsed - late - REPORT_S))
+    harm = view.ours.bad - view.ours.total * verdict.usual_rate(tests)
+    if view.aside.bad:
+        harm = max(harm, view.aside.bad - view.aside.total * verdict.usual_rate(tests, verdict.ASIDE))
+    look.remember(harmed=look.memo.harmed + harm)
 
 
-def _remember_recent(look: _Look, subject: str, total: int, bad: int) -> None:
-    n, k = look.memo.recent.get(subject, (0.0, 0.0))
-    look.remember(recent={**look.memo.recent, subject: (n * RECENT + total, k * RECENT + bad)})
-    suspect, recovery = look.memo.suspect, look.memo.recovery
-    if suspect is not None and suspect.settled and suspect.subject == subject:
+def _subject(workload: WorkloadKey, outcome: str) -> str:
+    return workload if outcome == verdict.OUTCOMES[verdict.BAD] else f"{workload} {outcome}"
+
+
+def _newly_seen(workload: WorkloadKey, before: verdict.Tests, after: verdict.Tests) -> dict[str, tuple[int, int]]:
+    """What one block added to each outcome, both cohorts together."""
+    return {
+        _subject(workload, outcome): (
+            new.n + new.n_stable - old.n - old.n_stable,
+            new.k + new.k_stable - old.k - old.k_stable,
+        )
+        for outcome, old, new in zip(verdict.OUTCOMES, before.tracks, after.tracks, strict=True)
+        if new is not old and outcome != "vanished"
+    }
+
+
+def _remember_recent(look: _Look, seen: Mapping[str, tuple[int, int]]) -> None:
+    recent = dict(look.memo.recent)
+    for subject, (total, bad) in seen.items():
+        n, k = recent.get(subject, (0.0, 0.0))
+        recent[subject] = (n * RECENT + total, k * RECENT + bad)
+    look.remember(recent=recent)
+    suspect = look.memo.suspect
+    if suspect is not None and suspect.settled:
+        total, bad = seen.get(_subject(suspect.subject, suspect.outcome), (0, 0))
         look.remember(suspect=msgspec.structs.replace(suspect, total=suspect.total + total, bad=suspect.bad + bad))
-    if recovery is not None and subject in look.rollout.workloads:
-        look.remember(recovery=msgspec.structs.replace(recovery, total=recovery.total + total, bad=recovery.bad + bad))
+
+
+def _watch_recovery(look: _Look, second: int, view: verdict.Viewed) -> None:
+    """Only what stable decided counts, in seconds wholly after: requests from before may still end badly for a while."""
+    recovery = look.memo.recovery
+    if recovery is None or recovery.since < 0 or second < recovery.since:
+        return
+    seen = view.aside_stable if recovery.outcome == "aside" else view.theirs
+    recovery = msgspec.structs.replace(
+        recovery,
+        total=recovery.total + seen.total,
+        bad=recovery.bad + seen.bad,
+        latest=max(recovery.latest, second),
+    )
+    look.remember(recovery=recovery)
 
 
 def _watch_destinations(look: _Look) -> None:
@@ -260,8 +308,10 @@ def _watch_destinations(look: _Look) -> None:
     if look.rollout.phase not in phases.MOVING:
         return
     watch = dict(look.memo.watch)
-    for destination, (total, bad) in _destinations(look).items():
-        _remember_recent(look, destination, total, bad)
+    destinations = _destinations(look)
+    if destinations:
+        _remember_recent(look, destinations)
+    for destination, (total, bad) in destinations.items():
         if look.rollout.phase is not Phase.SUSPECTING:
             track = watch.get(destination, verdict.watched(0, 0))
             watch[destination] = verdict.watch(track, total, bad, look.rollout.settings)
@@ -325,7 +375,7 @@ def _note(look: _Look, name: WorkloadKey, judgement: verdict.Judgement, *, faile
     evidence = state.evidence
     if failed:
         tests = verdict.load(evidence.tests)
-        text = verdict.sentence(name, tests, judgement, _on_candidate(state), len(_views(look, name)))
+        text = verdict.sentence(name, tests, judgement, _moved(state, len(_views(look, name))))
         evidence = msgspec.structs.replace(
             evidence, sentence=text, causes=_with_origins(evidence.causes, look.seen.origins.get(name, {}))
         )
@@ -336,14 +386,25 @@ def _note(look: _Look, name: WorkloadKey, judgement: verdict.Judgement, *, faile
     look.change(workloads={**look.rollout.workloads, name: state})
 
 
-def _on_candidate(state: WorkloadRollout) -> int:
-    return len(state.seats)
+def _moved(state: WorkloadRollout, proxies: int) -> str:
+    """Who is on the new revision, as people count: `2 of 16 proxies`, or a part of the requests of the only one."""
+    split = [share for share in state.seats.values() if share < 1.0]
+    if split and proxies == 1:
+        return f"{plan.percent(split[0])} of its requests"
+    return f"{len(state.seats)} of {proxies} proxies" if state.seats else "all proxies"
 
 
 def _with_origins(causes: Iterable[BadCause], origins: Mapping[str, str]) -> tuple[BadCause, ...]:
-    return tuple(
-        msgspec.structs.replace(cause, origin=cause.origin or origins.get(cause.route, "")) for cause in causes
-    )
+    """Lines of git where they are known. Of what the change did not decide itself, the only line that changed."""
+    places = set(origins.values())
+    only = places.pop() if len(places) == 1 else ""
+    named = [
+        msgspec.structs.replace(
+            cause, origin=cause.origin or origins.get(cause.route, "") or (only if cause.aside else "")
+        )
+        for cause in causes
+    ]
+    return tuple(sorted(named, key=lambda cause: (cause.aside, not cause.origin)))
 
 
 # --- orders of people -------------------------------------------------------------------------------------------------
@@ -611,7 +672,7 @@ def _conclude(look: _Look, suspect: Suspect) -> None:
 
 def _forget_harm(look: _Look, suspect: Suspect) -> None:
     """Not ours: what is usual now is the new measure, or the same outage would stop the rollout again."""
-    total, bad = look.memo.recent.get(suspect.subject, (0.0, 0.0))
+    total, bad = look.memo.recent.get(_subject(suspect.subject, suspect.outcome), (0.0, 0.0))
     rate = max(suspect.rate, bad / total if total else 0.0)
     watch = {name: verdict.rewatched(track) for name, track in look.memo.watch.items()}
     if suspect.kind == "shared":
@@ -620,7 +681,7 @@ def _forget_harm(look: _Look, suspect: Suspect) -> None:
     look.rollout = plan.give_again(look.rollout)
     if suspect.kind == "before-after":
         state = look.rollout.workloads[suspect.subject]
-        tests = verdict.rebased(verdict.load(state.evidence.tests), rate)
+        tests = verdict.rebased(verdict.load(state.evidence.tests), rate, verdict.OUTCOMES.index(suspect.outcome))
         evidence = msgspec.structs.replace(state.evidence, tests=verdict.dump(tests))
         state = msgspec.structs.replace(state, evidence=evidence)
         look.change(workloads={**look.rollout.workloads, suspect.subject: state})
@@ -641,7 +702,7 @@ def _failed(look: _Look) -> bool:
             return False  # it is being tested already
         _suspect_workload(look, judged.failing, judgement)
         return True
-    look.remember(evidence_failed=True)
+    look.remember(evidence_failed=True, failed_by=judgement.outcome)
     _fail(look, _why(look, judged.failing))
     return True
 
@@ -684,20 +745,23 @@ def _fail(look: _Look, why: str) -> None:
 
 def _restore(look: _Look, said: str, *, to_previous: bool) -> None:
     names = tuple(look.rollout.workloads)
-    total, bad = _recent_of(look)
-    usual = max(
-        (verdict.usual_rate(verdict.load(s.evidence.tests)) for s in look.rollout.workloads.values()), default=0
-    )
-    recovery = Recovery(rate=bad / total, usual=usual) if look.memo.evidence_failed and total else None
+    recovery = _recovery(look) if look.memo.evidence_failed else None
     look.rollout = plan.unseated(look.rollout)
     look.change(sentence=said)
     look.remember(recovery=recovery, suspect=None, restored=False)
     look.commands += [Restore(workloads=names, to_previous=to_previous), Hold(sentence=said)]
 
 
-def _recent_of(look: _Look) -> tuple[float, float]:
-    known = [look.memo.recent.get(name, (0.0, 0.0)) for name in look.rollout.workloads]
-    return sum(n for n, _ in known), sum(k for _, k in known)
+def _recovery(look: _Look) -> Recovery | None:
+    """What to compare with after the rollback; None where it was not failed requests that were wrong."""
+    outcome, workloads = look.memo.failed_by, look.rollout.workloads
+    if outcome not in {"bad", "aside"}:
+        return None
+    recent = [look.memo.recent.get(_subject(name, outcome), (0.0, 0.0)) for name in workloads]
+    total, bad = sum(n for n, _ in recent), sum(k for _, k in recent)
+    tests = [verdict.load(state.evidence.tests) for state in workloads.values()]
+    usual = max((verdict.usual_rate(known, verdict.OUTCOMES.index(outcome)) for known in tests), default=0.0)
+    return Recovery(outcome=outcome, rate=bad / total, usual=usual) if bad else None
 
 
 def _rolling_back(look: _Look) -> None:
@@ -713,7 +777,9 @@ def _rolling_back(look: _Look) -> None:
         look.change(restored_after=look.rollout.restored_after + look.memo.waited)
         look.remember(restored=True, waited=0.0)
         if look.memo.recovery is not None:
-            look.remember(recovery=msgspec.structs.replace(look.memo.recovery, elapsed=0.0, total=0, bad=0))
+            # The last ack came within this second, so the one after the next is the first that it preceded whole.
+            recovery = msgspec.structs.replace(look.memo.recovery, elapsed=0.0, since=look.memo.newest + 2)
+            look.remember(recovery=recovery)
     _check_recovery(look)
 
 
@@ -740,7 +806,8 @@ def _check_recovery(look: _Look) -> None:
     if recovery is not None:
         recovery = msgspec.structs.replace(recovery, elapsed=recovery.elapsed + look.seen.elapsed)
         look.remember(recovery=recovery)
-        enough = recovery.elapsed >= RECOVERY_LEAST_S and recovery.total >= RECOVERY_REQUESTS
+        seconds = recovery.latest - recovery.since + 1
+        enough = seconds >= RECOVERY_SECONDS and recovery.total >= RECOVERY_REQUESTS
         if not enough and recovery.elapsed < RECOVERY_MOST_S:
             return
         _tell_recovery(look, recovery)
@@ -787,12 +854,13 @@ def _suspicious(look: _Look) -> bool:
 
 def _suspect_workload(look: _Look, workload: WorkloadKey, judgement: verdict.Judgement) -> None:
     tests = verdict.load(look.rollout.workloads[workload].evidence.tests)
-    total, bad = look.memo.recent.get(workload, (0.0, 0.0))
+    total, bad = look.memo.recent.get(_subject(workload, judgement.outcome), (0.0, 0.0))
     suspect = Suspect(
         kind="before-after",
         subject=workload,
+        outcome=judgement.outcome,
         rate=bad / total if total else 0.0,
-        usual=verdict.usual_rate(tests),
+        usual=verdict.usual_rate(tests, verdict.OUTCOMES.index(judgement.outcome)),
         kept=_kept(look),
         needed=1 if judgement.catastrophe else CONFIRMATIONS,
         sentence=_why(look, workload),
@@ -929,6 +997,7 @@ def _pass_wave(look: _Look, without_proof: list[WorkloadKey]) -> None:
 def _advance(look: _Look, event: Event) -> None:
     """To the next wave that changes something, else to the next stage, else to the end."""
     look.moved = True
+    look.remember(first_bad=-1.0)  # what failed in a wave that passed was not this change
     following = plan.next_wave(look.rollout, look.fleet, look.memo.left_out)
     if following is not None:
         look.rollout = following
@@ -970,23 +1039,29 @@ def _baking(look: _Look) -> None:
         return
     judged = _judge(look)
     if judged.failing is not None:
-        _suspect_bake(look, judged.failing)
+        _suspect_bake(look, judged.failing, judged.judgements[judged.failing].outcome)
     elif look.rollout.wave_elapsed >= look.rollout.settings.bake_time:
         look.go(Event.BAKED)
         look.tell("Baked", f"kept well for {look.rollout.settings.bake_time:.0f} s")
 
 
-def _suspect_bake(look: _Look, workload: WorkloadKey) -> None:
+def _suspect_bake(look: _Look, workload: WorkloadKey, outcome: str) -> None:
     """Time alone may have moved the rate, so the config from before gets half of the requests as a baseline."""
     said = _why(look, workload)
     if not look.rollout.before.get(workload):
-        look.remember(evidence_failed=True)
+        look.remember(evidence_failed=True, failed_by=outcome)
         _fail_bake(look, said)
         return
     tests = verdict.load(look.rollout.workloads[workload].evidence.tests)
     look.remember(
         suspect=Suspect(
-            kind="before-after", subject=workload, rate=0.0, usual=verdict.usual_rate(tests), kept=0.0, sentence=said
+            kind="before-after",
+            subject=workload,
+            outcome=outcome,
+            rate=0.0,
+            usual=verdict.usual_rate(tests, verdict.OUTCOMES.index(outcome)),
+            kept=0.0,
+            sentence=said,
         )
     )
     look.rollout = plan.seats(plan.with_share(look.rollout, BAKE_BASELINE), look.fleet)
@@ -1000,26 +1075,27 @@ def _test_bake(look: _Look) -> None:
         return
     judged = _judge(look)
     if judged.failing is not None:
-        look.remember(evidence_failed=True)
+        look.remember(evidence_failed=True, failed_by=judged.judgements[judged.failing].outcome)
         _fail_bake(look, _why(look, judged.failing))
         return
     suspect = msgspec.structs.replace(suspect, elapsed=suspect.elapsed + look.seen.elapsed)
     look.remember(suspect=suspect)
     if suspect.elapsed >= TEST_MOST_S:
         rate = suspect.bad / suspect.total if suspect.total else suspect.usual
-        _end_bake_test(look, rate)
+        _end_bake_test(look, rate, suspect.outcome)
         look.tell("HarmDismissed", f"{suspect.sentence}; the config from before does no better: going on")
 
 
-def _end_bake_test(look: _Look, rate: float) -> None:
+def _end_bake_test(look: _Look, rate: float, outcome: str = "bad") -> None:
     look.remember(suspect=None)
+    index = verdict.OUTCOMES.index(outcome)
     workloads = {
         name: msgspec.structs.replace(
             state,
             seats={},
             share=0.0,
             evidence=Evidence(
-                tests=verdict.dump(verdict.rebased(verdict.next_wave(verdict.load(state.evidence.tests)), rate))
+                tests=verdict.dump(verdict.rebased(verdict.next_wave(verdict.load(state.evidence.tests)), rate, index))
             ),
         )
         for name, state in look.rollout.workloads.items()

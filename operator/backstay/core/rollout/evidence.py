@@ -17,7 +17,17 @@ import msgspec
 
 from backstay.config.wire import Report, Row
 from backstay.core.rollout import verdict
-from backstay.core.rollout.model import Block, Counts, Digest, ProxyId, ProxyView, State, WorkloadKey
+from backstay.core.rollout.model import (
+    Block,
+    Counts,
+    Digest,
+    Direction,
+    ProxyId,
+    ProxyView,
+    State,
+    Stratum,
+    WorkloadKey,
+)
 
 CLOSES_AFTER_S: Final = 2
 """A report a second, a second of patience for the network."""
@@ -56,8 +66,8 @@ class _Reporter:
     latest: int = -1
     """The newest second it has reported."""
     serving: Mapping[Digest, float] = field(default_factory=dict)
-    weight: float = -1.0
-    """Its usual requests per second while it serves stable only; -1: not known."""
+    weights: dict[Direction, float] = field(default_factory=dict)
+    """Its usual requests per second by direction while it serves stable only; empty: not known."""
 
     first: int = 0
     """The first sequence that was placed; earlier ones that arrive after it are new too."""
@@ -73,7 +83,8 @@ class _Reporter:
 class _Bucket:
     """One workload in one second, filling."""
 
-    cohorts: dict[Digest, Counts] = field(default_factory=dict)
+    rows: dict[tuple[Direction, bool], dict[Digest, Counts]] = field(default_factory=dict)
+    """(direction, whether the proxy served one config throughout) -> cohorts."""
     peers: dict[Digest, tuple[int, int]] = field(default_factory=dict)
     shares: dict[ProxyId, float] = field(default_factory=dict)
     sequences: list[tuple[ProxyId, str, int]] = field(default_factory=list)
@@ -110,7 +121,7 @@ class Folder:
             return known
         counted = self._counted.get(proxy)
         upto = counted.sequence if counted is not None and counted.boot == boot else -1
-        made = _Reporter(workload, boot, upto=upto, weight=known.weight if known else -1.0)
+        made = _Reporter(workload, boot, upto=upto, weights=known.weights if known else {})
         self._reporters[proxy] = made
         return made
 
@@ -146,7 +157,7 @@ class Folder:
             bucket.sequences.append((proxy, reporter.boot, sequence))
             bucket.shares[proxy] = _share(reporter, report, proxies.get(proxy))
             bucket.pure = bucket.pure and _is_pure(report, reporter.serving, proxies.get(proxy))
-            _add_rows(bucket.cohorts, report.rows)
+            _add_rows(bucket.rows, report.rows, _throughout(reporter.serving, report.serving))
             _weigh(reporter, report, bucket.shares[proxy])
             reporter.serving = report.serving
             self._charge_peers(second, report, proxies)
@@ -182,14 +193,23 @@ class Folder:
         block = Block(
             workload=workload,
             second=second,
-            cohorts=bucket.cohorts,
+            cohorts=_merged(*bucket.rows.values()),
             share=sum(bucket.shares.values()) / len(bucket.shares) if bucket.shares else 0.0,
-            expected=self._expected(bucket.shares),
+            expected=self._expected(bucket.shares, _DIRECTIONS),
             peers=bucket.peers,
+            directions={d: self._stratum(bucket, d) for d in _DIRECTIONS if any(d == key[0] for key in bucket.rows)},
         )
-        if bucket.pure and bucket.shares and len(bucket.cohorts) <= 1:
+        if bucket.pure and bucket.shares and len(block.cohorts) <= 1:
             self._before[workload] = verdict.known(self._before.get(workload, verdict.Before()), block)
         return block
+
+    def _stratum(self, bucket: _Bucket, direction: Direction) -> Stratum:
+        whole = bucket.rows.get((direction, True), {})
+        return Stratum(
+            cohorts=_merged(whole, bucket.rows.get((direction, False), {})),
+            whole=whole,
+            expected=self._expected(bucket.shares, (direction,)),
+        )
 
     def _count(self, proxy: ProxyId, boot: str, sequence: int) -> None:
         """Move the mark of what is in blocks; it stops before anything not handed out yet and before fresh gaps."""
@@ -209,11 +229,12 @@ class Folder:
                 break
         self._counted[proxy] = Counted(boot=boot, sequence=reporter.upto)
 
-    def _expected(self, shares: Mapping[ProxyId, float]) -> float:
+    def _expected(self, shares: Mapping[ProxyId, float], directions: Iterable[Direction]) -> float:
         """The part of these proxies' requests that should have gone to the candidate, if all their usual traffic is known."""
-        weights = {p: self._reporters[p].weight for p in shares if p in self._reporters}
+        usual = {p: self._reporters[p].weights for p in shares if p in self._reporters}
+        weights = {p: sum([known.get(d, 0.0) for d in directions]) for p, known in usual.items() if known}
         total = sum(weights.values())
-        if len(weights) < len(shares) or total <= 0 or min(weights.values()) < 0:
+        if len(weights) < len(shares) or total <= 0:
             return 0.0
         return sum(weights[proxy] * share for proxy, share in shares.items()) / total
 
@@ -252,21 +273,60 @@ def _weigh(reporter: _Reporter, report: Report, share: float) -> None:
     """Learn the proxy's usual traffic, only while it serves one config: vanished traffic must not become usual."""
     if share > 0 or len(report.serving) > 1:
         return
-    total = float(sum(row.total for row in report.rows))
-    reporter.weight = total if reporter.weight < 0 else reporter.weight * WEIGHT_MEMORY + total * (1 - WEIGHT_MEMORY)
+    totals: dict[Direction, float] = dict.fromkeys(_DIRECTIONS, 0.0)
+    for row in report.rows:
+        totals[row.direction] += row.total
+    if reporter.weights:
+        totals = {d: reporter.weights[d] * WEIGHT_MEMORY + n * (1 - WEIGHT_MEMORY) for d, n in totals.items()}
+    reporter.weights = totals
+
+
+_DIRECTIONS: Final[tuple[Direction, ...]] = ("in", "out")
+
+
+def _throughout(before: Mapping[Digest, float], now: Mapping[Digest, float]) -> Digest:
+    """The only config that served, at the end of the second before as at the end of this one; empty: there were two."""
+    sole = _sole(now)
+    return sole if not before or _sole(before) == sole else ""
+
+
+def _sole(serving: Mapping[Digest, float]) -> Digest:
+    return next((digest for digest, share in serving.items() if share >= verdict.ALL_MOVED), "")
 
 
 def _is_urgent(bucket: _Bucket) -> bool:
     """Most of one config's requests fail while another config has been seen as well: not worth waiting a second."""
-    enough = [counts for counts in bucket.cohorts.values() if counts.total >= URGENT_REQUESTS]
-    return len(enough) > 1 and any(counts.bad * 2 > counts.total for counts in enough)
+    return any(_is_failing(bucket, direction) for direction in _DIRECTIONS)
 
 
-def _add_rows(cohorts: dict[Digest, Counts], rows: Iterable[Row]) -> None:
+def _is_failing(bucket: _Bucket, direction: Direction) -> bool:
+    sums: dict[Digest, list[int]] = {}
+    for whole in (True, False):
+        for digest, counts in bucket.rows.get((direction, whole), {}).items():
+            seen = sums.setdefault(digest, [0, 0])
+            seen[0] += counts.total
+            seen[1] += counts.bad
+    enough = [(total, bad) for total, bad in sums.values() if total >= URGENT_REQUESTS]
+    return len(enough) > 1 and any(bad * 2 > total for total, bad in enough)
+
+
+def _add_rows(
+    groups: dict[tuple[Direction, bool], dict[Digest, Counts]], rows: Iterable[Row], throughout: Digest
+) -> None:
     for row in rows:
+        cohorts = groups.setdefault((row.direction, row.config == throughout), {})
         counts = _counts(row)
         known = cohorts.get(row.config)
         cohorts[row.config] = counts if known is None else verdict.added(known, counts)
+
+
+def _merged(*groups: Mapping[Digest, Counts]) -> dict[Digest, Counts]:
+    sums: dict[Digest, Counts] = {}
+    for cohorts in groups:
+        for digest, counts in cohorts.items():
+            known = sums.get(digest)
+            sums[digest] = counts if known is None else verdict.added(known, counts)
+    return sums
 
 
 def _counts(row: Row) -> Counts:

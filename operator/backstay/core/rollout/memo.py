@@ -6,7 +6,7 @@ from typing import Final, Literal
 import msgspec
 
 from backstay.core.rollout import verdict
-from backstay.core.rollout.model import ProxyId, State, WorkloadKey
+from backstay.core.rollout.model import ProxyId, Side, State, WorkloadKey
 
 
 class Suspect(State, frozen=True, kw_only=True):
@@ -15,6 +15,8 @@ class Suspect(State, frozen=True, kw_only=True):
     kind: Literal["shared", "before-after"]
     subject: str
     """Destination, or workload."""
+    outcome: str = "bad"
+    """What was seen at the workload: the same is watched during the test."""
     rate: float
     """Share of bad requests when it was suspected."""
     usual: float
@@ -34,8 +36,12 @@ class Suspect(State, frozen=True, kw_only=True):
 class Recovery(State, frozen=True, kw_only=True):
     """After a rollback: did errors fall?"""
 
+    outcome: str = "bad"
     rate: float
     usual: float
+    since: int = -1
+    """The first second that counts: wholly after all proxies had acked; -1: not known yet."""
+    latest: int = -1
     elapsed: float = 0.0
     total: int = 0
     bad: int = 0
@@ -45,7 +51,7 @@ class Memo(State, frozen=True, kw_only=True):
     watch: dict[str, verdict.Track] = {}
     """Destination -> test of its failures over all requests that no candidate decided."""
     recent: dict[str, tuple[float, float]] = {}
-    """Destination or workload -> fading (total, bad) of the last seconds."""
+    """Destination, workload, or `workload outcome` -> fading (total, bad) of the last seconds."""
     rates: dict[WorkloadKey, float] = {}
     """Requests per second of each workload."""
     left_out: dict[ProxyId, str] = {}
@@ -59,7 +65,9 @@ class Memo(State, frozen=True, kw_only=True):
     waited: float = 0.0
     """Seconds the current phase has lasted."""
     first_bad: float = -1.0
-    """Rollout.elapsed when the first bad candidate request was reported."""
+    """Rollout.elapsed when the second of the first bad candidate request began; -1: none since the last wave passed."""
+    newest: int = -1
+    """The operator's second at the last look."""
     harmed: float = 0.0
     suspect: Suspect | None = None
     recovery: Recovery | None = None
@@ -67,6 +75,8 @@ class Memo(State, frozen=True, kw_only=True):
     restored: bool = False
     evidence_failed: bool = False
     """The rollback is because of bad requests, so their falling can be checked."""
+    failed_by: str = "bad"
+    """The outcome behind it."""
     told: tuple[str, ...] = ()
 
 
@@ -81,7 +91,7 @@ def dump(memo: Memo) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(memo))
 
 
-def begin(before: Mapping[WorkloadKey, verdict.Before]) -> Memo:
+def begin(before: Mapping[WorkloadKey, verdict.Before], sides: Mapping[WorkloadKey, Side]) -> Memo:
     """The memory of a new rollout: what every caller's requests towards each destination were like before it."""
     sums: dict[str, tuple[float, float]] = {}
     for known in before.values():
@@ -90,5 +100,5 @@ def begin(before: Mapping[WorkloadKey, verdict.Before]) -> Memo:
             sums[destination] = (n + total, k + bad)
     return Memo(
         watch={name: verdict.watched(n, k) for name, (n, k) in sums.items()},
-        rates={name: known.requests_per_s for name, known in before.items()},
+        rates={name: verdict.known_of(known, sides.get(name, "both")).requests_per_s for name, known in before.items()},
     )

@@ -12,6 +12,9 @@ import msgspec
 Digest: TypeAlias = str
 WorkloadKey: TypeAlias = str
 ProxyId: TypeAlias = str
+Direction: TypeAlias = Literal["in", "out"]
+Side: TypeAlias = Literal["in", "out", "both"]
+"""Which requests the changed parts of a workload decide: those it answers, those it makes, or all."""
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -103,6 +106,8 @@ class BadCause(State, frozen=True, kw_only=True):
     count: int
     origin: str = ""
     """`file:line`, filled in by the reconciler from provenance."""
+    aside: bool = False
+    """Of requests that the change does not decide itself: a consequence, named last."""
 
 
 class Evidence(State, frozen=True, kw_only=True):
@@ -177,6 +182,8 @@ class Rollout(State, frozen=True, kw_only=True):
     """Traffic steps: the `service:port/subset` that gain weight. `stages` then holds one stage per step, each with the
     configs whose weights are that step's; every step goes to all proxies at once, and the cohorts are requests to these
     destinations against requests to the others of the same services."""
+    sides: tuple[dict[WorkloadKey, Side], ...] = ()
+    """Per stage: which requests each workload's changed parts decide; not named: all."""
     memo: msgspec.Raw = msgspec.Raw(b"null")
     """decide.py's own working memory (shared-harm baselines, timers)."""
 
@@ -300,6 +307,17 @@ class Counts(State, frozen=True, kw_only=True):
     """Outbound `service:port/subset` -> (total, bad): the cohorts of traffic steps."""
 
 
+class Stratum(State, frozen=True, kw_only=True):
+    """One direction of a block."""
+
+    cohorts: dict[Digest, Counts]
+    whole: dict[Digest, Counts] = {}
+    """Those of proxies that served this one config throughout the second. A proxy that serves two draws each direction by
+    itself, so only whole proxies show what a config does to the direction it does not decide."""
+    expected: float = 0.0
+    """As the block's, of this direction's requests."""
+
+
 class Block(State, frozen=True, kw_only=True):
     """One second of one workload: what each config's cohort saw. Blocks arrive in order, each once."""
 
@@ -313,6 +331,8 @@ class Block(State, frozen=True, kw_only=True):
     """Part of the requests that should have gone to the candidate, by the proxies' usual traffic; 0: not known."""
     peers: dict[Digest, tuple[int, int]] = {}
     """Config the *called* proxy of this workload was serving -> (connection attempts, failures) by its callers."""
+    directions: dict[Direction, Stratum] = {}
+    """The same requests by direction, each in exactly one."""
 
 
 class Nacked(State, frozen=True, kw_only=True):
@@ -352,6 +372,8 @@ class Observation(State, frozen=True, kw_only=True):
     nacks: tuple[Nacked, ...] = ()
     went_back: tuple[WentBack, ...] = ()
     orders: tuple[Order, ...] = ()
+    second: int = -1
+    """The operator's second now, as blocks count them; -1: as the newest block."""
     origins: dict[WorkloadKey, dict[str, str]] = {}
     """Workload -> route (as in Row.route) -> `file:line`, for the sentence that names a cause; may be incomplete."""
 

@@ -23,6 +23,7 @@ from backstay.core.rollout.model import (
     Rollout,
     SetSeats,
     Settings,
+    Side,
     Stage,
     Tell,
     Verdict,
@@ -225,11 +226,13 @@ def begin(
     carry: Rollout | None = None,
     before: Mapping[WorkloadKey, verdict.Before] | None = None,
     gaining: tuple[str, ...] = (),
+    sides: tuple[dict[WorkloadKey, Side], ...] = (),
 ) -> tuple[Rollout, tuple[Command, ...]]:
     """A new rollout with its first seats.
 
     `carry` is the rollout it supersedes: workloads whose stages are the same keep wave, seats and evidence. `before` is
-    what stable did lately (evidence.Folder.before()), `gaining` the `service:port/subset` that traffic steps ramp up.
+    what stable did lately (evidence.Folder.before()), `gaining` the `service:port/subset` that traffic steps ramp up,
+    `sides` which requests the changed parts decide, per stage (diff.sides).
     """
     affected = sorted({workload for stage in stages for workload in stage.configs})
     gateways = {view.workload for view in proxies.values() if view.is_gateway}
@@ -241,14 +244,15 @@ def begin(
         phase=Phase.PREPARING,
         stages=stages,
         stage=carry.stage if carry is not None and kept else 0,
-        workloads={name: kept.get(name) or _fresh(name, before) for name in affected},
+        workloads={name: kept.get(name) or _fresh(name, before, _first_side(sides, name)) for name in affected},
         documents=tuple(documents),
         started_at=now,
         supersessions=carry.supersessions + 1 if carry is not None else 0,
         gateways=tuple(name for name in affected if name in gateways),
         before={name: stable.get(name, "") for name in affected},
         gaining=gaining,
-        memo=memo.dump(memo.begin(before or {})),
+        sides=sides,
+        memo=memo.dump(memo.begin(before or {}, {name: _first_side(sides, name) for name in affected})),
     )
     first = min((state.wave for name, state in rollout.workloads.items() if name in candidates(rollout)), default=0)
     rollout = seats(enter_wave(rollout, first), proxies)
@@ -256,11 +260,24 @@ def begin(
     return rollout, (*(SetSeats(workload=name) for name in affected), Tell(reason="RolloutStarted", message=said))
 
 
-def _fresh(workload: WorkloadKey, before: Mapping[WorkloadKey, verdict.Before] | None) -> WorkloadRollout:
+def _fresh(workload: WorkloadKey, before: Mapping[WorkloadKey, verdict.Before] | None, side: Side) -> WorkloadRollout:
     known = before.get(workload) if before else None
     if known is None:
         return WorkloadRollout()
-    return WorkloadRollout(evidence=Evidence(tests=verdict.dump(verdict.seed(known))))
+    return WorkloadRollout(evidence=Evidence(tests=verdict.dump(verdict.seed(known, side))))
+
+
+def _first_side(sides: Iterable[Mapping[WorkloadKey, Side]], workload: WorkloadKey) -> Side:
+    return next((stage[workload] for stage in sides if workload in stage), "both")
+
+
+def side_of(rollout: Rollout, workload: WorkloadKey) -> Side:
+    """Which requests the config on trial decides: the stage's, or all stages' once it is live."""
+    stages = rollout.sides
+    if rollout.phase not in _SERVES_STABLE or rollout.phase is Phase.ROLLING_BACK:
+        stages = stages[rollout.stage : rollout.stage + 1]
+    found = {stage[workload] for stage in stages if workload in stage}
+    return found.pop() if len(found) == 1 else "both"
 
 
 def _carried(
@@ -301,7 +318,7 @@ def _at_wave(rollout: Rollout, name: WorkloadKey, state: WorkloadRollout, wave: 
     return msgspec.structs.replace(
         state,
         wave=wave,
-        share=max(share, state.share if ahead else 0.0),
+        share=max(share, state.share),  # what thin traffic has raised already stays out
         evidence=evidence,
         passed=ahead and state.passed,
     )

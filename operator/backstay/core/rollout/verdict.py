@@ -18,17 +18,19 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 
 from backstay.config.model import LATENCY_BOUNDS_MS
-from backstay.core.rollout.model import Block, Counts, Digest, Settings, State, Verdict
+from backstay.core.rollout.model import Block, Counts, Digest, Direction, Settings, Side, State, Stratum, Verdict
 
 ALTERNATIVES: Final = (0.02, 0.05, 0.15, 0.4, 0.95)
 """Rates of the candidate that the tests bet on (verdict.md), beside one learnt from its own past."""
 
-OUTCOMES: Final = ("bad", "slow", "retried", "connect", "vanished")
-BAD, SLOW, RETRIED, CONNECT, VANISHED = range(5)
-WEIGHTS: Final = (0.6, 0.1, 0.1, 0.1, 0.1)
+OUTCOMES: Final = ("bad", "slow", "retried", "connect", "vanished", "aside")
+BAD, SLOW, RETRIED, CONNECT, VANISHED, ASIDE = range(6)
+"""All are about the requests that the changed parts decide, except `aside`: failures in the other direction, seen at
+whole proxies only (a caller whose own calls all end well may still answer nonsense with what it was given)."""
+WEIGHTS: Final = (0.5, 0.1, 0.1, 0.1, 0.1, 0.1)
 """Mixture over outcomes (a fixed mean of e-values is an e-value): failed requests are what most bad commits cause, so
-they pay ln(1/0.6) instead of ln 5."""
-MARGINS: Final = (0.0, 0.01, 0.01, 0.01, 0.0)
+they pay ln 2 instead of ln 6."""
+MARGINS: Final = (0.0, 0.01, 0.01, 0.01, 0.0, 0.0)
 """Least margin per outcome over Settings.margin: a percentage point for latency (verdict.md 3) and for rare events."""
 
 PHI_START: Final = 2.0
@@ -136,14 +138,25 @@ class Tests(State, frozen=True, kw_only=True):
     """Fading sum of the baseline's requests per latency bound crossed; last element: all requests."""
     before_after: bool = False
     """The last block had no baseline by design."""
+    side: Side = "both"
+    """The requests that everything but `aside` is about."""
 
 
-class Before(State, frozen=True, kw_only=True):
-    """What a workload did under stable before the rollout, as evidence.Folder remembers it."""
+class Known(State, frozen=True, kw_only=True):
+    """What is known of requests under stable."""
 
     tracks: tuple[TallyT, ...] = (Tally(),) * len(OUTCOMES)
     over: tuple[float, ...] = ()
     requests_per_s: float = 0.0
+    heard: float = 0.0
+    """Weight of the seconds behind requests_per_s, 1 after many: a mean over two seconds must not begin at zero."""
+
+
+class Before(Known, frozen=True, kw_only=True):
+    """What a workload did under stable before the rollout, as evidence.Folder remembers it."""
+
+    sides: dict[Direction, Known] = {}
+    """The same by direction, once there was any request in it."""
     destinations: dict[str, tuple[float, float]] = {}
     """Outbound `service:port` -> fading (total, bad)."""
 
@@ -172,13 +185,42 @@ _decoder: Final = msgspec.json.Decoder(Tests | None)
 
 
 def load(raw: msgspec.Raw) -> Tests:
-    return _decoder.decode(raw) or Tests()
+    tests = _decoder.decode(raw) or Tests()
+    missing = len(OUTCOMES) - len(tests.tracks)  # state of an operator that knew fewer outcomes
+    return msgspec.structs.replace(tests, tracks=(*tests.tracks, *(Track(),) * missing)) if missing else tests
 
 
-def seed(before: Before) -> Tests:
+def seed(before: Before, side: Side = "both") -> Tests:
     """Tests that know how stable behaved before the rollout: rates, burstiness, latency."""
-    tracks = tuple(Track(stable=tally, before=_rate_before(tally, Tally())) for tally in before.tracks)
-    return Tests(tracks=tracks, over=before.over)
+    ours = known_of(before, side)
+    tallies = list(ours.tracks)
+    if side != "both":
+        tallies[ASIDE] = before.sides.get(_OTHER[side], _UNKNOWN).tracks[BAD]
+    tracks = tuple(Track(stable=tally, before=_rate_before(tally, Tally())) for tally in tallies)
+    return Tests(tracks=tracks, over=ours.over, side=side)
+
+
+def known_of(before: Before, side: Side) -> Known:
+    """What is known of the requests of this side."""
+    if side == "both" or not before.sides:
+        return before
+    return before.sides.get(side, _UNKNOWN)
+
+
+_UNKNOWN: Final = Known()
+_OTHER: Final[Mapping[Direction, Direction]] = {"in": "out", "out": "in"}
+
+
+def _facing(tests: Tests, side: Side) -> Tests:
+    """The tests turned to this side. What was learnt of one direction is kept as knowledge of just that."""
+    if tests.side == side:
+        return tests
+    tracks = list(tests.tracks)
+    if "both" in (tests.side, side):
+        return msgspec.structs.replace(tests, side=side)
+    tracks[BAD], tracks[ASIDE] = tracks[ASIDE], tracks[BAD]
+    tracks[SLOW] = tracks[RETRIED] = tracks[VANISHED] = Track()
+    return Tests(tracks=tuple(tracks), side=side)
 
 
 def next_wave(tests: Tests) -> Tests:
@@ -192,7 +234,7 @@ def next_wave(tests: Tests) -> Tests:
         )
         for t in tests.tracks
     )
-    return Tests(tracks=tracks, over=tests.over)
+    return Tests(tracks=tracks, over=tests.over, side=tests.side)
 
 
 def _rate_before(stable: TallyT, candidate: TallyT, known: float = -1.0) -> float:
@@ -202,26 +244,54 @@ def _rate_before(stable: TallyT, candidate: TallyT, known: float = -1.0) -> floa
 
 def known(before: Before, block: Block) -> Before:
     """What is known of stable after one more second in which nothing else was served."""
-    total = Counts()
-    for counts in block.cohorts.values():
-        total = added(total, counts)
-    slow = _slow_index(before.over)
-    tallies = list(before.tracks)
-    tallies[BAD] = remember(tallies[BAD], total.total, total.bad)
-    tallies[SLOW] = remember(tallies[SLOW], *_slow(total, slow)) if slow >= 0 else tallies[SLOW]
-    tallies[RETRIED] = remember(tallies[RETRIED], total.total, _retried(total))
-    for attempts, failures in block.peers.values():
-        tallies[CONNECT] = remember(tallies[CONNECT], attempts, failures)
+    total = _sum(block.cohorts.values())
+    all_ = _learnt(before, total, block)
+    directions: set[Direction] = {*before.sides, *block.directions}
+    sides: dict[Direction, Known] = {}
+    for direction in directions:
+        stratum = block.directions.get(direction)
+        seen = _sum(stratum.cohorts.values()) if stratum else _NOTHING
+        # Most workloads only answer: then there is nothing to tell apart.
+        sides[direction] = all_ if len(directions) == 1 else _learnt(before.sides.get(direction, _UNKNOWN), seen, block)
     destinations = {name: (n * MEMORY, k * MEMORY) for name, (n, k) in before.destinations.items() if n > FORGOTTEN}
     for name, (requests, bad) in total.by_destination.items():
         n, k = destinations.get(name, (0.0, 0.0))
         destinations[name] = (n + requests, k + bad)
     return Before(
-        tracks=tuple(tallies),
-        over=remember_latency(before.over, total),
-        requests_per_s=before.requests_per_s * RATE_MEMORY + total.total * (1 - RATE_MEMORY),
+        tracks=all_.tracks,
+        over=all_.over,
+        requests_per_s=all_.requests_per_s,
+        heard=all_.heard,
+        sides=sides,
         destinations=destinations,
     )
+
+
+def _learnt(so_far: Known, seen: Counts, block: Block) -> Known:
+    slow = _slow_index(so_far.over)
+    tallies = list(so_far.tracks)
+    tallies[BAD] = remember(tallies[BAD], seen.total, seen.bad)
+    tallies[SLOW] = remember(tallies[SLOW], *_slow(seen, slow)) if slow >= 0 else tallies[SLOW]
+    tallies[RETRIED] = remember(tallies[RETRIED], seen.total, _retried(seen))
+    for attempts, failures in block.peers.values():
+        tallies[CONNECT] = remember(tallies[CONNECT], attempts, failures)
+    heard = so_far.heard * RATE_MEMORY + (1 - RATE_MEMORY)
+    return Known(
+        tracks=tuple(tallies),
+        over=remember_latency(so_far.over, seen),
+        requests_per_s=so_far.requests_per_s + (seen.total - so_far.requests_per_s) * (1 - RATE_MEMORY) / heard,
+        heard=heard,
+    )
+
+
+def _sum(parts: Iterable[Counts]) -> Counts:
+    total: Counts | None = None
+    for counts in parts:
+        total = counts if total is None else added(total, counts)
+    return total or _NOTHING
+
+
+_NOTHING: Final = Counts()
 
 
 def added(one: Counts, other: Counts) -> Counts:
@@ -233,37 +303,54 @@ def added(one: Counts, other: Counts) -> Counts:
         refused=one.refused + other.refused,
         latency=_sums(one.latency, other.latency),
         over=_sums(one.over, other.over),
-        reasons={
-            route: {
-                reason: one.reasons.get(route, {}).get(reason, 0) + other.reasons.get(route, {}).get(reason, 0)
-                for reason in {**one.reasons.get(route, {}), **other.reasons.get(route, {})}
-            }
-            for route in {**one.reasons, **other.reasons}
-        },
+        reasons=_reasons(one.reasons, other.reasons) if one.reasons and other.reasons else one.reasons or other.reasons,
         by_destination=_pairs(one.by_destination, other.by_destination),
         by_subset=_pairs(one.by_subset, other.by_subset),
     )
 
 
-def _sums(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
-    return tuple(a + b for a, b in zip_longest(one, other, fillvalue=0))
+def _reasons(one: Mapping[str, Mapping[str, int]], other: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    sums = {route: dict(reasons) for route, reasons in one.items()}
+    for route, reasons in other.items():
+        mine = sums.setdefault(route, {})
+        for reason, count in reasons.items():
+            mine[reason] = mine.get(reason, 0) + count
+    return sums
 
 
-def _pairs(one: Mapping[str, tuple[int, int]], other: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    return {
-        name: tuple(map(sum, zip(one.get(name, (0, 0)), other.get(name, (0, 0)), strict=True)))  # type: ignore[misc]
-        for name in {**one, **other}
-    }
+def _sums(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    if not one or not other:
+        return one or other
+    return tuple([a + b for a, b in zip_longest(one, other, fillvalue=0)])
+
+
+def _pairs(one: dict[str, tuple[int, int]], other: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    if not one or not other:
+        return one or other
+    sums = dict(one)
+    for name, (total, bad) in other.items():
+        n, k = sums.get(name, (0, 0))
+        sums[name] = (n + total, k + bad)
+    return sums
 
 
 # --- one block ----------------------------------------------------------------------------------------------------
 
 
 def observe(
-    tests: Tests, block: Block, candidate: Digest, stable: Digest, settings: Settings, *, gaining: Sequence[str] = ()
+    tests: Tests,
+    block: Block,
+    candidate: Digest,
+    stable: Digest,
+    settings: Settings,
+    *,
+    gaining: Sequence[str] = (),
+    side: Side = "both",
 ) -> Tests:
     """The tests after one more block. `gaining`: compare destinations instead of configs (traffic steps)."""
-    ours, theirs = cohorts(block, candidate, stable, gaining)
+    tests = _facing(tests, side)
+    view = viewed(block, candidate, stable, gaining=gaining, side=side)
+    ours, theirs = view.ours, view.theirs
     alone = not gaining and block.share >= ALL_MOVED
     tracks = list(tests.tracks)
     bad = _Seen(ours.total, ours.bad, theirs.total, theirs.bad)
@@ -275,9 +362,12 @@ def observe(
         if block.peers:
             called = _Seen(*block.peers.get(candidate, (0, 0)), *block.peers.get(stable, (0, 0)))
             tracks[CONNECT] = _rare(tracks[CONNECT], called, MARGINS[CONNECT], alone=alone, settings=settings)
-        if 0 < block.expected < ALL_MOVED:
-            tracks[VANISHED] = _vanished(tracks[VANISHED], ours.total, ours.total + theirs.total, block.expected)
-    return Tests(tracks=tuple(tracks), over=remember_latency(tests.over, theirs), before_after=alone)
+        if 0 < view.expected < ALL_MOVED:
+            tracks[VANISHED] = _vanished(tracks[VANISHED], ours.total, ours.total + theirs.total, view.expected)
+        aside = _Seen(view.aside.total, view.aside.bad, view.aside_stable.total, view.aside_stable.bad)
+        if aside.n or aside.nb:
+            tracks[ASIDE] = _two(tracks[ASIDE], aside, settings.margin, alone=alone, settings=settings)
+    return Tests(tracks=tuple(tracks), over=remember_latency(tests.over, theirs), before_after=alone, side=side)
 
 
 def _observe_slow(tests: Tests, ours: Counts, theirs: Counts, *, alone: bool, settings: Settings) -> Track:
@@ -289,13 +379,41 @@ def _observe_slow(tests: Tests, ours: Counts, theirs: Counts, *, alone: bool, se
     return _two(tests.tracks[SLOW], seen, MARGINS[SLOW], alone=alone, settings=settings)
 
 
-_NOTHING: Final = Counts()
+class Viewed(NamedTuple):
+    """A block as one rollout looks at it."""
+
+    ours: Counts
+    """The candidate's requests, of the side that changed."""
+    theirs: Counts
+    expected: float = 0.0
+    aside: Counts = _NOTHING
+    """Whole candidate proxies' requests of the other direction."""
+    aside_stable: Counts = _NOTHING
 
 
-def cohorts(block: Block, candidate: Digest, stable: Digest, gaining: Sequence[str]) -> tuple[Counts, Counts]:
-    """The candidate's requests and the baseline's."""
-    if not gaining:
-        return block.cohorts.get(candidate, _NOTHING), block.cohorts.get(stable, _NOTHING)
+_NO_STRATUM: Final = Stratum(cohorts={})
+
+
+def viewed(
+    block: Block, candidate: Digest, stable: Digest, *, gaining: Sequence[str] = (), side: Side = "both"
+) -> Viewed:
+    """The candidate's requests and the baseline's, like compared with like."""
+    if gaining:
+        return Viewed(*_by_destination(block, gaining))
+    if side == "both" or not block.directions:
+        return Viewed(block.cohorts.get(candidate, _NOTHING), block.cohorts.get(stable, _NOTHING), block.expected)
+    main = block.directions.get(side, _NO_STRATUM)
+    other = block.directions.get(_OTHER[side], _NO_STRATUM)
+    return Viewed(
+        ours=main.cohorts.get(candidate, _NOTHING),
+        theirs=main.cohorts.get(stable, _NOTHING),
+        expected=main.expected if block.expected > 0 else 0.0,
+        aside=other.whole.get(candidate, _NOTHING),
+        aside_stable=other.whole.get(stable, _NOTHING),
+    )
+
+
+def _by_destination(block: Block, gaining: Sequence[str]) -> tuple[Counts, Counts]:
     services = {name.rsplit("/", 1)[0] for name in gaining}
     sums = {True: [0, 0], False: [0, 0]}
     for counts in block.cohorts.values():
@@ -590,18 +708,19 @@ def rewatched(track: Track, rate: float = -1.0) -> Track:
     return Track(before=rate if rate >= 0 else track.before, candidate=track.candidate)
 
 
-def usual_rate(tests: Tests) -> float:
+def usual_rate(tests: Tests, outcome: int = BAD) -> float:
     """How many requests fail anyway: stable's rate, as far as it is known."""
-    track = tests.tracks[BAD]
+    track = tests.tracks[outcome]
     if track.stable[0] >= BEFORE_LEAST:
         return track.stable[1] / track.stable[0]
     return max(0.0, track.before)
 
 
-def rebased(tests: Tests, rate: float) -> Tests:
-    """The same tests with another rate from before for failed requests: what changed has turned out not to be ours."""
-    bad = msgspec.structs.replace(tests.tracks[BAD], before=max(rate, tests.tracks[BAD].before))
-    return msgspec.structs.replace(tests, tracks=(bad, *tests.tracks[1:]))
+def rebased(tests: Tests, rate: float, outcome: int = BAD) -> Tests:
+    """The same tests with another rate from before for an outcome: what changed has turned out not to be ours."""
+    tracks = list(tests.tracks)
+    tracks[outcome] = msgspec.structs.replace(tracks[outcome], before=max(rate, tracks[outcome].before))
+    return msgspec.structs.replace(tests, tracks=tuple(tracks))
 
 
 # --- judging ------------------------------------------------------------------------------------------------------
@@ -619,13 +738,14 @@ def judge(tests: Tests, settings: Settings) -> Judgement:
     loudest = weighted.index(max(weighted))
     track = tests.tracks[loudest]
     confirmed = track.bad_blocks >= (VANISH_BLOCKS if loudest == VANISHED else CONFIRMED_BLOCKS) or track.heavy
-    catastrophe = _most_fail(tests.tracks[BAD], settings)
+    ruined = _ruined(tests, settings)
+    catastrophe = ruined >= 0
     better = _ln_better(tests.tracks[BAD])
     return Judgement(
         verdict=_verdict(worse, better, confirmed, catastrophe, per_outcome, settings),
         worse=worse,
         better=better,
-        outcome=OUTCOMES[BAD if catastrophe else loudest],
+        outcome=OUTCOMES[ruined if catastrophe else loudest],
         before_after=tests.before_after,
         catastrophe=catastrophe,
         confirmed=confirmed or catastrophe,
@@ -661,6 +781,15 @@ def _with_cash(track: Track, invested: float) -> float:
     return mean_ln((invested, log(cash)), 1) if cash > 0 else invested
 
 
+def _ruined(tests: Tests, settings: Settings) -> int:
+    """The outcome that says that next to nothing works any more; -1: none does."""
+    if _most_fail(tests.tracks[BAD], settings):
+        return BAD
+    aside = tests.tracks[ASIDE]
+    compared = tests.before_after or aside.n_stable >= HEAVY_LEAST
+    return ASIDE if compared and _most_fail(aside, settings) else -1
+
+
 def _most_fail(track: Track, settings: Settings) -> bool:
     """Most of at least 5 requests so far fail, and neither stable's rate nor chance explains it."""
     if track.n < HEAVY_LEAST or track.k * 2 <= track.n:
@@ -694,22 +823,24 @@ def requests_needed(tests: Tests, settings: Settings) -> float:
 
 _WHAT: Final = {
     "bad": "requests failed",
+    "aside in": "requests that it made failed",
+    "aside out": "requests that it answered failed",
+    "aside both": "requests failed",
     "slow": "requests were slow",
     "retried": "requests needed another try",
     "connect": "connections failed",
 }
 
 
-def sentence(workload: str, tests: Tests, judgement: Judgement, on_candidate: int, proxies: int) -> str:
-    """What a user reads, without the ending (rolled back after ...; cause: ...)."""
-    name = workload.rsplit("/", 1)[-1]
-    head = f"{name}, {on_candidate} of {proxies} proxies on the new revision: "
+def sentence(workload: str, tests: Tests, judgement: Judgement, moved: str) -> str:
+    """What a user reads, without the ending (rolled back after ...; cause: ...). `moved`: `2 of 16 proxies`."""
+    head = f"{workload.rsplit('/', 1)[-1]}, {moved} on the new revision: "
     track = tests.tracks[OUTCOMES.index(judgement.outcome)]
     odds = f"; chance of that without a cause under 1 in {_odds(judgement.worse):,}"
     if judgement.outcome == "vanished":
         got, due = track.k / max(1, track.n), track.before
         return f"{head}{_percent(got)} of the requests arrived there, {_percent(due)} were expected{odds}"
-    what = _WHAT[judgement.outcome]
+    what = _WHAT[f"aside {tests.side}" if judgement.outcome == "aside" else judgement.outcome]
     body = f"{track.k:,} of {track.n:,} {what} ({_percent(track.k / max(1, track.n))})"
     if judgement.before_after:
         was = f"before/after: {_percent(track.before)} before" if track.before >= 0 else "nothing to compare with"

@@ -243,7 +243,7 @@ def test_state_from_disk_gives_the_same_future() -> None:
 
 
 def told(tests: verdict.Tests) -> str:
-    return verdict.sentence("shop/sa-webapp", tests, verdict.judge(tests, SETTINGS), 2, 16)
+    return verdict.sentence("shop/sa-webapp", tests, verdict.judge(tests, SETTINGS), "2 of 16 proxies")
 
 
 def test_the_sentence_says_both_rates_and_the_chance() -> None:
