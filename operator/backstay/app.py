@@ -17,6 +17,7 @@ from aiohttp import web
 
 from backstay.adapters.certificates import LocalCA
 from backstay.adapters.git import Credentials, GitSource, RefSpec
+from backstay.adapters.notifications import WebhookNotifier
 from backstay.adapters.processes import LocalPlatform, OperatorEndpoint
 from backstay.adapters.sqlite import SqliteStore
 from backstay.control import api
@@ -30,6 +31,10 @@ from backstay.settings import LOCAL_POLL_INTERVAL, STATE_FILE, LocalSettings, So
 from backstay.tasks import spawn, stop
 
 _log: Final = logging.getLogger("backstay.app")
+
+
+CA_CARE_INTERVAL: Final = 3600.0
+"""Seconds between looks at what rotation is due: an hour is nothing to lifetimes of a year."""
 
 
 class SystemClock:
@@ -104,6 +109,8 @@ class LocalOperator:
         self.control: ControlServer | None = None
         self.reconciler: Reconciler | None = None
         self.api: api.ApiServer | None = None
+        self._notifiers = _notifiers(settings)
+        self._fenced = asyncio.Event()
         self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -141,16 +148,40 @@ class LocalOperator:
                 platform=self.platform,
                 authority=authority,
                 clock=SystemClock(),
+                notifiers=self._notifiers,
             ),
             epoch,
         )
-        control.wake = reconciler.wake
+        control.wake = self._woken
         await control.start()
         _remember_port(settings.state_dir, control.port)
         await self.platform.start(self._endpoint(authority, control.port))
         await reconciler.start()
         await self._open_doors(reconciler, control)
-        self._tasks = [spawn(reconciler.run(), name="reconciler")]
+        self._tasks = [
+            spawn(reconciler.run(), name="reconciler"),
+            spawn(self._care_for(authority), name="certificate-care"),
+            spawn(self._until_fenced(), name="fence"),
+        ]
+
+    def _woken(self) -> None:
+        """The control port has heard something; perhaps that another operator is newer than this one."""
+        if self.control is not None and self.control.fenced:
+            self._fenced.set()
+        if self.reconciler is not None:
+            self.reconciler.wake()
+
+    async def _until_fenced(self) -> None:
+        await self._fenced.wait()
+        raise Fenced("a proxy has heard of a newer operator; this one stops")
+
+    async def _care_for(self, authority: LocalCA) -> None:
+        """Rotate what is due; the control port tells proxies of new roots by itself."""
+        while True:
+            for done in authority.maintain():
+                _log.info("ca.rotated %s", done)
+            self._write_trust(authority)
+            await asyncio.sleep(CA_CARE_INTERVAL)
 
     def _loop_settings(self) -> LoopSettings:
         source = self.settings.source
@@ -165,9 +196,15 @@ class LocalOperator:
         )
 
     def _endpoint(self, authority: LocalCA, port: int) -> OperatorEndpoint:
-        trust = self.settings.state_dir / "trust.pem"
-        trust.write_text("".join(authority.trust_bundle().values()), encoding="ascii")
+        trust = self._write_trust(authority)
         return OperatorEndpoint(url=f"https://{self.settings.host}:{port}", trust_file=trust)
+
+    def _write_trust(self, authority: LocalCA) -> Path:
+        """The roots as a file: what a sidecar that was never here before recognizes the operator by."""
+        trust, fresh = self.settings.state_dir / "trust.pem", self.settings.state_dir / "trust.pem.new"
+        fresh.write_text("".join(authority.trust_bundle().values()), encoding="ascii")
+        fresh.replace(trust)
+        return trust
 
     async def _open_doors(self, reconciler: Reconciler, control: ControlServer) -> None:
         self.api = api.ApiServer(Facade(reconciler), self.settings.state_dir, control.counts)
@@ -200,8 +237,16 @@ class LocalOperator:
             await self.api.close()
         if self.control is not None:
             await self.control.close()
+        for notifier in self._notifiers:
+            await notifier.close()
         await self.source.close()
         await self.store.close()
+
+
+def _notifiers(settings: LocalSettings) -> tuple[WebhookNotifier, ...]:
+    if not settings.notify_url:
+        return ()
+    return (WebhookNotifier(settings.notify_url, secret=_secret(settings.notify_secret_file).strip().encode()),)
 
 
 def _private_folder(folder: Path) -> None:

@@ -47,6 +47,10 @@ class LocalSettings:
     webhook_port: int = 0
     """Where forges knock; 0: nowhere."""
     webhook_secret_file: Path | None = None
+    notify_url: str = ""
+    """Where events are POSTed as JSON; empty: nowhere."""
+    notify_secret_file: Path | None = None
+    """Signs those posts (`X-Signature: sha256=<HMAC>`)."""
     leave_running: bool = False
     """Leave sidecars and services running when the operator ends; the next start adopts them."""
     environment: Mapping[str, str] = field(default_factory=dict)

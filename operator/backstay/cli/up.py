@@ -45,6 +45,8 @@ LOG_END: Final = 4096  # bytes of a log in which its last line is looked for
 @click.option("--control-port", default=0, help="Where sidecars connect; default: a free port, kept.")
 @click.option("--webhook-port", default=0, help="Where a forge may announce pushes; default: nowhere.")
 @click.option("--webhook-secret-file", type=click.Path(path_type=Path, exists=True), help="Shared secret of webhooks.")
+@click.option("--notify-url", default="", help="POST every event there as JSON (chat bridges, alerting).")
+@click.option("--notify-secret-file", type=click.Path(path_type=Path, exists=True), help="Signs those posts.")
 @click.option("--username", default="", help="For https repositories.")
 @click.option("--password-file", type=click.Path(path_type=Path, exists=True), help="Password or access token.")
 @click.option("--bearer-file", type=click.Path(path_type=Path, exists=True), help="Bearer token, instead.")
