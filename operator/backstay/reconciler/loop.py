@@ -336,6 +336,8 @@ class Reconciler:
 
     def _note_endpoints(self, changed: Mapping[str, tuple[int, int]]) -> None:
         for service, (before, now) in sorted(changed.items()):
+            if before == now == 0:
+                continue  # a service new to the registry, nobody has missed it yet
             text = f"{service} has {now} endpoint{'s' * (now != 1)}, before {before}"
             self._journal.event("endpoints", "EndpointsChanged", text, subject=service, warning=now == 0 < before)
 
