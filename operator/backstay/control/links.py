@@ -39,6 +39,7 @@ class ProxyRecord:
     """The candidate it went back from, until the reconciler has heard of it: it is not sent again before."""
     serial: int = 0
     sent_bytes: int = 0
+    acks: int = 0
     acked_at: float = 0.0
     """Unix time of its last ack; 0: none yet."""
     away_since: float = 0.0

@@ -25,6 +25,7 @@ class StreamCount(NamedTuple):
 
     proxy: str
     sent_bytes: int
+    acks: int
     acked_at: float
     """Unix time of its last ack; 0: none yet."""
 
@@ -118,6 +119,12 @@ def _streamed(streams: Sequence[StreamCount]) -> Iterator[Metric]:
     for stream in streams:
         sent.add_metric([stream.proxy], stream.sent_bytes)
     yield sent
+    acks = CounterMetricFamily(
+        "backstay_control_acks", "Assignments a connected proxy has acknowledged.", labels=["proxy"]
+    )
+    for stream in streams:
+        acks.add_metric([stream.proxy], stream.acks)
+    yield acks
     text = "Unix time of a connected proxy's last ack."
     acked = ((stream.proxy, stream.acked_at) for stream in streams if stream.acked_at)
     yield _labelled("backstay_control_acked_time_seconds", text, "proxy", acked)

@@ -212,7 +212,7 @@ class ControlServer:
     def counts(self) -> list[StreamCount]:
         """What is counted of every connected proxy's stream."""
         records = [self._links[proxy].record for proxy in sorted(self._links)]
-        return [StreamCount(each.proxy, each.sent_bytes, each.acked_at) for each in records]
+        return [StreamCount(each.proxy, each.sent_bytes, each.acks, each.acked_at) for each in records]
 
     # --- enrolment ---
 
@@ -381,6 +381,7 @@ class ControlServer:
                 self._say(link, message)
             case Ack():
                 link.record.believe(message.candidate, message.stable)
+                link.record.acks += 1
                 link.record.acked_at = self._wall()
                 self._say(link, message)
             case Nack():

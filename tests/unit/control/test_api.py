@@ -185,12 +185,14 @@ async def test_metrics_speak_of_conditions_and_proxies(client: aiohttp.ClientSes
 
 
 def test_metrics_count_what_each_connected_proxy_was_sent() -> None:
-    streams = [StreamCount("a-0", 1234, 0.0), StreamCount("a-1", 5, 1700000000.5)]
+    streams = [StreamCount("a-0", 1234, 0, 0.0), StreamCount("a-1", 5, 2, 1700000000.5)]
     text, _ = render(views.live(), streams)
     counted = [line for line in text.decode().splitlines() if line.startswith("backstay_control_")]
     assert counted == [
         'backstay_control_sent_bytes_total{proxy="a-0"} 1234.0',
         'backstay_control_sent_bytes_total{proxy="a-1"} 5.0',
+        'backstay_control_acks_total{proxy="a-0"} 0.0',
+        'backstay_control_acks_total{proxy="a-1"} 2.0',
         'backstay_control_acked_time_seconds{proxy="a-1"} 1.7000000005e+09',
     ]
 
