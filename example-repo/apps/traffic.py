@@ -5,9 +5,9 @@ up to a bound; what is over it is counted as `overflow`. One JSON object a secon
 which requests *finished*:
 
     {"second": 12, "sent": 50, "outcomes": {"200": 48, "500": 2}, "versions": {"v1": 43, "v2": 5}, "p50_ms": 4.1,
-     "p99_ms": 9.8, "open": 0}
+     "p99_ms": 9.8, "open": 1, "oldest_ms": 3.0}
 
-An outcome is a status, or `connect`, `reset`, `timeout`, `overflow`, `abandoned`. SIGTERM ends it within a second: what
+`oldest_ms` is the age of the oldest request that is still open. An outcome is a status, or `connect`, `reset`, `timeout`, `overflow`, `abandoned`. SIGTERM ends it within a second: what
 is still open then is abandoned.
 """
 
@@ -58,7 +58,7 @@ class Second:
     versions: Counter[str] = field(default_factory=Counter)
     latencies_ms: list[float] = field(default_factory=list)
 
-    def line(self, number: int, still_open: int) -> dict[str, Any]:
+    def line(self, number: int, began: list[float], now: float) -> dict[str, Any]:
         ordered = sorted(self.latencies_ms)
         return {
             "second": number,
@@ -67,7 +67,8 @@ class Second:
             "versions": dict(self.versions),
             "p50_ms": quantile(ordered, 0.5),
             "p99_ms": quantile(ordered, 0.99),
-            "open": still_open,
+            "open": len(began),
+            "oldest_ms": round((now - min(began, default=now)) * 1000, 2),
         }
 
 
@@ -82,7 +83,8 @@ class Generator:
         self._traffic = traffic
         self._emit = emit
         self._now = Second()
-        self._open = 0
+        self._began: dict[object, float] = {}
+        """Of requests that are open."""
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -144,12 +146,12 @@ class Generator:
         task.add_done_callback(asked.discard)
 
     async def _ask(self, session: aiohttp.ClientSession, sentence: str) -> None:
-        began = time.monotonic()
-        self._open += 1
+        began, key = time.monotonic(), object()
+        self._began[key] = began
         try:
             outcome, version = await self._outcome(session, sentence)
         finally:
-            self._open -= 1
+            del self._began[key]
         self._now.outcomes[outcome] += 1
         self._now.latencies_ms.append((time.monotonic() - began) * 1000)
         if version:
@@ -177,7 +179,7 @@ class Generator:
 
     def _report(self, number: int) -> None:
         finished, self._now = self._now, Second()
-        self._emit(finished.line(number, self._open))
+        self._emit(finished.line(number, list(self._began.values()), time.monotonic()))
 
 
 def parsed() -> Traffic:
