@@ -2,7 +2,7 @@
 
 APP_ROLE=backend (default) answers; `caller` asks CALL (a URL) once for each request it gets and answers the same; `client`
 asks URLS (comma-separated, in turn) at RATE a second, open loop, and prints one line of JSON a second like
-example-repo/apps/traffic.py. A backend does what BEHAVIOUR says, a JSON object: `fail` (percent answered with 500), `hang`
+example-repo/apps/traffic.py, with how many good answers took longer than SLOW_MS, and when the first and the last failed. A backend does what BEHAVIOUR says, a JSON object: `fail` (percent answered with 500), `hang`
 (percent never answered), `delay_ms`, `status`. A file `behaviour.json` in DATA, looked at ten times a second, is put on
 top of it while it exists, so that a running backend can be made worse or well again from outside. Nothing here is
 random: of 100 requests exactly `fail` fail, spread evenly.
@@ -27,7 +27,7 @@ Message = tuple[str, Headers, bytes]
 PASSED_ON = ("x-version", "x-canary", "x-request-id", "traceparent", "authorization")
 CALL_TIMEOUT = 30.0
 """Seconds; longer than every timeout of a mesh under test, so that it is the mesh that gives up first."""
-MOST_OPEN = 2000
+MOST_OPEN = int(os.environ.get("MOST_OPEN", "2000"))
 """Requests of a client that may hang at once; what is over it is counted as `overflow`."""
 
 
@@ -202,6 +202,7 @@ class Client:
         self._urls = os.environ["URLS"].split(",")
         self._rate = float(os.environ.get("RATE", "50"))
         self._method = os.environ.get("METHOD", "GET")
+        self._slow_ms = float(os.environ.get("SLOW_MS", "0"))
         self._headers = dict(pair.split("=", 1) for pair in os.environ.get("HEADERS", "").split(",") if pair)
         self._open: set[asyncio.Task[None]] = set()
         self._begin()
@@ -211,6 +212,8 @@ class Client:
         self._outcomes: Counter[str] = Counter()
         self._versions: Counter[str] = Counter()
         self._latencies: list[float] = []
+        self._slow = 0
+        self._failed_at: list[float] = []
 
     async def run(self) -> None:
         start, number, second = time.monotonic(), 0, 1
@@ -239,8 +242,13 @@ class Client:
     async def _ask(self, url: str) -> None:
         began = time.monotonic()
         outcome = await self._outcome(url)
+        took_ms = (time.monotonic() - began) * 1000
         self._outcomes[outcome] += 1
-        self._latencies.append((time.monotonic() - began) * 1000)
+        self._latencies.append(took_ms)
+        if not outcome.startswith("2"):
+            self._failed_at.append(round(time.time(), 3))
+        elif self._slow_ms and took_ms > self._slow_ms:
+            self._slow += 1
 
     async def _outcome(self, url: str) -> str:
         try:
@@ -265,6 +273,8 @@ class Client:
             "p50_ms": _quantile(ordered, 0.5),
             "p99_ms": _quantile(ordered, 0.99),
             "open": len(self._open),
+            "slow": self._slow,
+            "failed_at": [self._failed_at[0], self._failed_at[-1]] if self._failed_at else [],
         }
         self._begin()
         print(json.dumps(line), flush=True)

@@ -44,6 +44,8 @@ ROLLOUT: Final = {
     "bakeTime": "2s",
 }
 """Times for tests, and as few waves as a canary needs. The statistics stay what they are."""
+MOST_OPEN: Final = 200
+"""Two seconds of a shop's traffic: on a machine that stands still for a moment more would only keep it from recovering."""
 _IDENTITY: Final = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -144,16 +146,24 @@ def client(
     path: str = "/",
     headers: Mapping[str, str] | None = None,
     method: str = "GET",
+    most_open: int = 2000,
     **more: Any,
 ) -> Json:
-    """A workload that asks `hosts` in turn, `rate` times a second altogether."""
+    """A workload that asks `hosts` in turn, `rate` times a second altogether; at most `most_open` hang at once."""
     given = ",".join(f"{key}={value}" for key, value in (headers or {}).items())
     urls = ",".join(f"http://{host}{path}" for host in hosts)
     return {
         "name": name,
         "labels": {"app": name},
         "command": APP_COMMAND,
-        "env": {"APP_ROLE": "client", "URLS": urls, "RATE": rate, "HEADERS": given, "METHOD": method},
+        "env": {
+            "APP_ROLE": "client",
+            "URLS": urls,
+            "RATE": rate,
+            "HEADERS": given,
+            "METHOD": method,
+            "MOST_OPEN": most_open,
+        },
         "reaches": list(hosts),
         **more,
     }
@@ -169,7 +179,7 @@ def shop(*, rate: float = 100, callers: int = 3, versions: Mapping[str, Mapping[
     """client -> web (callers) -> api (one instance per version); by default v1 and v2 are well, v3 is the buggy one."""
     found = versions if versions is not None else {"v1": {}, "v2": {}, "v3": {"fail": 50}}
     apis = [backend(f"api-{name}", "api", version=name, behaviour=how) for name, how in found.items()]
-    made = [*apis, caller("web", "api", replicas=callers), client("client", "web", rate=rate)]
+    made = [*apis, caller("web", "api", replicas=callers), client("client", "web", rate=rate, most_open=MOST_OPEN)]
     return workloads_file(["web", "api"], made)
 
 
@@ -338,7 +348,14 @@ class LiveMesh:
         """Start the operator; does not wait for anything."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.command("up"), self._url, "--workloads", str(self.workloads), *self._options, *options],
+                [
+                    *self.command("--verbose", "up"),
+                    self._url,
+                    "--workloads",
+                    str(self.workloads),
+                    *self._options,
+                    *options,
+                ],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -370,9 +387,14 @@ class LiveMesh:
             self.process.wait(10)
 
     def restart_operator(self, **environment: str) -> None:
-        """Start it again after a kill and wait until it answers."""
+        """Start it again after a kill and wait until it answers and every proxy has found it."""
         self.start(environment=environment)
-        self.until(lambda: bool(self.repository()), "the operator to answer again", 20)
+        wanted = sum(item.get("replicas", 1) for item in self._entries() if item.get("sidecar", True))
+        self.until(lambda: self.connected() >= wanted, "the proxies to find the operator again", 30)
+
+    def connected(self) -> int:
+        """How many proxies are connected."""
+        return sum(bool(item["status"].get("connected")) for item in self.proxies())
 
     def stop_operator(self) -> int:
         """Ctrl-C; the operator takes everything down with it. Returns its exit code."""
@@ -456,6 +478,10 @@ class LiveMesh:
         """The newest rollout, or the newest that `sha` caused; {} for none."""
         return next((item for item in self.rollouts() if sha in json.dumps(item["spec"])), {})
 
+    def rollout_named(self, name: str) -> Json:
+        """A rollout by its id, `r7`; {} for none."""
+        return next((item for item in self.rollouts() if item["status"]["id"] == name), {})
+
     def phase(self, sha: str = "") -> str:
         return str(self.rollout(sha).get("status", {}).get("phase", ""))
 
@@ -469,7 +495,7 @@ class LiveMesh:
         return next((item for item in self.items("/v1/workloads") if item["metadata"]["name"] == name), {})
 
     def revision(self, sha: str) -> Json:
-        return next((item for item in self.items("/v1/revisions") if sha in json.dumps(item)), {})
+        return next((item for item in self.items("/v1/revisions") if item["metadata"]["name"] == sha), {})
 
     def state(self, sha: str) -> str:
         """What became of a commit: `live`, `rolled-back`, ..., "" while it was not seen."""
@@ -552,8 +578,11 @@ class LiveMesh:
         )
 
     def _clients(self) -> list[str]:
-        entries = yaml.safe_load(self.workloads.read_text(encoding="utf-8"))["workloads"]
-        return [item["name"] for item in entries if item.get("env", {}).get("APP_ROLE") == "client"]
+        return [item["name"] for item in self._entries() if item.get("env", {}).get("APP_ROLE") == "client"]
+
+    def _entries(self) -> list[Json]:
+        found: list[Json] = yaml.safe_load(self.workloads.read_text(encoding="utf-8"))["workloads"]
+        return found
 
     def _must_run(self) -> None:
         if self.process is not None and self.process.poll() is not None:
@@ -564,6 +593,22 @@ class LiveMesh:
         said = [f"{name}: {line}" for name in self._clients() for line in self.client_lines(name)[-4:]]
         log = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else ["(no log)"]
         return "\n".join([*log[-lines:], *said])
+
+    def settle(self, timeout: float = 60) -> None:
+        """Wait until nothing is under way and every client is served."""
+        over = lambda: all(item["status"]["phase"] in ENDED for item in self.rollouts())  # noqa: E731
+        self.until(over, "the rollout to be over", timeout)
+        self.wait_steady(timeout=timeout)
+
+    def begin_again(self) -> None:
+        """The first commit's content, live; nothing held, nothing under way: where each test of a shared mesh starts."""
+        self.repo.git("read-tree", "-u", "--reset", self.first)
+        sha = self.push({}, "as it was")
+        if self.wait(sha, "live", "partly-live", "rolled-back") != "live":
+            # What the test before left held, or a machine that stood still for a second while this went out.
+            self.act("retry")
+            self.until(lambda: self.state(sha) == "live", "the first content to be live again", 40)
+        self.settle()
 
     # --- what the clients say -----------------------------------------------------------------------------------------
 
@@ -579,6 +624,11 @@ class LiveMesh:
     def failures_since(self, mark: int, workload: str = "client") -> int:
         """Requests that did not end in 2xx."""
         return sum(failures(line) for line in self.client_lines(workload)[mark:])
+
+    def harm_since(self, mark: int, workload: str = "client") -> dict[str, int]:
+        """What ended in anything but 2xx, by outcome."""
+        found = self.outcomes_since(mark, workload)
+        return {outcome: count for outcome, count in found.items() if not outcome.startswith("2")}
 
     def outcomes_since(self, mark: int, workload: str = "client") -> dict[str, int]:
         return _sum(line["outcomes"] for line in self.client_lines(workload)[mark:])

@@ -130,7 +130,7 @@ def test_a_remote_that_vanishes_is_said_and_found_again(mesh: LiveMesh) -> None:
     sha = mesh.push({"shop/web.yaml": route("web", rule={"timeouts": {"request": "14s"}})})
     mesh.wait(sha, "rolling-out", timeout=30)
     assert condition(mesh, "FetchFailed")[0] == ""
-    assert mesh.failures_since(mark) == 0
+    assert mesh.harm_since(mark) == {}
 
 
 def condition(mesh: LiveMesh, kind: str) -> tuple[str, str, str]:

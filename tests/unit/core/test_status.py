@@ -487,3 +487,13 @@ def test_documents_of_the_running_rollout_are_shown_by_its_newest_sentence() -> 
     later = msgspec.structs.replace(view.state, rollout=msgspec.structs.replace(rollout, wave=rollout.wave + 1))
     again, anew = looked_twice(view, replace(view, state=later))
     assert again.intents == anew.intents
+
+
+def test_a_commit_that_was_rolled_out_with_a_guilty_one_goes_its_own_way() -> None:
+    view, guilty = views.held(), "d" * 40
+    apart = tuple(msgspec.structs.replace(held, commit=guilty) for held in view.state.held)
+    flowed = replace(view, state=msgspec.structs.replace(view.state, held=apart))
+    assert status.standing_of(flowed, guilty)[0] == "rolled-back"
+    assert status.standing_of(flowed, views.NEW)[0] == "partly-live"
+    stuck = replace(view, state=msgspec.structs.replace(flowed.state, active_revision=views.named(views.OLD)))
+    assert status.standing_of(stuck, views.NEW) == ("rolled-back", views.SENTENCE)

@@ -3,9 +3,7 @@
 from typing import Literal, TypeAlias
 
 from backstay.core.intents import API_VERSION
-from backstay.core.rollout.model import (
-    RevisionRecord,
-)
+from backstay.core.rollout.model import RevisionRecord
 from backstay.core.status.common import RUNNING, Json, errors_of, filled, held_by_person, sha_of, short, timestamp
 from backstay.core.status.sentences import (
     held_sentence,
@@ -63,13 +61,14 @@ def revision_object(view: MeshView, record: RevisionRecord) -> Json:
 
 def standing_of(view: MeshView, sha: str) -> tuple[RevisionState, str]:
     """Where one commit stands and the sentence that says why: the first that applies."""
-    steps = (_set_aside, _found_invalid, _is_live, _waits_for_held, _on_its_way, _recorded)
+    steps = (_set_aside, _found_invalid, _is_live, _waits_for_held, _on_its_way, _went_back_with, _recorded)
     return next((found for found in (step(view, sha) for step in steps) if found), ("seen", ""))
 
 
 def _set_aside(view: MeshView, sha: str) -> _Standing | None:
+    """The commit whose documents are held. One that was only rolled out together with it still has its own way to go."""
     for held in view.state.held:
-        if sha in (held.commit, sha_of(held.revision)):
+        if sha == held.commit:
             return ("held" if held_by_person(view.state, held) else "rolled-back"), held.sentence
     return None
 
@@ -98,6 +97,14 @@ def _on_its_way(view: MeshView, sha: str) -> _Standing | None:
     if running is not None and running.phase in RUNNING and sha in moved:
         return "rolling-out", rollout_sentence(running)
     return ("queued", pending_sentence(view.state)) if sha_of(view.state.queued) == sha else None
+
+
+def _went_back_with(view: MeshView, sha: str) -> _Standing | None:
+    """The newest commit of a rollout that failed for another commit's sake, and nothing has come of it since."""
+    found = next((held for held in view.state.held if sha_of(held.revision) == sha), None)
+    if found is None:
+        return None
+    return ("held" if held_by_person(view.state, found) else "rolled-back"), found.sentence
 
 
 def _recorded(view: MeshView, sha: str) -> _Standing | None:
