@@ -7,8 +7,8 @@ which requests *finished*:
     {"second": 12, "sent": 50, "outcomes": {"200": 48, "500": 2}, "versions": {"v1": 43, "v2": 5}, "p50_ms": 4.1,
      "p99_ms": 9.8, "open": 1, "oldest_ms": 3.0}
 
-`oldest_ms` is the age of the oldest request that is still open. An outcome is a status, or `connect`, `reset`, `timeout`, `overflow`, `abandoned`. SIGTERM ends it within a second: what
-is still open then is abandoned.
+An outcome is a status, or `connect`, `reset`, `timeout`, `overflow`, `abandoned`; `oldest_ms` is the age of the oldest
+request that is still open. SIGTERM ends it within a second: what is still open then is abandoned.
 """
 
 import argparse
