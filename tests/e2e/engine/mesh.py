@@ -56,7 +56,8 @@ class Authority:
         builder = self._builder(self._name, self._key).add_extension(
             x509.BasicConstraints(ca=True, path_length=0), True
         )
-        self._root = builder.add_extension(_usage(ca=True), True).sign(self._key, hashes.SHA256())
+        (usage,) = leaf_extensions(usage="key_cert_sign crl_sign", purposes=())
+        self._root = builder.add_extension(usage, True).sign(self._key, hashes.SHA256())
         self.pem = self._root.public_bytes(serialization.Encoding.PEM).decode()
 
     def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
@@ -71,17 +72,14 @@ class Authority:
             .not_valid_after(now + timedelta(hours=1))
         )
 
-    def issue(self, *identities: str) -> IdentityFiles:
+    def issue(self, *identities: str, **changed: Any) -> IdentityFiles:
+        """A workload's leaf; `ca`, `usage` and `purposes` make one that no authority of ours would."""
         key = ec.generate_private_key(ec.SECP256R1())
         uris = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity) for identity in identities])
-        both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-        leaf = (
-            self._builder(x509.Name([]), key)
-            .add_extension(uris, True)
-            .add_extension(both, False)
-            .add_extension(_usage(ca=False), True)
-            .sign(self._key, hashes.SHA256())
-        )
+        builder = self._builder(x509.Name([]), key).add_extension(uris, True)
+        for extension in leaf_extensions(**changed):
+            builder = builder.add_extension(extension, isinstance(extension, x509.KeyUsage))
+        leaf = builder.sign(self._key, hashes.SHA256())
         stem = self._folder / f"{id(self)}-{leaf.serial_number}"
         files = IdentityFiles(certificate=stem.with_suffix(".crt"), key=stem.with_suffix(".key"))
         files.certificate.write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
@@ -90,11 +88,27 @@ class Authority:
         return files
 
 
-def _usage(*, ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, content_commitment=False, key_encipherment=False,
-        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
+BOTH = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+
+def leaf_extensions(
+    *, ca: bool = False, usage: str | None = "digital_signature", purposes: Sequence[x509.ObjectIdentifier] = BOTH
+) -> list[x509.ExtensionType]:
+    """`usage` names key usages separated by blanks; None or nothing leaves an extension out."""
+    found: list[x509.ExtensionType] = []
+    if ca:
+        found.append(x509.BasicConstraints(ca=True, path_length=0))
+    if usage is not None:
+        found.append(x509.KeyUsage(**{**dict.fromkeys(_USAGES, False), **dict.fromkeys(usage.split(), True)}))
+    if purposes:
+        found.append(x509.ExtendedKeyUsage(purposes))
+    return found
+
+
+_USAGES = (
+    "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+    "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
+)  # fmt: skip
 
 
 def config(*parts: Part, workload: str = "shop/client") -> Config:

@@ -5,8 +5,6 @@
 
 import asyncio
 import logging
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from random import random as system_random
 from time import monotonic
@@ -16,7 +14,7 @@ from backstay.config.model import Config
 from backstay.config.wire import Endpoint, RefusalExpected
 from backstay.sidecar.engine import Address, IdentityFiles, Observed
 from backstay.sidecar.engines.python.accept import Acceptor, bind, count_refusal, refuses_plaintext, refuses_tls
-from backstay.sidecar.engines.python.accesslog import AccessLog
+from backstay.sidecar.engines.python.accesslog import AccessLog, Sink, StdoutSink
 from backstay.sidecar.engines.python.listeners import Explicit, Inbound, Listener, Outbound
 from backstay.sidecar.engines.python.metrics import render
 from backstay.sidecar.engines.python.runtime import Runtime
@@ -49,21 +47,15 @@ def _runtime(config: Config, server: Server, served: Sequence[Runtime]) -> Runti
     return known or Runtime(config, digest, server, served)
 
 
-def _write_stdout(data: bytes) -> int:
-    return os.write(sys.stdout.fileno(), data)
-
-
 class PythonEngine:
     """Implements `backstay.sidecar.engine.Engine`."""
 
     name = "python"
     capabilities: tuple[str, ...] = ("split",)
 
-    def __init__(
-        self, *, log: Callable[[bytes], int | None] = _write_stdout, random: Callable[[], float] = system_random
-    ) -> None:
-        """`log` takes lines of the access log and says how many bytes it took."""
-        self._log_to = log
+    def __init__(self, *, log: Sink | None = None, random: Callable[[], float] = system_random) -> None:
+        """`log` takes lines of the access log; standard output if there is none."""
+        self._log_to = log or StdoutSink()
         self._random = random
         self._acceptors: list[Acceptor] = []
         self._bundles: dict[str, str] = {}
@@ -196,7 +188,8 @@ class PythonEngine:
             ("backstay_illegal_transitions", float(server.ledger.illegal_transitions)),
             ("backstay_access_log_dropped", float(server.log.dropped)),
         ]
-        return render(server.ledger.sums(), workload=workload, gauges=gauges)
+        ledger = server.ledger
+        return render(ledger.sums(), workload=workload, gauges=gauges, audited=ledger.audited, refused=ledger.refused)
 
     async def drain(self, timeout: float) -> None:
         server = self.server
@@ -208,6 +201,7 @@ class PythonEngine:
         while not server.is_idle and monotonic() < ends:  # noqa: ASYNC110 - ends once a process life
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
         server.stop()
+        await server.log.finish()
         await asyncio.sleep(0)
 
     def _close_acceptors(self) -> None:

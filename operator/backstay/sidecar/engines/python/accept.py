@@ -1,7 +1,8 @@
 """Listening sockets: accepts, looks at the first byte where a port takes TLS and plaintext, and starts the protocol.
 
-What a port accepts is drawn per connection from the two configs. Refused connections are counted here; nobody else sees
-them.
+What a port accepts is drawn per connection from the two configs. Refused connections are counted and logged here; nobody
+else sees them. Plaintext at a port that is STRICT is closed without an answer: whoever speaks it may not speak HTTP, and
+an answer would tell a stranger that something is there. The caller's address is in the access log.
 """
 
 import asyncio
@@ -177,8 +178,9 @@ class Acceptor:
                     raise error
                 downstream.identity = check_peer(wrapped, contexts)
             except (OSError, ValueError) as problem:  # ssl.SSLError and TimeoutError are OSErrors
-                _log.info("handshake.refused address=%s error=%s", address, clean(str(problem)))
-                count_refusal(self._server, listener.port, draw, "handshake-refused", address, whoever=True)
+                why = clean(str(problem))
+                _log.info("handshake.refused address=%s error=%s", address, why)
+                count_refusal(self._server, listener.port, draw, "handshake-refused", address, whoever=True, error=why)
                 transport.abort()
                 return
             downstream.namespace = namespace_of(downstream.identity)
@@ -204,10 +206,13 @@ def refuses_tls(server: "Server", port: int, draw: float) -> bool:
 
 
 def count_refusal(
-    server: "Server", port: int, draw: float, reason: str, address: str, *, whoever: bool = False
+    server: "Server", port: int, draw: float, reason: str, address: str, *, whoever: bool = False, error: str = ""
 ) -> None:
     """Count one refused connection. `whoever`: no config would have taken it (a bad certificate proves nothing)."""
+    server.ledger.note_refused(port, reason)
     runtime = server.runtime_for(draw)
+    if runtime is not None and runtime.logs != "off":
+        server.log.refused(address, port, reason, runtime.digest, error)
     if runtime is None or port not in runtime.ports:
         return
     counters = runtime.ports[port].counters

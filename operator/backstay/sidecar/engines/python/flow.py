@@ -401,7 +401,7 @@ class Exchange:
         downstream = self.downstream
         downstream.write(head + upstream.tail)
         early = downstream.leave_for_tunnel()
-        self.server.tunnels.add(splice(downstream, upstream, self.server, early))
+        self.server.tunnels.add(splice(downstream, upstream, early, self.lane.digest))  # type: ignore[union-attr]
 
     def _pipe(self, upstream: Upstream) -> None:
         """A CONNECT, or a connection of a TCP port: both sides become pipes."""
@@ -412,7 +412,7 @@ class Exchange:
         if self.version:
             downstream.write(_ESTABLISHED)
         early = downstream.leave_for_tunnel()
-        self.server.tunnels.add(splice(downstream, upstream, self.server, early))
+        self.server.tunnels.add(splice(downstream, upstream, early, self.lane.digest))  # type: ignore[union-attr]
 
     def upstream_lost(self, upstream: Upstream, *, refused: bool) -> None:
         """The connection is gone before its response was complete."""
@@ -435,6 +435,8 @@ class Exchange:
             self._move(_CONNECTING)
             self.connect_failed(ConnectionError("handshake refused"))
             return
+        if upstream.never_spoke:  # a peer that takes handshakes and then hangs up is no good peer, whatever its reason
+            self.server.ledger.peer_failed_late(upstream.pool.key.id, self.lane.digest)  # type: ignore[union-attr]
         # A kept connection that dies unanswered was most likely closed by its idle timer as the request left.
         was_stale = upstream.served > 0 and not upstream.raw and not self.fresh
         if was_stale and self.method in IDEMPOTENT and self.size <= MAX_REPLAY_BYTES:

@@ -1,6 +1,7 @@
 """Counters as Prometheus text, under Istio's names where Istio has one, so that existing dashboards work. Pure."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from backstay.config.model import LATENCY_BOUNDS_MS
@@ -9,7 +10,14 @@ from backstay.sidecar.engines.python.stats import Counters
 _REPORTERS: Final = {"in": "destination", "out": "source"}
 
 
-def render(sums: Iterable[Counters], *, workload: str, gauges: Iterable[tuple[str, float]]) -> bytes:
+def render(
+    sums: Iterable[Counters],
+    *,
+    workload: str,
+    gauges: Iterable[tuple[str, float]],
+    audited: Mapping[str, int] = MappingProxyType({}),
+    refused: Mapping[tuple[int, str], int] = MappingProxyType({}),
+) -> bytes:
     """The whole exposition. `workload` is `<namespace>/<name>` of the proxy's own workload."""
     ordered = sorted(sums, key=lambda counters: (counters.direction, counters.route, counters.backend))
     lines = [
@@ -21,6 +29,8 @@ def render(sums: Iterable[Counters], *, workload: str, gauges: Iterable[tuple[st
         ),
         *_family("backstay_bad_requests_total", "counter", (line for c in ordered for line in _bad(c, workload))),
         *_family("backstay_upstream_tries_total", "counter", (line for c in ordered for line in _tries(c, workload))),
+        *_family("backstay_audited_requests_total", "counter", _audited(audited, workload)),
+        *_family("backstay_refused_connections_total", "counter", _refused(refused, workload)),
     ]
     for name, value in gauges:
         lines += (f"# TYPE {name} gauge", f"{name} {value:g}")
@@ -57,19 +67,30 @@ def _tries(counters: Counters, workload: str) -> Iterator[str]:
         yield f"backstay_upstream_tries_total{{{_labels(counters, workload)}}} {counters.attempts}"
 
 
+def _audited(audited: Mapping[str, int], workload: str) -> Iterator[str]:
+    for rule, count in sorted(audited.items()):
+        yield f"backstay_audited_requests_total{{{_own(workload, 'destination')},rule={_quoted(rule)}}} {count}"
+
+
+def _refused(refused: Mapping[tuple[int, str], int], workload: str) -> Iterator[str]:
+    for (port, reason), count in sorted(refused.items()):
+        labels = f'{_own(workload, "destination")},route="inbound:{port}",reason={_quoted(reason)}'
+        yield f"backstay_refused_connections_total{{{labels}}} {count}"
+
+
+def _own(workload: str, role: str) -> str:
+    namespace, _, name = workload.partition("/")
+    return f"{role}_workload={_quoted(name)},{role}_workload_namespace={_quoted(namespace)}"
+
+
 def _labels(counters: Counters, workload: str) -> str:
-    own_namespace, _, own_name = workload.partition("/")
     service, _, subset = counters.backend.partition("/")
     role = "source" if counters.direction == "out" else "destination"
-    pairs = [
-        ("reporter", _REPORTERS[counters.direction]),
-        (f"{role}_workload", own_name),
-        (f"{role}_workload_namespace", own_namespace),
-        ("route", counters.route),
-    ]
+    pairs = [("route", counters.route)]
     if service:
         pairs += [("destination_service", service), ("destination_version", subset or "unknown")]
-    return ",".join(f"{name}={_quoted(value)}" for name, value in pairs)
+    reporter = f'reporter="{_REPORTERS[counters.direction]}",{_own(workload, role)}'
+    return ",".join((reporter, *(f"{name}={_quoted(value)}" for name, value in pairs)))
 
 
 def _quoted(value: str) -> str:

@@ -127,10 +127,9 @@ class Runtime:
 
     def _check(self, former: "Sequence[Runtime]") -> None:
         """Every backend and subset that a rule names is there. What was checked with the same backends is not looked at."""
-        same = [runtime for runtime in former if runtime.backends == self.backends]
-        for table in self.hosts.tables:
-            if not any(runtime.hosts.of_key(table.key) is table for runtime in same):
-                _check_host(table, self.backends)
+        same = (runtime.hosts.tables for runtime in former if runtime.backends == self.backends)
+        for table in set(self.hosts.tables).difference(*same):
+            _check_host(table, self.backends)
 
     def host(self, table: RouteTable) -> CompiledHost:
         """What this config does with requests for one of its hosts."""

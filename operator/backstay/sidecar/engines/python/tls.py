@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from backstay.sidecar.engine import IdentityFiles
+from backstay.sidecar.engines.python.leaf import complaint
 
 READ_BYTES: Final = 16 * 1024  # the most one TLS record holds, so that nothing stays pending inside OpenSSL
 HIGH_WATER: Final = 64 * 1024  # asyncio's default for transports
@@ -79,8 +80,11 @@ def is_workload_id(identity: str) -> bool:
 
 
 def check_peer(sock: ssl.SSLSocket, contexts: Contexts, expected: str = "") -> str:
-    """The peer's SPIFFE ID after a handshake. Raises PeerRefused if it is revoked, foreign or not the expected one."""
+    """The peer's SPIFFE ID after a handshake. Raises PeerRefused if it is revoked, foreign, not the expected one or no workload."""
     identity = peer_identity(sock.getpeercert())
+    wrong = complaint(sock.getpeercert(binary_form=True) or b"")
+    if wrong:
+        raise PeerRefused(f"certificate of {identity!r} is no workload's: {wrong}")
     if expected and identity != expected:
         raise PeerRefused(f"peer is {identity!r}, expected {expected!r}")
     if identity in contexts.revoked:
@@ -124,6 +128,8 @@ class TlsTransport(asyncio.Transport):
         self._write = sock.write
         self._buffer: deque[bytes | memoryview] = deque()
         self._buffered = 0
+        self._failed: Exception | None = None
+        """Why nothing can be written any more."""
         self._reading = self._writing = self._closing = self._lost = self._pressed = False
         self._timer = loop.call_later(
             HANDSHAKE_SECONDS, self._handshake_failed, TimeoutError("TLS handshake took too long")
@@ -214,7 +220,7 @@ class TlsTransport(asyncio.Transport):
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closing or self._lost or not data:
+        if self._closing or self._lost or self._failed is not None or not data:
             return
         if self._buffer:
             self._keep(bytes(data))
@@ -224,7 +230,7 @@ class TlsTransport(asyncio.Transport):
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             sent = 0
         except (ssl.SSLError, OSError) as error:
-            self._end_soon(error)
+            self._write_failed(error)
             return
         if sent < len(data):
             self._keep(memoryview(bytes(data))[sent:])
@@ -255,10 +261,9 @@ class TlsTransport(asyncio.Transport):
             self._relieve()
             return
         except (ssl.SSLError, OSError) as error:
-            self._end_soon(error)
+            self._write_failed(error)
             return
-        self._writing = False
-        self._loop.remove_writer(self._fd)
+        self._stop_writing()
         self._relieve()
         if self._closing:
             self._end(None)
@@ -271,6 +276,23 @@ class TlsTransport(asyncio.Transport):
             self._buffer.popleft()
         else:
             self._buffer[0] = memoryview(piece)[sent:]
+
+    def _write_failed(self, error: Exception) -> None:
+        """The peer does not take any more. What it said before (an answer, or the alert that says why) may still be there
+        to be read; the loop finds that, and then the end."""
+        if self._reading and self._failed is None and isinstance(error, ConnectionError | ssl.SSLEOFError):
+            self._failed = error
+            self._buffer.clear()
+            self._buffered = 0
+            self._stop_writing()
+            self._relieve()
+            return
+        self._end_soon(error)
+
+    def _stop_writing(self) -> None:
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
 
     def _relieve(self) -> None:
         if self._pressed and self._buffered <= LOW_WATER:
@@ -348,3 +370,9 @@ class TlsTransport(asyncio.Transport):
 def set_nodelay(sock: socket.socket) -> None:
     """A proxy writes whole messages; waiting to fill a segment only adds latency."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def is_alert(error: Exception | None) -> bool:
+    """True for a TLS alert. Before any byte it says that the handshake was refused: with TLS 1.3 a client learns only after
+    its own part that its certificate was not liked."""
+    return isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)

@@ -3,23 +3,26 @@
 import asyncio
 from typing import TYPE_CHECKING
 
+from backstay.sidecar.engines.python.tls import is_alert
+
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.downstream import Downstream
-    from backstay.sidecar.engines.python.server import Server
     from backstay.sidecar.engines.python.upstream import Upstream
 
 
 class Pipe(asyncio.Protocol):
     """One side of a tunnel: what it reads, the other side writes."""
 
-    __slots__ = ("_tunnel", "other", "transport")
+    __slots__ = ("_tunnel", "other", "received", "transport")
 
     def __init__(self, transport: asyncio.Transport, tunnel: "Tunnel") -> None:
         self.transport = transport
         self._tunnel = tunnel
+        self.received = False
         self.other: Pipe
 
     def data_received(self, data: bytes) -> None:
+        self.received = True
         self.other.transport.write(data)
 
     def pause_writing(self) -> None:
@@ -38,23 +41,23 @@ class Pipe(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._tunnel.end()
+        self._tunnel.lost(self, error)
 
 
 class Tunnel:
     """Both pipes, until one of them ends."""
 
-    __slots__ = ("_pipes", "_server", "half_closed", "peers")
+    __slots__ = ("_digest", "_pipes", "_upstream", "half_closed", "peers")
 
-    def __init__(
-        self, one: asyncio.Transport, other: asyncio.Transport, server: "Server", peers: tuple[str, str]
-    ) -> None:
-        self.peers = peers
+    def __init__(self, client: asyncio.Transport, upstream: "Upstream", identity: str, digest: str) -> None:
+        self.peers = (identity, upstream.peer)
         """SPIFFE IDs of both ends (empty: plaintext), so that a revoked one can be cut off."""
-        first, second = Pipe(one, self), Pipe(other, self)
+        assert upstream.transport is not None  # noqa: S101 - `splice` is called with both ends open
+        first, second = Pipe(client, self), Pipe(upstream.transport, self)
         first.other, second.other = second, first
         self._pipes = (first, second)
-        self._server = server
+        self._upstream = upstream
+        self._digest = digest
         self.half_closed = False
 
     def start(self) -> None:
@@ -62,22 +65,32 @@ class Tunnel:
             pipe.transport.set_protocol(pipe)
             pipe.transport.resume_reading()
 
+    def lost(self, pipe: Pipe, error: Exception | None) -> None:
+        """One side is gone: the other goes too, and what was kept for the upstream side is given back."""
+        upstream = self._upstream
+        if pipe is self._pipes[1]:
+            upstream.transport = None
+            if upstream.never_spoke and not pipe.received and is_alert(error):
+                upstream.server.ledger.peer_failed_late(upstream.pool.key.id, self._digest)
+            upstream.forget()
+        self.end()
+
     def end(self) -> None:
-        self._server.tunnels.discard(self)
+        self._upstream.server.tunnels.discard(self)
         for pipe in self._pipes:
             if not pipe.transport.is_closing():
                 pipe.transport.close()
 
     def abort(self) -> None:
-        self._server.tunnels.discard(self)
+        self._upstream.server.tunnels.discard(self)
         for pipe in self._pipes:
             pipe.transport.abort()
 
 
-def splice(client: "Downstream", upstream: "Upstream", server: "Server", early: bytes) -> Tunnel:
+def splice(client: "Downstream", upstream: "Upstream", early: bytes, digest: str) -> Tunnel:
     """Join two connections; `early` is what the client had already sent for the other side."""
     assert client.transport is not None and upstream.transport is not None  # noqa: S101, PT018 - callers hold both open
-    tunnel = Tunnel(client.transport, upstream.transport, server, (client.identity, upstream.peer))
+    tunnel = Tunnel(client.transport, upstream, client.identity, digest)
     if early:
         upstream.transport.write(early)
     tunnel.start()

@@ -14,7 +14,7 @@ import httptools
 
 from backstay.sidecar.engines.python.framing import MAX_HEAD_BYTES, MAX_INTERIM_RESPONSES, Fields
 from backstay.sidecar.engines.python.pool import Group, Pool
-from backstay.sidecar.engines.python.tls import TlsTransport, check_peer, set_nodelay, trust_domain_of
+from backstay.sidecar.engines.python.tls import TlsTransport, check_peer, is_alert, set_nodelay, trust_domain_of
 from backstay.tasks import spawn
 
 if TYPE_CHECKING:
@@ -161,19 +161,23 @@ class Upstream(asyncio.Protocol):
         return None
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        exchange, self.exchange = self.exchange, None
+        self.forget()  # first: its place is free for the try that may follow
+        if exchange is not None:
+            exchange.upstream_lost(self, refused=not self.received and is_alert(error))
+
+    def forget(self) -> None:
+        """The connection is gone, whoever had it in the end: an exchange, a pool or a tunnel."""
         self.server.upstreams.discard(self)
         self.pool.forget(self)
         self.group.count(self.pool, -1)
-        self.transport = None
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.upstream_lost(self, refused=self._was_refused(error))
         self.group.quota.wake()
 
-    def _was_refused(self, error: Exception | None) -> bool:
-        """True for a TLS alert before any byte: with TLS 1.3 a client learns only now that its certificate was refused."""
-        is_alert = isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
-        return is_alert and not self.received
+    @property
+    def never_spoke(self) -> bool:
+        """True for a new mTLS connection of whose other end nothing was ever heard."""
+        return self.secure and self.served == 0 and not self.received
 
     def pause_writing(self) -> None:
         self.full = True

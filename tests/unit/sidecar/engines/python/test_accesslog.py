@@ -1,0 +1,112 @@
+"""Lines of the access log reach a reader that keeps up, and never hold up anything where there is none."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import pytest
+
+from backstay.sidecar.engines.python.accesslog import MAX_BUFFERED, AccessLog, LinesLost, StdoutSink
+
+WITHIN = 10.0
+Pipe = tuple[BinaryIO, int]
+
+
+def refuse(log: AccessLog, count: int = 1) -> None:
+    for _ in range(count):
+        log.refused("10.0.0.7", 80, "plaintext-refused", "c" * 64)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + WITHIN
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    """(what reads, descriptor to write to)"""
+    reading, writing = os.pipe()
+    with contextlib.closing(os.fdopen(reading, "rb")) as reader, contextlib.closing(os.fdopen(writing, "wb")):
+        yield reader, writing
+
+
+def test_a_refused_connection_is_a_line_with_the_callers_address() -> None:
+    lines: list[bytes] = []
+    log = AccessLog(lines.append)
+    log.refused("10.0.0.7", 80, "handshake-refused", "c" * 64, "unknown ca")
+    log.flush()
+    fields = json.loads(b"".join(lines))
+    assert fields.pop("time") == pytest.approx(time.time(), abs=60)
+    assert fields == {
+        "status": 0, "flags": "DC", "reason": "handshake-refused", "error": "unknown ca", "route": "inbound:80",
+        "source": "10.0.0.7", "config": "c" * 12,
+    }  # fmt: skip
+
+
+def test_what_a_sink_does_not_take_stays_for_the_next_time() -> None:
+    taken = bytearray()
+
+    def seven_bytes(data: bytes) -> int:
+        taken.extend(data[:7])
+        return min(7, len(data))
+
+    log = AccessLog(seven_bytes)
+    refuse(log, 2)
+    while taken.count(b"\n") < 2:
+        log.flush()
+    assert [json.loads(line)["reason"] for line in taken.splitlines()] == ["plaintext-refused"] * 2
+
+
+def test_a_reader_that_stalls_holds_nothing_up_and_what_it_misses_is_counted(pipe: Pipe) -> None:
+    """The pipe takes 64 KiB; a megabyte more is kept in the batch and in the buffer each, and the rest is dropped."""
+    reader, writing = pipe
+    sink = StdoutSink(writing)
+    log = AccessLog(sink)
+    sent = 0
+    while not log.dropped:
+        refuse(log, 1000)
+        sent += 1000
+        log.flush()  # would never return if it waited for the reader
+    assert sink.is_busy
+    dropped = log.dropped
+    got = bytearray()
+
+    def read_and_flush() -> bool:
+        got.extend(os.read(reader.fileno(), 1 << 20))
+        log.flush()
+        return got.count(b"\n") == sent - dropped
+
+    until(read_and_flush)
+    assert all(json.loads(line)["source"] == "10.0.0.7" for line in got.splitlines())
+    assert len(got) > MAX_BUFFERED
+
+
+def test_lines_for_a_reader_that_went_away_are_counted_once(pipe: Pipe) -> None:
+    reader, writing = pipe
+    reader.close()
+    sink = StdoutSink(writing)
+    log = AccessLog(sink)
+    refuse(log, 3)
+    log.flush()
+    until(lambda: not sink.is_busy)
+    refuse(log)
+    log.flush()
+    assert log.dropped == 3
+    log.flush()  # the fourth line is tried on its own
+    until(lambda: not sink.is_busy)
+    with pytest.raises(LinesLost) as caught:
+        sink(b"x\n")
+    assert caught.value.lines == 1
+
+
+async def test_the_end_waits_for_the_last_lines(pipe: Pipe) -> None:
+    reader, writing = pipe
+    log = AccessLog(StdoutSink(writing))
+    refuse(log)
+    await log.finish()
+    assert json.loads(os.read(reader.fileno(), 4096))["reason"] == "plaintext-refused"
