@@ -2,10 +2,12 @@
 
 APP_ROLE=backend (default) answers; `caller` asks CALL (a URL) once for each request it gets and answers the same; `client`
 asks URLS (comma-separated, in turn) at RATE a second, open loop, and prints one line of JSON a second like
-example-repo/apps/traffic.py, with how many good answers took longer than SLOW_MS, and when the first and the last failed. A backend does what BEHAVIOUR says, a JSON object: `fail` (percent answered with 500), `hang`
-(percent never answered), `delay_ms`, `status`. A file `behaviour.json` in DATA, looked at ten times a second, is put on
-top of it while it exists, so that a running backend can be made worse or well again from outside. Nothing here is
-random: of 100 requests exactly `fail` fail, spread evenly.
+example-repo/apps/traffic.py, with how many good answers took longer than SLOW_MS, and when the first and the last failed.
+
+A backend does what BEHAVIOUR says, a JSON object: `fail` (percent answered with 500), `hang` (percent never answered),
+`delay_ms`, `status`. A file `behaviour.json` in DATA, looked at ten times a second, is put on top of it while it exists, so
+that a running backend can be made worse or well again from outside. Nothing here is random: of 100 requests exactly `fail`
+fail, spread evenly.
 
 Run as `python -E -S app.py`: it must not pay for anybody's site-packages.
 """

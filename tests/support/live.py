@@ -306,6 +306,7 @@ class LiveMesh:
         environment: Mapping[str, str] | None = None,
         url: str = "",
         steady_for: int = 2,
+        start_within: float = 60,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bs-"))  # short: a unix socket's path has 107 bytes
         self.folder_state = self.folder / "state"
@@ -322,14 +323,15 @@ class LiveMesh:
         self._environment = dict(environment or {})
         self._url = url or str(self.repo.remote)
         self._steady_for = steady_for
+        self._start_within = start_within
         self._lines: dict[str, Lines] = {}
 
     def __enter__(self) -> Self:
         try:
             self.first = self.push(self._documents, "the mesh as it is")
             self.start()
-            self.wait(self.first, "live", timeout=60)
-            self.wait_steady(seconds=self._steady_for, timeout=60)
+            self.wait(self.first, "live", timeout=self._start_within)
+            self.wait_steady(seconds=self._steady_for, timeout=self._start_within)
         except BaseException:
             self.stop()
             raise
