@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -109,7 +110,7 @@ def _sentence(rollout: Json) -> list[RenderableType]:
     said = rollout["status"].get("sentence", "")
     verdict, phase = rollout["status"]["verdict"], rollout["status"]["phase"]
     style = "bold red" if verdict == "fail" or phase in BAD else ""
-    return [Text(f"  {said}", style=style)] if said else []
+    return [Padding(Text(said, style=style), (0, 0, 0, 2))] if said else []
 
 
 def traffic(seconds: Sequence[Json], width: int = ROOMY) -> Text:

@@ -84,10 +84,14 @@ class Screen:
             self._print(f"    {line}")
 
     def _print(self, text: str, style: str = "") -> None:
-        if self._console is not None:
-            self._console.print(text, style=style, markup=False)
-        else:
+        if self._console is None:
             print(text, flush=True)
+            return
+        from rich.padding import Padding  # late: as above
+        from rich.text import Text
+
+        indent = len(text) - len(text.lstrip(" "))  # lines that wrap keep it
+        self._console.print(Padding(Text(text[indent:], style=style), (0, 0, 0, indent)))
 
 
 def progress(rollout: Mapping[str, Any]) -> str:
