@@ -100,7 +100,19 @@ class Trial:
         self._base = zoo.base()
 
     def run(self, case: Case) -> Result:
+        """What became of the case; one that gets stuck is told as such and counts against the figures."""
         began = time.monotonic()
+        try:
+            return self._run(case, began)
+        except NotSo as stuck:
+            say(f"{case.name} is stuck: {stuck}")
+            self._back(case)
+            return Result(
+                name=case.name, kind=case.kind, state="stuck", sentence=str(stuck).partition("\n")[0], harmed=0,
+                took_s=round(time.monotonic() - began, 1),
+            )  # fmt: skip
+
+    def _run(self, case: Case, began: float) -> Result:
         settle(self._mesh, case.client)
         if case.before is not None:
             case.before(self._mesh)
@@ -160,13 +172,15 @@ class Trial:
 
     def _everywhere(self, case: Case) -> float:
         mesh = self._mesh
-        mark, pushed = mesh.mark(case.client), time.monotonic()
-        mesh.push(zoo.everywhere(case.files), f"{case.name}, everywhere")
-        while time.monotonic() < pushed + case.seconds:
+        mark = mesh.mark(case.client)
+        sha = mesh.push(zoo.everywhere(case.files), f"{case.name}, everywhere")
+        mesh.until(lambda: bool(mesh.phase(sha)), f"{case.name} to go everywhere", 20)
+        begun = time.monotonic()
+        while time.monotonic() < begun + case.seconds:
             if case.meanwhile is not None:
                 case.meanwhile(mesh)
             time.sleep(0.1)
-        exposed = time.monotonic() - pushed
+        exposed = time.monotonic() - begun
         self._back(case)
         return round(harmed_since(mesh, mark, case.client) * EVERYWHERE_S / exposed, 1)
 
