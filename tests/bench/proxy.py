@@ -135,7 +135,10 @@ def make_certificates(folder: Path) -> None:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
+    usage = x509.KeyUsage(True, *[False] * 8)  # digitalSignature alone
+    purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     root_key, root_name = ec.generate_private_key(ec.SECP256R1()), x509.Name.from_rfc4514_string("CN=bench root")
 
     def certificate(name: x509.Name, key: ec.EllipticCurvePrivateKey, *, ca: bool, uri: str = "") -> x509.Certificate:
@@ -147,6 +150,7 @@ def make_certificates(folder: Path) -> None:
         )  # fmt: skip
         if uri:
             builder = builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), True)
+            builder = builder.add_extension(usage, True).add_extension(purposes, False)
         return builder.sign(root_key, hashes.SHA256())
 
     pem = serialization.Encoding.PEM

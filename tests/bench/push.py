@@ -20,8 +20,8 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.support.mesh import BenchFailed, BenchMesh, Repository, running
 from bench.support.results import QUICK, finish, say
+from support.live import LiveMesh, NotSo, document, mesh_document, subsets, workloads_file
 
 PROXIES: Final = 5 if QUICK else 50
 ROUTES: Final = 100 if QUICK else 1000
@@ -29,106 +29,91 @@ PUSHES: Final = 3 if QUICK else 10
 START_WITHIN: Final = 300.0
 """Seconds for all sidecars to start and hold their first config; fifty interpreters on two cores need one minute."""
 
-MESH: Final = """\
-apiVersion: backstay.dev/v1alpha1
-kind: Mesh
-metadata: {name: mesh, namespace: shop}
-spec:
-  rollout: {bakeTime: 1s}
-"""
-BACKENDS: Final = """\
-apiVersion: backstay.dev/v1alpha1
-kind: Backend
-metadata: {{name: {name}, namespace: shop}}
-spec:
-  service: {name}
-  subsets:
-  - {{name: v1, labels: {{version: v1}}}}
-  - {{name: v2, labels: {{version: v2}}}}
-"""
-ROUTE: Final = """\
-apiVersion: backstay.dev/v1alpha1
-kind: Route
-metadata: {{name: {name}, namespace: shop}}
-spec:
-  hosts: [{name}]
-  rules:
-  - matches:
-    - path: {{type: PathPrefix, value: /api}}
-    backendRefs:
-    - {{name: {name}, subset: v1, weight: {v1}}}
-    - {{name: {name}, subset: v2, weight: {v2}}}
-    timeouts: {{request: 5s}}
-  - backendRefs:
-    - {{name: {name}}}
-  rollout: {{strategy: Immediate}}
-"""
-
 
 def name_of(number: int) -> str:
     return f"svc-{number:04d}"
 
 
-def route(number: int, weight: int) -> str:
-    return ROUTE.format(name=name_of(number), v1=100 - weight, v2=weight)
+def files(number: int, weight: int) -> dict[str, str]:
+    """Everything about one service, `weight` percent of its API going to v2."""
+    name = name_of(number)
+    refs = [{"name": name, "subset": "v1", "weight": 100 - weight}, {"name": name, "subset": "v2", "weight": weight}]
+    rules = [
+        {
+            "matches": [{"path": {"type": "PathPrefix", "value": "/api"}}],
+            "backendRefs": refs,
+            "timeouts": {"request": "5s"},
+        },
+        {"backendRefs": [{"name": name}]},
+    ]
+    wanted = document("Route", name, {"hosts": [name], "rules": rules, "rollout": {"strategy": "Immediate"}})
+    return {f"shop/{name}.yaml": wanted + subsets(name, "v1", "v2")}
+
+
+def documents() -> dict[str, str]:
+    found = {"mesh.yaml": mesh_document({"bakeTime": "1s"})}
+    for number in range(ROUTES):
+        found |= files(number, 0)
+    return found
 
 
 def workloads() -> str:
     """All services are there; nothing serves them: this is about configuration."""
-    services = [f"- {{name: {name_of(number)}, ports: [{{port: 80}}]}}" for number in range(ROUTES)]
-    caller = [
-        "- name: caller",
-        f"  replicas: {PROXIES}",
-        '  command: ["sleep", "infinity"]',
-        "  ports: []",
-    ]
-    return "\n".join(["namespace: shop", "services:", *services, "workloads:", *caller, ""])
+    caller = {"name": "caller", "replicas": PROXIES, "command": ["sleep", "infinity"], "ports": []}
+    return workloads_file([name_of(number) for number in range(ROUTES)], [caller])
 
 
-def documents() -> dict[str, str]:
-    files = {"mesh.yaml": MESH}
-    for number in range(ROUTES):
-        files[f"shop/{name_of(number)}.yaml"] = f"{route(number, 0)}---\n{BACKENDS.format(name=name_of(number))}"
-    return files
+def metric(mesh: LiveMesh, name: str) -> dict[str, float]:
+    """Values of one family of the operator's metrics by proxy."""
+    found: dict[str, float] = {}
+    for line in mesh.api.text("/metrics").decode().splitlines():
+        if line.startswith(f"{name}{{"):
+            head, _, value = line.rpartition(" ")
+            found[head.split('"')[1]] = float(value)
+    return found
 
 
-def change(number: int, weight: int) -> dict[str, str]:
-    return {f"shop/{name_of(number)}.yaml": f"{route(number, weight)}---\n{BACKENDS.format(name=name_of(number))}"}
+def acked_since(mesh: LiveMesh, moment: float) -> bool:
+    acked = metric(mesh, "backstay_control_acked_time_seconds")
+    return len(acked) == PROXIES and min(acked.values()) > moment
 
 
-def wait_for_everybody(mesh: BenchMesh) -> None:
-    def all_acked() -> bool:
-        return len(mesh.metric("backstay_control_acked_time_seconds")) == PROXIES
+class Hook:
+    """A post-receive hook that writes down when a push has arrived."""
 
-    mesh.until(all_acked, f"{PROXIES} proxies to have their first config", START_WITHIN, pause=1.0)
+    def __init__(self, mesh: LiveMesh) -> None:
+        self._stamp = mesh.folder / "received"
+        hook = mesh.repo.remote / "hooks" / "post-receive"
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(f"#!/bin/sh\ndate +%s.%N > '{self._stamp}'\n", encoding="utf-8")
+        hook.chmod(0o755)
+
+    @property
+    def received_at(self) -> float:
+        return float(self._stamp.read_text(encoding="ascii"))
 
 
-def one_push(repository: Repository, mesh: BenchMesh, number: int) -> tuple[float, float]:
+def one_push(mesh: LiveMesh, hook: Hook, number: int) -> tuple[float, float]:
     """(Seconds to the last ack, mean bytes sent per proxy)."""
-    sent = mesh.metric("backstay_control_sent_bytes_total")
-    repository.write(change(number, 10 + number))
-    repository.push(f"{name_of(number)}: {10 + number} % to v2")
-    received = repository.received_at
-
-    def all_acked() -> bool:
-        acked = mesh.metric("backstay_control_acked_time_seconds")
-        return len(acked) == PROXIES and min(acked.values()) > received
-
-    mesh.until(all_acked, f"{PROXIES} acks", 60.0, pause=0.1)
-    acked = mesh.metric("backstay_control_acked_time_seconds")
-    after = mesh.metric("backstay_control_sent_bytes_total")
+    sent = metric(mesh, "backstay_control_sent_bytes_total")
+    mesh.push(files(number, 10 + number), f"{name_of(number)}: {10 + number} % to v2")
+    received = hook.received_at
+    mesh.until(lambda: acked_since(mesh, received), f"{PROXIES} acks", 60)
+    acked = metric(mesh, "backstay_control_acked_time_seconds")
+    after = metric(mesh, "backstay_control_sent_bytes_total")
     return max(acked.values()) - received, statistics.mean(after[proxy] - sent[proxy] for proxy in acked)
 
 
 def main() -> int:
     began = time.monotonic()
-    with running(workloads(), documents(), within=START_WITHIN) as (repository, mesh):
-        wait_for_everybody(mesh)
+    with LiveMesh(workloads(), documents(), start_within=START_WITHIN) as mesh:
+        hook = Hook(mesh)
+        mesh.until(lambda: acked_since(mesh, 0.0), f"{PROXIES} proxies to have their first config", START_WITHIN)
         say(f"{PROXIES} proxies hold {ROUTES} routes after {time.monotonic() - began:.0f} s")
         time.sleep(5 if QUICK else 15)  # first acks, compactions and baking are over
         found = []
         for number in range(PUSHES):
-            seconds, sent = one_push(repository, mesh, number)
+            seconds, sent = one_push(mesh, hook, number)
             say(f"push {number + 1:2}: last ack after {seconds:.3f} s, {sent:.0f} bytes per proxy")
             found.append((seconds, sent))
             time.sleep(3)  # the rollout's baking second, so that pushes do not measure each other
@@ -144,5 +129,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except BenchFailed as failed:
+    except NotSo as failed:
         sys.exit(f"bench-push: {failed}")
