@@ -109,8 +109,7 @@ def test_rollback_to_a_revision_needs_no_git_and_holds_what_it_undid(mesh: LiveM
         mark = mesh.mark()
         mesh.act("rollback", to=mesh.first, why="the old one was better")
         mesh.until(lambda: "Route/shop/api" in mesh.held(), "it to be held", 20)
-        mesh.until(lambda: not running(mesh), "the rollback to be through", 30)
-        mesh.settle()
+        mesh.until(lambda: mesh.phase() == "shifting", "everybody to be back", 20)
         assert served(mesh) == {"v1"}
         assert mesh.held() == ["Route/shop/api", "Route/shop/extra"]
         assert mesh.harm_since(mark) == {}
@@ -123,8 +122,7 @@ def test_rollback_of_a_path_undoes_that_path_only(mesh: LiveMesh) -> None:
     live_with_v2(mesh)
     mesh.act("rollback", to=mesh.first, path="shop")
     mesh.until(lambda: mesh.held() == ["Route/shop/api"], "the path's document to be held", 20)
-    mesh.until(lambda: not running(mesh), "the rollback to be through", 30)
-    mesh.settle()
+    mesh.until(lambda: mesh.phase() == "shifting", "everybody to be back", 20)
     assert served(mesh) == {"v1"}
     intents = {item["metadata"]["name"] for item in mesh.items("/v1/meshintents")}
     assert any("extra" in name for name in intents)
@@ -134,8 +132,7 @@ def test_rollback_aborts_what_runs(mesh: LiveMesh) -> None:
     sha = to_v2(mesh)
     mesh.act("rollback", to=mesh.first)
     mesh.until(lambda: mesh.phase(sha) in ENDED, "the running rollout to end", 20)
-    mesh.until(lambda: not running(mesh), "the rollback to be through", 30)
-    mesh.settle()
+    mesh.until(lambda: mesh.phase() == "shifting", "everybody to be back", 20)
     assert (served(mesh), mesh.held()) == ({"v1"}, ["Route/shop/api"])
 
 

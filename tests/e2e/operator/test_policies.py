@@ -1,0 +1,202 @@
+"""Strategies and policies under real traffic: what documents say about their own rollout, and what only servers can see."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.live import (
+    APP,
+    Lines,
+    LiveMesh,
+    backend,
+    caller,
+    client,
+    document,
+    route,
+    shop_documents,
+    workloads_file,
+)
+
+pytestmark = pytest.mark.xdist_group("mesh-a")
+
+STRANGER = "spiffe://backstay.local/ns/shop/sa/stranger"
+
+
+def workloads() -> str:
+    """The shop with a stranger who asks `api` too, and a quiet corner that nobody asks."""
+    return workloads_file(
+        ["web", "api", "quiet"],
+        [
+            backend("api-v1", "api"),
+            backend("api-v2", "api", version="v2"),
+            backend("api-v3", "api", version="v3", behaviour={"fail": 50}),
+            caller("web", "api", replicas=2),
+            client("client", "web", rate=80, most_open=160),
+            client("stranger", "api", rate=20, most_open=40),
+            backend("quiet", "quiet"),
+            {**caller("idle", "quiet", replicas=2), "services": [], "command": ["sleep", "1000"]},
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[LiveMesh]:
+    documents = {**shop_documents(), "shop/quiet.yaml": route("quiet")}
+    with LiveMesh(workloads(), documents) as found:
+        yield found
+
+
+@pytest.fixture
+def mesh(shared: LiveMesh) -> LiveMesh:
+    shared.begin_again()
+    assert shared.held() == []
+    return shared
+
+
+def to_v3(**rollout: Any) -> dict[str, str]:
+    return {"shop/api.yaml": route("api", {"v3": 100}, rollout=rollout)}
+
+
+# --- what a document says about its own rollout -----------------------------------------------------------------------
+
+
+def test_immediate_moves_everybody_in_one_wave(mesh: LiveMesh) -> None:
+    mark = mesh.mark()
+    sha = mesh.push({"shop/api.yaml": route("api", {"v2": 100}, rollout={"strategy": "Immediate"})})
+    mesh.wait(sha, "live")
+    rollout = mesh.rollout(sha)
+    assert (rollout["spec"]["strategy"], rollout["status"]["waves"]) == ("Immediate", 1)
+    assert mesh.harm_since(mark) == {}
+    assert mesh.versions_since(mesh.wait_seconds(2)).keys() == {"v2"}
+
+
+def test_immediate_is_watched_all_the_same(mesh: LiveMesh) -> None:
+    sha = mesh.push(to_v3(strategy="Immediate"))
+    mesh.wait(sha, "rolled-back", timeout=60)
+    mesh.settle()
+    assert mesh.versions_since(mesh.wait_seconds(2)).keys() == {"v1"}
+
+
+def test_on_fail_pause_waits_for_a_person_and_abort_goes_back(mesh: LiveMesh) -> None:
+    sha = mesh.push(to_v3(onFail="pause"))
+    paused = mesh.wait_phase(sha, "paused")
+    assert "requests failed" in paused["status"]["sentence"]
+    assert mesh.held() == []
+    mesh.act("abort", why="seen enough")
+    assert mesh.wait_ended(sha)["status"]["phase"] == "aborted"
+    mesh.wait_steady()
+    assert mesh.held() == ["Route/shop/api"]
+
+
+def test_traffic_steps_walk_the_weights_and_end_live(mesh: LiveMesh) -> None:
+    mark = mesh.mark()
+    sha = mesh.push({"shop/api.yaml": route("api", {"v1": 0, "v2": 100}, rollout={"traffic": [20, 100]})})
+    mesh.wait_phase(sha, "shifting")
+    began = mesh.wait_seconds(2)
+    seen = mesh.versions_since(began)
+    mesh.wait(sha, "live", timeout=60)
+    assert 0 < seen["v2"] < seen["v1"], "a fifth goes to v2 first"
+    assert mesh.harm_since(mark) == {}
+    assert mesh.versions_since(mesh.wait_seconds(2)).keys() == {"v2"}
+
+
+def test_a_bad_destination_fails_its_first_traffic_step(mesh: LiveMesh) -> None:
+    sha = mesh.push({"shop/api.yaml": route("api", {"v1": 0, "v3": 100}, rollout={"traffic": [20, 100]})})
+    mesh.wait(sha, "rolled-back", timeout=60)
+    mesh.settle()
+    assert mesh.versions_since(mesh.wait_seconds(2)).keys() == {"v1"}
+
+
+# --- no traffic -------------------------------------------------------------------------------------------------------
+
+
+def test_a_route_nobody_uses_goes_on_at_the_deadline_and_says_so(mesh: LiveMesh) -> None:
+    sha = mesh.push({"shop/quiet.yaml": route("quiet", rule={"timeouts": {"request": "3s"}})})
+    mesh.wait(sha, "live", timeout=60)
+    said = [item["message"] for item in mesh.events() if item["reason"] == "NoTraffic"]
+    assert said[-1:] == ["too little traffic to judge shop/idle by the deadline; proceeding"]
+    workload = next(item for item in mesh.items("/v1/workloads") if item["metadata"]["name"].endswith("idle"))
+    proven = [item["status"] for item in workload["status"]["conditions"] if item["type"] == "Proven"]
+    assert proven == ["False"]
+
+
+def test_a_policy_nobody_meets_holds_until_a_person_promotes_it(mesh: LiveMesh) -> None:
+    sha = mesh.push({"shop/lock.yaml": allow_only("quiet", ["idle"])})
+    holding = mesh.wait_phase(sha, "holding", timeout=40)
+    assert "too little traffic to judge shop/quiet" in holding["status"]["sentence"]
+    mesh.act("promote-full", why="nobody calls it yet")
+    mesh.wait(sha, "live")
+
+
+# --- policies ---------------------------------------------------------------------------------------------------------
+
+
+def allow_only(workload: str, accounts: list[str], **rollout: Any) -> str:
+    rules = [{"from": [{"serviceAccounts": accounts}]}] if accounts else []
+    spec = {"selector": {"workloads": [workload]}, "action": "Allow", "rules": rules}
+    return document("Authorization", "lock", {**spec, **({"rollout": rollout} if rollout else {})})
+
+
+EXPECTED = {"expectRefused": [{"source": STRANGER}]}
+
+
+def test_a_tightening_that_refuses_somebody_unexpected_is_rolled_back(mesh: LiveMesh) -> None:
+    sha = mesh.push({"shop/lock.yaml": allow_only("api-v1", ["web"])})
+    mesh.wait(sha, "rolled-back", timeout=60)
+    mesh.until(lambda: mesh.harm_since(mesh.mark("stranger") - 2, "stranger") == {}, "the stranger to be served", 20)
+
+
+def test_a_tightening_that_says_whom_it_refuses_goes_live(mesh: LiveMesh) -> None:
+    mark = mesh.mark()
+    sha = mesh.push({"shop/lock.yaml": allow_only("api-v1", ["web"], **EXPECTED)})
+    mesh.wait(sha, "live", timeout=60)
+    mesh.wait_seconds(2, "stranger")
+    assert mesh.outcomes_since(mesh.mark("stranger") - 1, "stranger").keys() == {"403"}
+    assert mesh.harm_since(mark) == {}
+
+
+def test_a_deny_all_is_caught_whatever_it_says_it_expects(mesh: LiveMesh) -> None:
+    sha = mesh.push({"shop/lock.yaml": allow_only("api-v1", [], **EXPECTED)})
+    mesh.wait(sha, "rolled-back", timeout=60)
+    mesh.settle()
+    assert mesh.held() == ["Authorization/shop/lock"]
+
+
+def test_strict_mtls_is_rolled_back_while_somebody_calls_in_plaintext(mesh: LiveMesh, tmp_path: Path) -> None:
+    strict = {"selector": {"workloads": ["api-v1"]}, "mtls": {"mode": "STRICT"}}
+    with plaintext_caller(mesh, "api-v1-0", tmp_path / "plain.log") as lines:
+        mesh.until(lambda: len(lines.all()) > 2, "the plaintext caller to be served", 20)
+        assert lines.all()[-1]["outcomes"].keys() == {"200"}
+        mark = mesh.mark()
+        sha = mesh.push({"shop/strict.yaml": document("Authentication", "strict", strict)})
+        mesh.wait(sha, "rolled-back", timeout=60)
+        assert mesh.harm_since(mark) == {}, "those who speak mTLS never noticed"
+    sha = mesh.push(
+        {"shop/strict.yaml": document("Authentication", "strict", {**strict, "rollout": {"onNoTraffic": "proceed"}})}
+    )
+    mesh.wait(sha, "live", timeout=60)
+    assert mesh.harm_since(mark) == {}
+
+
+@contextmanager
+def plaintext_caller(mesh: LiveMesh, instance: str, log: Path, rate: float = 20) -> Iterator[Lines]:
+    """Somebody outside the mesh who asks an instance's inbound port directly."""
+    place: Mapping[str, Any] = json.loads((mesh.folder_state / "platform.json").read_bytes())["places"][instance]
+    port = next(iter(place["inbound"].values()))
+    environment = {"APP_ROLE": "client", "URLS": f"http://{place['address']}:{port}/", "RATE": str(rate)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-E", "-S", str(APP)], env={"PATH": os.environ["PATH"], **environment}, stdout=output
+        )
+    try:
+        yield Lines(log)
+    finally:
+        process.kill()
+        process.wait(10)
