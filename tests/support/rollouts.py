@@ -23,6 +23,7 @@ from backstay.core.rollout.model import (
     Rollout,
     Settings,
     Stage,
+    Stratum,
     Tell,
     WentBack,
 )
@@ -48,6 +49,29 @@ def counts(total: int, bad: int, **fields: Any) -> Counts:
     reasons = {"routes/sa-logic:80#main": {"no-healthy-upstream": bad}} if bad else {}
     given: dict[str, Any] = {"total": total, "bad": bad, "attempts": total, "reasons": reasons} | fields
     return Counts(**given)
+
+
+def two_way(
+    out: tuple[Counts, Counts], answered: tuple[Counts, Counts], whole: tuple[Counts, Counts] | None = None
+) -> Block:
+    """A second of `web` at half: (candidate, stable) of the requests it made and of those it answered.
+
+    `whole` are the answered ones of proxies that served one config alone; without it all of them.
+    """
+
+    def cohorts(pair: tuple[Counts, Counts]) -> dict[str, Counts]:
+        return {"new": pair[0], "old": pair[1]}
+
+    return Block(
+        workload=WEB,
+        second=0,
+        cohorts={"new": verdict.added(out[0], answered[0]), "old": verdict.added(out[1], answered[1])},
+        share=0.5,
+        directions={
+            "out": Stratum(cohorts=cohorts(out), whole={}),
+            "in": Stratum(cohorts=cohorts(answered), whole=cohorts(whole or answered)),
+        },
+    )
 
 
 @dataclass
@@ -202,10 +226,19 @@ def play(
     return Play(rollout, views, known, commands=list(commands)).ack()
 
 
-def calm(requests: int = 1000, seconds: int = 60, destination: str = "", bad: int = 0) -> verdict.Before:
-    """A workload that has served stable for a while."""
+def calm(
+    requests: int = 1000, seconds: int = 60, destination: str = "", bad: int = 0, *, both_ways: bool = False
+) -> verdict.Before:
+    """A workload that has served stable for a while; both ways: as many requests answered as made."""
     seen = counts(requests, bad, by_destination={destination: (requests, bad)} if destination else {})
+    stratum = Stratum(cohorts={"old": seen})
     known = verdict.Before()
     for second in range(seconds):
-        known = verdict.known(known, Block(workload=WEB, second=second, cohorts={"old": seen}))
+        block = Block(
+            workload=WEB,
+            second=second,
+            cohorts={"old": verdict.added(seen, seen) if both_ways else seen},
+            directions={"in": stratum, "out": stratum} if both_ways else {},
+        )
+        known = verdict.known(known, block)
     return known

@@ -11,6 +11,7 @@ from backstay.config.model import LATENCY_BOUNDS_MS, Manifest, config_digest
 from backstay.config.wire import Ack, Hello, Live, Report, Row, WentBack
 from backstay.core.ports import Assignment, Event, FleetEvent, Joined, Left, Said
 from backstay.core.registry import Registry
+from backstay.core.rollout.model import Direction
 from backstay.core.view import MeshView
 from backstay.reconciler.loop import LoopSettings, Ports, Reconciler
 from ports.fakes import FakeDisk, FakeRepo, FakeStore
@@ -29,6 +30,11 @@ Badness = Callable[[bytes], float]
 def marked_bad(parts: bytes) -> float:
     """The usual badness: a timeout of 666 ms is the devil's."""
     return 0.5 if b'"timeout_ms":666,' in parts or b'"timeout_ms":666}' in parts else 0.0
+
+
+def denies_callers(parts: bytes) -> float:
+    """What is answered under a config that admits only service account c: nothing, as all callers are a."""
+    return 1.0 if b'/sa/c"' in parts and b'/sa/a"' not in parts.partition(b'"part":"authorization"')[2] else 0.0
 
 
 @dataclass
@@ -67,6 +73,9 @@ class SimProxy:
     id: str
     workload: str
     rate: int
+    """Requests a second that it makes."""
+    answers: int = 0
+    """Requests a second that it gets."""
     boot: str = "boot"
     stable: str = ""
     candidate: str = ""
@@ -80,8 +89,9 @@ class SimProxy:
 class SimFleet:
     """Fleet whose proxies live in this object; they survive an operator that is replaced."""
 
-    def __init__(self, badness: Badness) -> None:
+    def __init__(self, badness: Badness, answering: Badness) -> None:
         self.badness = badness
+        self.answering = answering
         self.proxies: dict[str, SimProxy] = {}
         self.parts: dict[str, bytes] = {}
         self.manifests: dict[str, Manifest] = {}
@@ -172,10 +182,13 @@ class SimFleet:
     def _serve(self, proxy: SimProxy) -> None:
         if not proxy.stable:
             return
-        split = round(proxy.rate * proxy.share) if proxy.candidate else 0
-        rows = [self._row(proxy.stable, proxy.rate - split)]
-        if proxy.candidate:
-            rows.append(self._row(proxy.candidate, split))
+        share = proxy.share if proxy.candidate else 0.0
+        rows = []
+        for total, row in ((proxy.rate, self._row), (proxy.answers, self._answered)):
+            split = round(total * share)
+            rows.append(row(proxy.stable, total - split))
+            if proxy.candidate:
+                rows.append(row(proxy.candidate, split))
         proxy.sequence += 1
         serving = {proxy.stable: 1 - proxy.share} | ({proxy.candidate: proxy.share} if proxy.candidate else {})
         proxy.unacked.append(
@@ -183,18 +196,27 @@ class SimFleet:
         )
         proxy.unacked = proxy.unacked[-120:]
 
+    def _parts(self, digest: str) -> bytes:
+        return b"".join(self.parts[name] for name in self.manifests[digest].parts.values())
+
     def _row(self, digest: str, total: int) -> Row:
-        parts = b"".join(self.parts[name] for name in self.manifests[digest].parts.values())
-        bad = round(total * self.badness(parts))
+        bad = round(total * self.badness(self._parts(digest)))
+        return self._counted(digest, "out", total, {"5xx": bad} if bad else {})
+
+    def _answered(self, digest: str, total: int) -> Row:
+        bad = round(total * self.answering(self._parts(digest)))
+        return self._counted(digest, "in", total, {"denied": bad} if bad else {})
+
+    def _counted(self, digest: str, direction: Direction, total: int, bad: dict[str, int]) -> Row:
         latency = [0] * (len(LATENCY_BOUNDS_MS) + 1)
         latency[2] = total
         return Row(
             config=digest,
-            direction="out",
-            route="routes/b.shop:80#rule-0",
-            backend="b.shop:80/",
+            direction=direction,
+            route="routes/b.shop:80#rule-0" if direction == "out" else "inbound:8080",
+            backend="b.shop:80/" if direction == "out" else "",
             total=total,
-            bad={"5xx": bad} if bad else {},
+            bad=bad,
             excused=0,
             attempts=total,
             latency=latency,
@@ -215,11 +237,20 @@ class SimFleet:
 class World:
     """`await World.begin()`, then push and let seconds pass."""
 
-    def __init__(self, callers: int = 8, rate: int = 50, badness: Badness = marked_bad) -> None:
+    def __init__(
+        self,
+        callers: int = 8,
+        rate: int = 50,
+        badness: Badness = marked_bad,
+        *,
+        answers: int = 0,
+        answering: Badness = denies_callers,
+    ) -> None:
+        """`answers`: requests a second that each proxy of workload b gets; 0: b has no proxies."""
         self.clock = FakeClock()
         self.repo = FakeRepo()
         self.disk = FakeDisk()
-        self.fleet = SimFleet(badness)
+        self.fleet = SimFleet(badness, answering)
         self.platform = FakePlatform(
             registry(("a", "b", "c"), [workload("a", "a"), workload("b", "b"), workload("c", "c")], replicas=callers)
         )
@@ -229,6 +260,8 @@ class World:
         for instance in self.platform.now.instances.values():
             if instance.workload == "shop/a":
                 self.fleet.join(SimProxy(id=instance.id, workload=instance.workload, rate=rate))
+            if instance.workload == "shop/b" and answers:
+                self.fleet.join(SimProxy(id=instance.id, workload=instance.workload, rate=0, answers=answers))
 
     async def begin(self) -> None:
         """Start an operator on whatever is on the disk."""

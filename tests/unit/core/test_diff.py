@@ -2,7 +2,8 @@
 
 from backstay.config.model import Authorization, Listeners, Manifest, decode_part
 from backstay.core.compile import compile_mesh
-from backstay.core.diff import PartChange, Staged, fresh_hosts, part_changes, stage, with_fresh
+from backstay.core.diff import PartChange, Staged, fresh_hosts, part_changes, sides, stage, with_fresh
+from backstay.core.rollout.model import Side
 from backstay.core.snapshot import Snapshot
 from support.meshes import registry, snapshot
 
@@ -38,6 +39,25 @@ def authorization(result: Staged, number: int, new: Snapshot) -> Authorization:
     found = decode_part(parts[manifest.parts["authorization"]])
     assert isinstance(found, Authorization)
     return found
+
+
+def turned(old: Snapshot, new: Snapshot) -> list[dict[str, Side]]:
+    one, other = compile_mesh(old, registry()), compile_mesh(new, registry())
+    parts = {**one.parts, **other.parts}
+    result = stage(one.manifests, other.manifests, parts)
+    return list(sides(one.manifests, result, {**parts, **result.parts}))
+
+
+def test_routes_decide_what_is_asked_and_policies_what_is_answered() -> None:
+    """Stage by stage: b asks no differently while its policy changes, and answers no differently while routes move."""
+    old, new = docs(ROUTE % "3s", ALLOW % ("x", "a")), docs(ROUTE % "4s", ALLOW % ("x", "c"))
+    assert turned(old, new) == [{"shop/b": "in"}, {"shop/a": "out", "shop/b": "out"}, {"shop/b": "in"}]
+
+
+def test_what_a_port_accepts_decides_what_is_answered_and_egress_what_is_asked() -> None:
+    assert {"shop/b": "in"} in turned(docs(MTLS % "PERMISSIVE"), docs(MTLS % "STRICT"))
+    (step,) = turned(docs(), docs(HEAD + "kind: Mesh\nmetadata: {name: mesh}\nspec: {egress: REGISTRY_ONLY}\n"))
+    assert set(step.values()) == {"out"}
 
 
 def test_nothing_changed_is_no_stage() -> None:

@@ -219,7 +219,8 @@ def _learn_block(look: _Look, block: Block, state: WorkloadRollout) -> None:
         return
     before = verdict.load(state.evidence.tests)
     after = verdict.observe(before, block, candidate, stable, rollout.settings, gaining=rollout.gaining, side=side)
-    _count_harm(look, block, view, after)
+    _count_harm(look, view, after)
+    _note_first(look, block.second, before, after)
     _remember_recent(look, _newly_seen(block.workload, before, after))
     evidence = _added(state.evidence, view, after)
     look.change(workloads={**rollout.workloads, block.workload: msgspec.structs.replace(state, evidence=evidence)})
@@ -249,11 +250,19 @@ def _causes(known: tuple[BadCause, ...], view: verdict.Viewed) -> tuple[BadCause
     return tuple(ordered[:CAUSES])
 
 
-def _count_harm(look: _Look, block: Block, view: verdict.Viewed, tests: verdict.Tests) -> None:
+def _note_first(look: _Look, second: int, before: verdict.Tests, after: verdict.Tests) -> None:
+    began = max(0.0, look.rollout.elapsed - max(0, look.memo.newest - second) - REPORT_S)
+    first = {
+        outcome: began
+        for outcome, old, new in zip(verdict.OUTCOMES, before.tracks, after.tracks, strict=True)
+        if new.k > old.k and outcome != "vanished"
+    }
+    if first.keys() - look.memo.first.keys():
+        look.remember(first={**first, **look.memo.first})
+
+
+def _count_harm(look: _Look, view: verdict.Viewed, tests: verdict.Tests) -> None:
     """One user's failed request often shows twice, in what is answered and in what is asked: the greater one counts."""
-    if look.memo.first_bad < 0 and (view.ours.bad or view.aside.bad):
-        late = max(0, look.memo.newest - block.second)
-        look.remember(first_bad=max(0.0, look.rollout.elapsed - late - REPORT_S))
     harm = view.ours.bad - view.ours.total * verdict.usual_rate(tests)
     if view.aside.bad:
         harm = max(harm, view.aside.bad - view.aside.total * verdict.usual_rate(tests, verdict.ASIDE))
@@ -654,11 +663,11 @@ def _conclude(look: _Look, suspect: Suspect) -> None:
     if not fell(suspect):
         look.go(Event.DISMISSED)
         _forget_harm(look, suspect)
-        look.tell("HarmDismissed", f"{suspect.sentence}; it did not fall when the last wave was taken back: going on")
+        look.tell("HarmDismissed", f"{suspect.sentence}; they did not fall when the wave was taken back: going on")
         return
     look.change(suspicions=look.rollout.suspicions + 1)
     if look.rollout.suspicions >= suspect.needed:
-        said = f"{suspect.sentence}; it fell each time the last wave was taken back"
+        said = f"{suspect.sentence}; they fell each time the wave was taken back"
         for name in look.rollout.workloads if suspect.kind == "shared" else (suspect.subject,):
             _blame(look, name, said)
         look.remember(evidence_failed=True)
@@ -667,7 +676,7 @@ def _conclude(look: _Look, suspect: Suspect) -> None:
     look.go(Event.CONFIRMED)
     look.rollout = plan.seats(plan.give_again(look.rollout), look.fleet, look.memo.left_out)
     look.remember(watch={name: verdict.rewatched(track) for name, track in look.memo.watch.items()})
-    look.tell("HarmConfirmed", f"{suspect.sentence}; it fell when the last wave was taken back: trying once more")
+    look.tell("HarmConfirmed", f"{suspect.sentence}; they fell when the wave was taken back: trying once more")
 
 
 def _forget_harm(look: _Look, suspect: Suspect) -> None:
@@ -722,13 +731,22 @@ def _cause_text(rollout: Rollout) -> str:
     if cause is None:
         return ""
     where = f", {cause.origin}" if cause.origin else ""
-    return f" Cause: {cause.reason}, route {cause.route}{where}."
+    return f" Cause: {cause.reason.replace('-', ' ')}, {_spoken(cause.route)}{where}."
+
+
+def _spoken(route: str) -> str:
+    """`routes/<host>:<port>#<rule>` and `inbound:<port>` as people say it."""
+    kind, _, port = route.partition(":")
+    if kind == "inbound":
+        return f"requests to port {port}"
+    target, _, rule = route.removeprefix("routes/").partition("#")
+    return f"route {target}" + (f" rule {rule}" if rule else "")
 
 
 def _fail(look: _Look, why: str) -> None:
     look.moved = True
-    began = look.memo.first_bad
-    after = look.rollout.elapsed - began if began >= 0 and look.memo.evidence_failed else 0.0
+    began = look.memo.first.get(look.memo.failed_by)
+    after = look.rollout.elapsed - began if began is not None and look.memo.evidence_failed else 0.0
     look.change(detected_after=after)
     if look.rollout.settings.on_fail == "pause":
         said = f"{why}. Paused: onFail is pause.{_cause_text(look.rollout)}"
@@ -881,7 +899,7 @@ def _take_back(look: _Look, suspect: Suspect) -> None:
     look.remember(suspect=suspect)
     look.go(Event.SUSPECTED)
     look.rollout = plan.seats(plan.take_back(look.rollout), look.fleet, look.memo.left_out)
-    look.tell("HarmSuspected", f"{suspect.sentence}; taking the last wave back to see whether it falls", warning=True)
+    look.tell("HarmSuspected", f"{suspect.sentence}; taking the wave back to see whether they fall", warning=True)
 
 
 # --- advancing --------------------------------------------------------------------------------------------------------
@@ -954,7 +972,7 @@ def _rate(look: _Look, name: WorkloadKey) -> float:
     evidence, seconds = look.rollout.workloads[name].evidence, look.rollout.wave_elapsed
     if seconds >= RATE_AFTER_S:
         return (evidence.candidate_total + evidence.stable_total) / seconds
-    return look.memo.rates.get(name, 0.0)
+    return look.memo.rates.get(memory.rate_key(name, plan.side_of(look.rollout, name)), 0.0)
 
 
 def _raise_thin(look: _Look) -> None:
@@ -971,7 +989,7 @@ def _raise_thin(look: _Look) -> None:
     if raised:
         look.change(workloads={**look.rollout.workloads, **raised})
         look.rollout = plan.seats(look.rollout, look.fleet, look.memo.left_out)
-        said = ", ".join(f"{name} {plan.percent(state.share)}" for name, state in raised.items())
+        said = ", ".join(f"{name} goes to {plan.percent(state.share)}" for name, state in raised.items())
         look.tell("ShareRaised", f"traffic is thin: {said}")
 
 
@@ -989,7 +1007,7 @@ def _run_out(look: _Look, open_: list[WorkloadKey], any_passed: bool) -> None:
 
 
 def _pass_wave(look: _Look, without_proof: list[WorkloadKey]) -> None:
-    proof = f"; not proven: {', '.join(without_proof)}" if without_proof else ""
+    proof = f"; too little traffic to judge {', '.join(without_proof)}" if without_proof else ""
     look.tell("WavePassed", f"{plan.percent(plan.first_share(look.rollout))} passed{proof}")
     _advance(look, Event.WAVE_PASSED)
 
@@ -997,7 +1015,7 @@ def _pass_wave(look: _Look, without_proof: list[WorkloadKey]) -> None:
 def _advance(look: _Look, event: Event) -> None:
     """To the next wave that changes something, else to the next stage, else to the end."""
     look.moved = True
-    look.remember(first_bad=-1.0)  # what failed in a wave that passed was not this change
+    look.remember(first={})  # what failed in a wave that passed was not this change
     following = plan.next_wave(look.rollout, look.fleet, look.memo.left_out)
     if following is not None:
         look.rollout = following
@@ -1027,7 +1045,9 @@ def _finish(look: _Look) -> None:
     look.change(workloads=workloads, wave_elapsed=0.0, sentence="")
     look.go(Event.LAST_PASSED)
     look.commands.append(Promote())
-    look.tell("Live", "live everywhere" + (f"; not proven: {', '.join(unproven)}" if unproven else ""))
+    look.tell(
+        "Live", "live everywhere" + (f"; not proven, for want of traffic: {', '.join(unproven)}" if unproven else "")
+    )
 
 
 # --- baking -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """decide.py's working memory between two looks, persisted with the rollout (Rollout.memo)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal
 
 import msgspec
@@ -52,8 +52,8 @@ class Memo(State, frozen=True, kw_only=True):
     """Destination -> test of its failures over all requests that no candidate decided."""
     recent: dict[str, tuple[float, float]] = {}
     """Destination, workload, or `workload outcome` -> fading (total, bad) of the last seconds."""
-    rates: dict[WorkloadKey, float] = {}
-    """Requests per second of each workload."""
+    rates: dict[str, float] = {}
+    """`rate_key` -> requests per second before the rollout."""
     left_out: dict[ProxyId, str] = {}
     missing: dict[ProxyId, float] = {}
     """Seated proxy that nobody speaks of -> seconds since then."""
@@ -64,8 +64,9 @@ class Memo(State, frozen=True, kw_only=True):
     """Seconds since stable proxies were cut off as well."""
     waited: float = 0.0
     """Seconds the current phase has lasted."""
-    first_bad: float = -1.0
-    """Rollout.elapsed when the second of the first bad candidate request began; -1: none since the last wave passed."""
+    first: dict[str, float] = {}
+    """Outcome -> Rollout.elapsed when the second began in which a candidate's request first showed it; since the last
+    wave passed."""
     newest: int = -1
     """The operator's second at the last look."""
     harmed: float = 0.0
@@ -80,6 +81,7 @@ class Memo(State, frozen=True, kw_only=True):
     told: tuple[str, ...] = ()
 
 
+_SIDES: Final[tuple[Side, ...]] = ("in", "out", "both")
 _decoder: Final = msgspec.json.Decoder(Memo | None)
 
 
@@ -91,7 +93,11 @@ def dump(memo: Memo) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(memo))
 
 
-def begin(before: Mapping[WorkloadKey, verdict.Before], sides: Mapping[WorkloadKey, Side]) -> Memo:
+def rate_key(workload: WorkloadKey, side: Side) -> str:
+    return f"{workload} {side}"
+
+
+def begin(before: Mapping[WorkloadKey, verdict.Before], affected: Iterable[WorkloadKey]) -> Memo:
     """The memory of a new rollout: what every caller's requests towards each destination were like before it."""
     sums: dict[str, tuple[float, float]] = {}
     for known in before.values():
@@ -100,5 +106,10 @@ def begin(before: Mapping[WorkloadKey, verdict.Before], sides: Mapping[WorkloadK
             sums[destination] = (n + total, k + bad)
     return Memo(
         watch={name: verdict.watched(n, k) for name, (n, k) in sums.items()},
-        rates={name: verdict.known_of(known, sides.get(name, "both")).requests_per_s for name, known in before.items()},
+        rates={
+            rate_key(name, side): verdict.known_of(seen, side).requests_per_s
+            for name in affected
+            if (seen := before.get(name)) is not None
+            for side in _SIDES
+        },
     )

@@ -252,12 +252,18 @@ def begin(
         before={name: stable.get(name, "") for name in affected},
         gaining=gaining,
         sides=sides,
-        memo=memo.dump(memo.begin(before or {}, {name: _first_side(sides, name) for name in affected})),
+        memo=memo.dump(memo.begin(before or {}, affected)),
     )
     first = min((state.wave for name, state in rollout.workloads.items() if name in candidates(rollout)), default=0)
     rollout = seats(enter_wave(rollout, first), proxies)
-    said = f"{len(affected)} workloads, {len(stages)} stages, first wave {percent(first_share(rollout))}"
+    said = (
+        f"{_many(len(affected), 'workload')}, {_many(len(stages), 'stage')}, first wave {percent(first_share(rollout))}"
+    )
     return rollout, (*(SetSeats(workload=name) for name in affected), Tell(reason="RolloutStarted", message=said))
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}" + ("" if count == 1 else "s")
 
 
 def _fresh(workload: WorkloadKey, before: Mapping[WorkloadKey, verdict.Before] | None, side: Side) -> WorkloadRollout:

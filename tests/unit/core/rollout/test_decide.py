@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from backstay.core.rollout import memo, phases, plan
+from backstay.config.model import LATENCY_BOUNDS_MS
+from backstay.core.rollout import memo, phases, plan, verdict
 from backstay.core.rollout.decide import decide, fell
 from backstay.core.rollout.memo import Suspect
 from backstay.core.rollout.model import (
+    Block,
     Counts,
     Hold,
     Nacked,
@@ -23,11 +25,12 @@ from backstay.core.rollout.model import (
     Rollout,
     SetSeats,
     Settings,
+    Stratum,
     Tell,
     Verdict,
     WentBack,
 )
-from support.rollouts import GOOD, QUICK, WEB, Play, calm, counts, fleet, play, stage
+from support.rollouts import GOOD, QUICK, WEB, Play, calm, counts, fleet, play, stage, two_way
 
 
 def replaced(settings: Settings = QUICK, **fields: Any) -> Settings:
@@ -120,7 +123,7 @@ def test_most_of_the_requests_failing_is_a_fail_at_the_first_look() -> None:
     said = (
         "web, 1 of 8 proxies on the new revision: 20 of 20 requests failed (100 %), 0 of 1,000 on the others (0 %); "
         "chance of that without a cause under 1 in 1,000,000. Rolled back after 1.0 s. "
-        "Cause: no-healthy-upstream, route routes/sa-logic:80#main."
+        "Cause: no healthy upstream, route sa-logic:80 rule main."
     )
     assert story.last == (
         SetSeats(workload=WEB),
@@ -134,7 +137,7 @@ def test_the_sentence_names_the_line_of_git() -> None:
     origins = {WEB: {"routes/sa-logic:80#main": "mesh/sa-logic.yaml:14"}}
     story = play(before={WEB: calm()}).look((20, 20), GOOD, origins=origins)
     assert story.rollout.sentence.endswith(
-        "Cause: no-healthy-upstream, route routes/sa-logic:80#main, mesh/sa-logic.yaml:14."
+        "Cause: no healthy upstream, route sa-logic:80 rule main, mesh/sa-logic.yaml:14."
     )
 
 
@@ -260,6 +263,155 @@ def test_a_lost_proxy_frees_its_seat_and_is_taken_back_when_it_returns() -> None
     assert memo.load(story.rollout.memo).left_out == {}
 
 
+# --- directions -------------------------------------------------------------------------------------------------------
+
+OUT = ({WEB: "out"},)
+HALF = replaced(shares=(0.5, 1.0), soak=30.0)
+FAILED = counts(50, 25, reasons={"routes/b.shop:80#main": {"5xx": 25}})
+ANSWERED_BADLY = counts(50, 12, reasons={"inbound:8080": {"5xx": 12}})
+FINE = counts(50, 0)
+PLACES = {WEB: {"routes/b.shop:80#main": "mesh/b.yaml:7"}}
+
+
+def test_noise_of_the_other_direction_does_not_dilute_what_changed() -> None:
+    """A proxy that serves both configs answers badly under either, when what it asks fails under one."""
+    block = two_way((FAILED, FINE), (ANSWERED_BADLY, ANSWERED_BADLY), whole=(counts(0, 0), counts(0, 0)))
+    story = play(settings=HALF, sides=OUT, before={WEB: calm(50, both_ways=True)}).look(blocks=(block,), origins=PLACES)
+    assert story.phase is Phase.ROLLING_BACK
+    assert story.rollout.sentence == (
+        "web, 4 of 8 proxies on the new revision: 25 of 50 requests failed (50 %), 0 of 50 on the others (0 %); "
+        "chance of that without a cause under 1 in 100,000. Rolled back after 1.0 s. "
+        "Cause: 5xx, route b.shop:80 rule main, mesh/b.yaml:7."
+    )
+    evidence = story.rollout.workloads[WEB].evidence
+    assert (evidence.candidate_total, evidence.candidate_bad, evidence.stable_total) == (50, 25, 50)
+
+
+def test_nonsense_answered_although_all_calls_end_well_is_caught_at_whole_proxies() -> None:
+    block = two_way((FINE, FINE), (ANSWERED_BADLY, FINE))
+    story = play(settings=HALF, sides=OUT, before={WEB: calm(50, both_ways=True)})
+    story.until(Phase.ROLLING_BACK, blocks=(block,), origins=PLACES, limit=4)
+    assert story.rollout.sentence.startswith(
+        "web, 4 of 8 proxies on the new revision: 36 of 150 requests that it answered failed (24 %), 0 of 150 on the others"
+    )
+    assert story.rollout.sentence.endswith("Cause: 5xx, requests to port 8080, mesh/b.yaml:7.")
+    assert story.rollout.harmed == 36
+
+
+def test_answers_of_proxies_with_two_configs_prove_nothing_about_an_outbound_change() -> None:
+    block = two_way((FINE, FINE), (ANSWERED_BADLY, FINE), whole=(counts(0, 0), FINE))
+    story = play(settings=HALF, sides=OUT, before={WEB: calm(50, both_ways=True)}).looks(20, blocks=(block,))
+    assert story.phase is Phase.SHIFTING
+
+
+def test_an_inbound_change_is_judged_by_what_is_answered() -> None:
+    denied = counts(50, 50, reasons={"inbound:8080": {"denied": 50}})
+    block = two_way((FINE, FINE), (denied, FINE), whole=(counts(0, 0), FINE))
+    story = play(settings=HALF, sides=({WEB: "in"},), before={WEB: calm(50, both_ways=True)}).look(blocks=(block,))
+    assert story.phase is Phase.ROLLING_BACK
+    assert story.rollout.sentence.endswith("Cause: denied, requests to port 8080.")
+
+
+def answering_badly(digest: str) -> Block:
+    return Block(
+        workload=WEB,
+        second=0,
+        cohorts={digest: verdict.added(FINE, ANSWERED_BADLY)},
+        share=1.0 if digest == "new" else 0.0,
+        directions={
+            "out": Stratum(cohorts={digest: FINE}, whole={digest: FINE}),
+            "in": Stratum(cohorts={digest: ANSWERED_BADLY}, whole={digest: ANSWERED_BADLY}),
+        },
+    )
+
+
+def test_a_bad_answering_last_wave_of_a_single_instance_is_tested_once_and_dismissed_if_it_stays() -> None:
+    """Nothing to compare with: what does not fall when the wave is taken back is the new measure."""
+    single = fleet(1)
+    story = play(
+        single,
+        settings=replaced(shares=(1.0,), soak=60.0, deadline=600.0),
+        sides=OUT,
+        before={WEB: calm(50, both_ways=True)},
+    )
+    for _ in range(60):
+        story.look(blocks=(answering_badly("new" if story.on_candidate else "old"),))
+    assert story.reasons == ["RolloutStarted", "HarmSuspected", "HarmDismissed"]
+
+
+def test_stages_turn_to_the_direction_that_each_of_them_changes() -> None:
+    steps = (stage("expand", web="wide"), stage("move", web="new"))
+    story = play(stages=steps, sides=({WEB: "in"}, {WEB: "out"}), before={WEB: calm(50, both_ways=True)})
+    story.until(Phase.BAKING, GOOD, GOOD)
+    assert [
+        plan.side_of(msgspec.structs.replace(story.rollout, phase=Phase.SHIFTING, stage=n), WEB) for n in (0, 1)
+    ] == [
+        "in",
+        "out",
+    ]
+    assert plan.side_of(story.rollout, WEB) == "both"
+
+
+def test_state_from_before_directions_still_loads() -> None:
+    story = play(before={WEB: calm(50, both_ways=True)}).look(GOOD, GOOD)
+    state = msgspec.json.decode(msgspec.json.encode(story.rollout))
+    state.pop("sides", None)
+    tests = state["workloads"][WEB]["evidence"]["tests"]
+    tests["tracks"] = tests["tracks"][:5]
+    story.rollout = msgspec.json.decode(msgspec.json.encode(state), type=Rollout)
+    assert story.look((20, 20), GOOD).phase is Phase.ROLLING_BACK
+
+
+# --- at once ----------------------------------------------------------------------------------------------------------
+
+BOUNDS = len(LATENCY_BOUNDS_MS)
+FAST = counts(50, 0, over=(50,) * 3 + (0,) * (BOUNDS - 3))
+HANGING = counts(0, 0, over=(5,) * 9 + (0,) * (BOUNDS - 9))
+"""None has ended; five have been open for longer than stable's p99."""
+
+
+def usually_fast() -> verdict.Before:
+    known = verdict.Before()
+    for second in range(60):
+        known = verdict.known(known, Block(workload=WEB, second=second, cohorts={"old": FAST}))
+    return known
+
+
+@pytest.mark.parametrize("proxies", [1, 2, 8])
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        counts(5, 5),
+        counts(5, 5, refused=5, reasons={"inbound:8080": {"denied": 5}}),
+        HANGING,
+    ],
+    ids=["failing", "refused", "hanging"],
+)
+def test_five_requests_that_all_go_wrong_are_a_fail_at_the_look_that_sees_them(proxies: int, candidate: Counts) -> None:
+    story = play(proxies, before={WEB: usually_fast()}).look(candidate, FAST)
+    assert story.phase is Phase.ROLLING_BACK
+    assert story.rollout.detected_after == 1.0
+
+
+@pytest.mark.parametrize("candidate", [counts(1, 1), counts(0, 0, over=(1,) * 9 + (0,) * (BOUNDS - 9))])
+def test_one_bad_request_a_second_is_a_fail_after_a_handful(candidate: Counts) -> None:
+    story = play(1, before={WEB: usually_fast()}).until(Phase.ROLLING_BACK, candidate, FAST, limit=5)
+    assert story.rollout.detected_after <= 5.0
+
+
+# --- shares only grow -------------------------------------------------------------------------------------------------
+
+
+def test_what_thin_traffic_has_raised_stays_out_and_waves_below_it_merge() -> None:
+    story = play(settings=replaced(deadline=60.0), before={WEB: calm(requests=12)})
+    shares = []
+    while story.phase is not Phase.BAKING:
+        shares.append(sum(story.on_candidate.values()) / 8)
+        story.look((round(12 * shares[-1]), 0), (12 - round(12 * shares[-1]), 0))
+    assert shares == sorted(shares)
+    assert sorted({round(share, 2) for share in shares}) == [0.05, 0.5, 0.6, 1.0]
+
+
 # --- too little traffic -----------------------------------------------------------------------------------------------
 
 
@@ -320,7 +472,7 @@ def test_harm_that_falls_each_time_the_wave_is_taken_back_is_a_fail() -> None:
     assert story.reasons == ["RolloutStarted", "HarmSuspected", "HarmConfirmed", "HarmSuspected", "RolloutFailed"]
     assert story.rollout.suspicions == 2
     assert story.rollout.sentence.startswith(f"failures towards {LOGIC} over all callers rose from 0 % to ")
-    assert "it fell each time the last wave was taken back" in story.rollout.sentence
+    assert "they fell each time the wave was taken back" in story.rollout.sentence
 
 
 def test_harm_that_does_not_fall_is_not_ours_and_the_rollout_goes_on() -> None:
