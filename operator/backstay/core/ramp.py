@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from backstay.core import intents
+from backstay.core.registry import qualify
 from backstay.core.snapshot import Document, DocumentKey, Snapshot
 
 SCALE: Final = 10_000
@@ -114,5 +115,5 @@ def _growing(old: Document, new: Document) -> set[str]:
 
 def _label(ref: _Ref, document: Document, spec: intents.RouteSpec) -> str:
     name, port, subset = ref
-    service = name if "." in name else f"{name}.{document.metadata.namespace}"
+    service = qualify(name, document.metadata.namespace)
     return f"{service}:{port or spec.port or 80}/{subset or ''}"

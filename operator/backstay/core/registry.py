@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 
+def qualify(host: str, namespace: str) -> str:
+    """`sa-logic` -> `sa-logic.shop`; a name with dots is what it is."""
+    return host if "." in host else f"{host}.{namespace}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServicePort:
     port: int

@@ -15,7 +15,7 @@ from backstay.core.diff import PartChange, Staged, fresh_hosts, part_changes, st
 from backstay.core.durations import seconds
 from backstay.core.held import Effective, changed_documents, effective
 from backstay.core.problems import Problem, Severity
-from backstay.core.registry import Registry, Service, ServicePort
+from backstay.core.registry import Registry, Service, ServicePort, qualify
 from backstay.core.rollout.model import Digest, HeldSet, Settings, Stage, WorkloadKey
 from backstay.core.snapshot import Document, DocumentKey, Snapshot
 from backstay.core.validate import rules
@@ -226,7 +226,7 @@ def _about(document: Document) -> frozenset[str]:
         names = {*spec.hosts, *(ref.name for rule in spec.rules for ref in rule.backend_refs)}
     elif isinstance(spec, intents.BackendSpec):
         names = {spec.service}
-    return frozenset(name if "." in name else f"{name}.{namespace}" for name in names)
+    return frozenset(qualify(name, namespace) for name in names)
 
 
 def _base(

@@ -13,7 +13,7 @@ from typing import Final
 from backstay.adapters.processes.addresses import Place
 from backstay.adapters.processes.process import Launch
 from backstay.adapters.processes.workloads_file import WorkloadEntry
-from backstay.core.registry import Workload
+from backstay.core.registry import Workload, qualify
 
 _PRIVATE_PREFIXES: Final = ("BACKSTAY_", "GIT_", "SSH_")
 """The operator's own settings and credentials; no application inherits them."""
@@ -75,7 +75,7 @@ def sidecar_launch(
         "app-ports": _pairs({port: real for port, real in place.app_ports.items() if port != real}),
         "outbound": str(place.outbound),
         "explicit": ",".join(
-            f"{place.listeners[entry.local_port]}={_full_host(entry.host, plan.workload.namespace)}:{entry.port}"
+            f"{place.listeners[entry.local_port]}={qualify(entry.host, plan.workload.namespace)}:{entry.port}"
             for entry in plan.entry.listen
         ),
         "admin-host": place.address,
@@ -170,7 +170,3 @@ def _text(value: str | float) -> str:
 
 def _pairs(ports: Mapping[int, int]) -> str:
     return ",".join(f"{port}={real}" for port, real in ports.items())
-
-
-def _full_host(host: str, namespace: str) -> str:
-    return host if "." in host else f"{host}.{namespace}"

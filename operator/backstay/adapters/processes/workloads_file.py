@@ -15,7 +15,7 @@ import yaml
 from msgspec import Meta
 
 from backstay.core.problems import Problem
-from backstay.core.registry import Service, ServicePort, Workload
+from backstay.core.registry import Service, ServicePort, Workload, qualify
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 """A workload takes about 300 bytes; a thousand of them fit three times."""
@@ -305,7 +305,7 @@ def _known_services(
     file: WorkloadsFile, entry: WorkloadEntry, services: Mapping[str, Service], at: str, places: _Places
 ) -> Iterator[Problem]:
     for number, name in enumerate(entry.services):
-        if _qualified(name, file.namespace_of(entry)) not in services:
+        if qualify(name, file.namespace_of(entry)) not in services:
             known = ", ".join(sorted(services)) or "none"
             message = f"service {name!r} is not defined, expected one of: {known}"
             yield _at(file.path, places, f"{at}.services[{number}]", message, "ServiceNotFound")
@@ -318,7 +318,7 @@ def _known_ports(
         return
     declared = {port if isinstance(port, int) else port.port for port in entry.ports}
     for name in entry.services:
-        service = services.get(_qualified(name, file.namespace_of(entry)))
+        service = services.get(qualify(name, file.namespace_of(entry)))
         for port in service.ports if service else ():
             if port.target_port not in declared:
                 message = (
@@ -339,10 +339,6 @@ def _free_listeners(file: WorkloadsFile, entry: WorkloadEntry, at: str, places: 
 # --- entries -> registry values ---------------------------------------------------------------------------------------
 
 
-def _qualified(name: str, namespace: str) -> str:
-    return name if "." in name else f"{name}.{namespace}"
-
-
 def _service(entry: ServiceEntry, namespace: str) -> Service:
     ports = tuple(
         ServicePort(port=port.port, name=port.name, target_port=port.target_port or port.port, protocol=port.protocol)
@@ -352,7 +348,7 @@ def _service(entry: ServiceEntry, namespace: str) -> Service:
 
 
 def _workload(entry: WorkloadEntry, namespace: str, services: Mapping[str, Service]) -> Workload:
-    behind = tuple(_qualified(name, namespace) for name in entry.services)
+    behind = tuple(qualify(name, namespace) for name in entry.services)
     ports: dict[int, Protocol] = {
         port if isinstance(port, int) else port.port: "http" if isinstance(port, int) else port.protocol
         for port in entry.ports

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from backstay.config.model import Manifest, Part, config_digest, digest_of, encode_part
+from backstay.core.compile.facts import Index
 from backstay.core.compile.inbound import authorization_part, listeners_part
-from backstay.core.compile.index import Index, index, qualify
+from backstay.core.compile.index import index
 from backstay.core.compile.outbound import backend_part, host_routes, rule_places
-from backstay.core.registry import Registry, Workload
+from backstay.core.registry import Registry, Workload, qualify
 from backstay.core.snapshot import Document, DocumentKey, Snapshot
 
 

@@ -1,16 +1,14 @@
 """Authentication and Authorization -> what a workload's own proxy accepts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from backstay.config import model
 from backstay.core import intents
+from backstay.core.compile.facts import Index
 from backstay.core.compile.outbound import header_match
 from backstay.core.registry import Workload
 from backstay.core.snapshot import Document
-
-if TYPE_CHECKING:
-    from backstay.core.compile.index import Index
 
 _MODES: dict[str, Literal["permissive", "strict", "disable"]] = {
     "PERMISSIVE": "permissive",
@@ -21,7 +19,7 @@ _ACTIONS: dict[str, Literal["allow", "deny", "audit"]] = {"Allow": "allow", "Den
 _LOGS: dict[str, Literal["off", "failures", "all"]] = {"none": "off", "failures": "failures", "all": "all"}
 
 
-def listeners_part(workload: Workload, document: Document | None, facts: "Index") -> model.Listeners:
+def listeners_part(workload: Workload, document: Document | None, facts: Index) -> model.Listeners:
     spec = document.spec if document and isinstance(document.spec, intents.AuthenticationSpec) else None
     mode = spec.mtls.mode if spec else facts.mesh.defaults.mtls
     by_port = {item.port: item.mode for item in spec.mtls.ports} if spec else {}
@@ -38,7 +36,7 @@ def listeners_part(workload: Workload, document: Document | None, facts: "Index"
     )
 
 
-def authorization_part(documents: Sequence[Document], facts: "Index") -> model.Authorization:
+def authorization_part(documents: Sequence[Document], facts: Index) -> model.Authorization:
     return model.Authorization(policies=tuple(_policy(document, facts.mesh.trust_domain) for document in documents))
 
 

@@ -1,56 +1,18 @@
 """The documents and services of one compilation, looked up by what they are about."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-
 import msgspec
 
 from backstay.config.model import digest_of
-from backstay.core.compile.outbound import Routed
+from backstay.core.compile.facts import Index
 from backstay.core.intents import (
     AuthenticationSpec,
     AuthorizationSpec,
     BackendSpec,
-    MeshSpec,
     RouteSpec,
     WorkloadSelector,
 )
-from backstay.core.registry import Registry, Service, Workload
+from backstay.core.registry import Registry, Workload, qualify
 from backstay.core.snapshot import Document, Snapshot
-
-DEFAULT_HTTP_PORT = 80
-"""Port of a route whose host is no service and which names none: what a URL without a port means (RFC 9110 4.2.1)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Index:
-    mesh: MeshSpec
-    mesh_document: Document | None
-    mesh_digest: str
-    """Of what the Mesh says about traffic: its rollout settings change no config."""
-    services: Mapping[str, Service]
-    routes: Mapping[tuple[str, int], Document]
-    """(host, port) -> Route; port 0 stands for every port the Route does not name."""
-    backends: Mapping[str, Document]
-    authentication: Mapping[str, Document]
-    """Workload -> the one policy that selects it most closely."""
-    authorization: Mapping[str, tuple[Document, ...]]
-
-    def routed(self) -> Iterator[Routed]:
-        """Every (host, port) that gets a routes part: HTTP ports of services, then hosts of the user's own."""
-        for service in self.services.values():
-            for port in service.ports:
-                if port.protocol == "http":
-                    document = self.routes.get((service.key, port.port)) or self.routes.get((service.key, 0))
-                    yield Routed(host=service.key, port=port.port, document=document)
-        for (host, wanted), document in self.routes.items():
-            if host not in self.services:
-                yield Routed(host=host, port=wanted or DEFAULT_HTTP_PORT, document=document)
-
-
-def qualify(host: str, namespace: str) -> str:
-    """`sa-logic` -> `sa-logic.shop`; a name with dots is what it is."""
-    return host if "." in host else f"{host}.{namespace}"
 
 
 def index(snapshot: Snapshot, registry: Registry) -> Index:

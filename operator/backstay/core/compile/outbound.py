@@ -1,17 +1,14 @@
 """Routes and Backends -> what callers do: the rules of one host, and how one service port is reached."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from backstay.config import model
 from backstay.core import intents
+from backstay.core.compile.facts import Index, Routed
 from backstay.core.durations import milliseconds
-from backstay.core.registry import Service, ServicePort
+from backstay.core.registry import Service, ServicePort, qualify
 from backstay.core.snapshot import Document
-
-if TYPE_CHECKING:  # Index is made of Routed
-    from backstay.core.compile.index import Index
 
 _BALANCE: Mapping[str, Literal["round_robin", "least_request"]] = {
     "LeastRequest": "least_request",
@@ -25,35 +22,7 @@ _KINDS: Mapping[str, Literal["exact", "prefix", "present", "absent"]] = {
 }
 
 
-def _qualify(host: str, namespace: str) -> str:
-    return host if "." in host else f"{host}.{namespace}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Routed:
-    """A host and port that needs a routes part, and the Route that says how, if one does."""
-
-    host: str
-    port: int
-    document: Document | None
-
-    @property
-    def spec(self) -> intents.RouteSpec | None:
-        return self.document.spec if self.document and isinstance(self.document.spec, intents.RouteSpec) else None
-
-    def backends(self) -> tuple[str, ...]:
-        """`service:port` of every backend its rules may choose."""
-        if self.spec is None or self.document is None:
-            return (f"{self.host}:{self.port}",)
-        namespace = self.document.metadata.namespace
-        return tuple(
-            f"{_qualify(ref.name, namespace)}:{ref.port or self.port}"
-            for rule in self.spec.rules
-            for ref in rule.backend_refs
-        )
-
-
-def host_routes(wanted: Routed, facts: "Index") -> model.HostRoutes:
+def host_routes(wanted: Routed, facts: Index) -> model.HostRoutes:
     """The rules of one host and port; without a Route, one rule that takes everything to the service itself."""
     if wanted.document is None or wanted.spec is None:
         return model.HostRoutes(host=wanted.host, port=wanted.port, rules=(_default_rule(wanted, facts),))
@@ -78,7 +47,7 @@ def rule_places(wanted: Routed) -> dict[str, str]:
     return {"": document.place("spec"), **places}
 
 
-def _default_rule(wanted: Routed, facts: "Index") -> model.Rule:
+def _default_rule(wanted: Routed, facts: Index) -> model.Rule:
     backend = model.WeightedBackend(backend=f"{wanted.host}:{wanted.port}")
     defaults = facts.mesh.defaults
     return model.Rule(
@@ -99,7 +68,7 @@ def _default_retry(retry: intents.MeshRetry) -> model.Retry | None:
     )
 
 
-def _rule(name: str, spec: intents.RouteRule, namespace: str, port: int, facts: "Index") -> model.Rule:
+def _rule(name: str, spec: intents.RouteRule, namespace: str, port: int, facts: Index) -> model.Rule:
     defaults = facts.mesh.defaults
     return model.Rule(
         name=name,
@@ -114,7 +83,7 @@ def _rule(name: str, spec: intents.RouteRule, namespace: str, port: int, facts: 
 
 def _weighted(ref: intents.BackendRef, namespace: str, port: int) -> model.WeightedBackend:
     return model.WeightedBackend(
-        backend=f"{_qualify(ref.name, namespace)}:{ref.port or port}", subset=ref.subset or "", weight=ref.weight
+        backend=f"{qualify(ref.name, namespace)}:{ref.port or port}", subset=ref.subset or "", weight=ref.weight
     )
 
 
@@ -156,7 +125,7 @@ def _fault(spec: intents.FaultInjection) -> model.Fault:
     )
 
 
-def backend_part(service: Service, port: ServicePort, document: Document | None, facts: "Index") -> model.Backend:
+def backend_part(service: Service, port: ServicePort, document: Document | None, facts: Index) -> model.Backend:
     spec = document.spec if document and isinstance(document.spec, intents.BackendSpec) else None
     if spec is None:
         tls: Literal["mesh", "disable"] = "disable" if facts.mesh.defaults.mtls == "DISABLE" else "mesh"

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from backstay.core.compile.index import qualify
 from backstay.core.intents import BackendRef, BackendSpec, MeshSpec, RouteSpec
 from backstay.core.problems import Problem, Severity
-from backstay.core.registry import Registry, Service
+from backstay.core.registry import Registry, Service, qualify
 from backstay.core.snapshot import Document, Position
 
 SpecT = TypeVar("SpecT")

@@ -7,7 +7,7 @@ What no document could mend is an error; what the registry may still bring is WA
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Final
 
-from backstay.core.compile.index import DEFAULT_HTTP_PORT
+from backstay.core.compile.facts import DEFAULT_HTTP_PORT
 from backstay.core.intents import (
     AuthenticationSpec,
     AuthorizationSpec,
