@@ -192,7 +192,7 @@ async def test_a_server_that_refuses_our_certificate_is_a_failed_connect_to_that
         assert [row.bad for row in observed.rows] == [{}]
         went = {row.peer: (row.attempts, row.failures) for row in observed.peers}
         tries = went[bad.id][0]  # which endpoint is first is drawn
-        assert (went, tries in (2, 3)) == ({bad.id: (tries, tries), good.id: (1, 0)}, True)
+        assert went == {bad.id: (tries, tries), good.id: (1, 0)}
         client.engine.endpoints({"web.shop:80": [bad]}, full=True)
         assert (await send(client.outbound, request)).status == 503
         observed = client.engine.collect()
