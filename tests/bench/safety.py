@@ -1,7 +1,8 @@
 """`make bench-safety`: a zoo of commits pushed to one running mesh under steady traffic, one after the other.
 
 Every bad commit is pushed twice: as the product rolls it out, and "everywhere": the same documents with strategy Immediate
-and onFail pause, which is what a push without a rollout does. That one is left for a few seconds and scaled to EVERYWHERE_S.
+and onFail pause, which is what a push without a rollout does. That one is left for a few seconds, and what it harms between
+the first and the last harmed request is scaled to EVERYWHERE_S.
 A request is harmed if it failed at its client or took longer than SLOW_MS (see support/zoo.py); requests that hang are
 waited for. Afterwards the base comes back, and the next case begins when traffic has been well for two seconds.
 
@@ -12,7 +13,6 @@ harmed_ratio_median       harmed under the rollout / harmed everywhere, median o
 harmed_median             harmed requests of a bad one, median
 detect_s_median           seconds from the candidate's first request to the verdict, by the operator, median
 restore_s_max_catastrophe seconds from the first to the last harmed request at the client, greatest of the catastrophes
-                          (of requests that failed; between whole seconds nothing is rounded)
 
 Cases: `safety.py NAME...` takes only those. QUICK=1 takes six bad and four good. The last line is one JSON object; full
 runs keep it in docs/benchmarks/.
@@ -58,7 +58,7 @@ class Result:
     """Harmed in EVERYWHERE_S seconds when applied everywhere."""
     detect_s: float = 0.0
     restore_s: float = 0.0
-    """First to last failure at the client."""
+    """First to last harmed request at the client."""
     took_s: float = 0.0
 
     @property
@@ -73,9 +73,9 @@ def harmed_since(mesh: LiveMesh, mark: int, client: str) -> int:
     return sum(failures(line) + line["slow"] for line in mesh.client_lines(client)[mark:])
 
 
-def failing_span(mesh: LiveMesh, mark: int, client: str) -> float:
-    """Seconds between the first and the last failed request."""
-    spans = [line["failed_at"] for line in mesh.client_lines(client)[mark:] if line["failed_at"]]
+def harmed_span(mesh: LiveMesh, mark: int, client: str) -> float:
+    """Seconds between the first and the last harmed request."""
+    spans = [line["harmed_at"] for line in mesh.client_lines(client)[mark:] if line["harmed_at"]]
     return round(spans[-1][1] - spans[0][0], 3) if spans else 0.0
 
 
@@ -142,7 +142,7 @@ class Trial:
             "sentence": status.get("sentence", "") or mesh.revision(sha).get("status", {}).get("sentence", ""),
             "harmed": harmed_since(mesh, mark, case.client),
             "detect_s": spelled(status["detectedAfter"]) if status.get("detectedAfter") else 0.0,
-            "restore_s": failing_span(mesh, mark, case.client),
+            "restore_s": harmed_span(mesh, mark, case.client),
         }
 
     def _rests(self, case: Case, sha: str) -> str:
@@ -175,13 +175,13 @@ class Trial:
         mark = mesh.mark(case.client)
         sha = mesh.push(zoo.everywhere(case.files), f"{case.name}, everywhere")
         mesh.until(lambda: bool(mesh.phase(sha)), f"{case.name} to go everywhere", 20)
-        begun = time.monotonic()
-        while time.monotonic() < begun + case.seconds:
+        end = time.monotonic() + case.seconds
+        while time.monotonic() < end:
             if case.meanwhile is not None:
                 case.meanwhile(mesh)
             time.sleep(0.1)
-        exposed = time.monotonic() - begun
         self._back(case)
+        exposed = max(harmed_span(mesh, mark, case.client), case.seconds)
         return round(harmed_since(mesh, mark, case.client) * EVERYWHERE_S / exposed, 1)
 
 

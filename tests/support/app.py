@@ -2,7 +2,8 @@
 
 APP_ROLE=backend (default) answers; `caller` asks CALL (a URL) once for each request it gets and answers the same; `client`
 asks URLS (comma-separated, in turn) at RATE a second, open loop, and prints one line of JSON a second like
-example-repo/apps/traffic.py, with how many good answers took longer than SLOW_MS, and when the first and the last failed.
+example-repo/apps/traffic.py, with how many good answers took longer than SLOW_MS, and when the first and
+the last request ended that failed or was slow.
 
 A backend does what BEHAVIOUR says, a JSON object: `fail` (percent answered with 500), `hang` (percent never answered),
 `delay_ms`, `status`. A file `behaviour.json` in DATA, looked at ten times a second, is put on top of it while it exists, so
@@ -215,7 +216,7 @@ class Client:
         self._versions: Counter[str] = Counter()
         self._latencies: list[float] = []
         self._slow = 0
-        self._failed_at: list[float] = []
+        self._harmed_at: list[float] = []
 
     async def run(self) -> None:
         start, number, second = time.monotonic(), 0, 1
@@ -247,10 +248,10 @@ class Client:
         took_ms = (time.monotonic() - began) * 1000
         self._outcomes[outcome] += 1
         self._latencies.append(took_ms)
-        if not outcome.startswith("2"):
-            self._failed_at.append(round(time.time(), 3))
-        elif self._slow_ms and took_ms > self._slow_ms:
-            self._slow += 1
+        is_slow = outcome.startswith("2") and 0 < self._slow_ms < took_ms
+        self._slow += is_slow
+        if is_slow or not outcome.startswith("2"):
+            self._harmed_at.append(round(time.time(), 3))
 
     async def _outcome(self, url: str) -> str:
         try:
@@ -276,7 +277,7 @@ class Client:
             "p99_ms": _quantile(ordered, 0.99),
             "open": len(self._open),
             "slow": self._slow,
-            "failed_at": [self._failed_at[0], self._failed_at[-1]] if self._failed_at else [],
+            "harmed_at": [self._harmed_at[0], self._harmed_at[-1]] if self._harmed_at else [],
         }
         self._begin()
         print(json.dumps(line), flush=True)
