@@ -84,6 +84,16 @@ class _Look:
     moved: bool = False
     """Something moved already; everything else waits for the next look."""
 
+    decoded: dict[WorkloadKey, tuple[msgspec.Raw, verdict.Tests]] = field(default_factory=dict)
+
+    def tests(self, workload: WorkloadKey) -> verdict.Tests:
+        """The workload's running tests, decoded at most once a look."""
+        raw = self.rollout.workloads[workload].evidence.tests
+        known = self.decoded.get(workload)
+        if known is None or known[0] is not raw:
+            known = self.decoded[workload] = (raw, verdict.load(raw))
+        return known[1]
+
     def change(self, **fields: object) -> None:
         self.rollout = msgspec.structs.replace(self.rollout, **fields)
 
@@ -217,12 +227,13 @@ def _learn_block(look: _Look, block: Block, state: WorkloadRollout) -> None:
         return
     if not candidate or candidate == stable:
         return
-    before = verdict.load(state.evidence.tests)
+    before = look.tests(block.workload)
     after = verdict.observe(before, block, candidate, stable, rollout.settings, gaining=rollout.gaining, side=side)
     _count_harm(look, view, after)
     _note_first(look, block.second, before, after)
     _remember_recent(look, _newly_seen(block.workload, before, after))
     evidence = _added(state.evidence, view, after)
+    look.decoded[block.workload] = (evidence.tests, after)
     look.change(workloads={**rollout.workloads, block.workload: msgspec.structs.replace(state, evidence=evidence)})
 
 
@@ -352,10 +363,7 @@ class _Fleetwide:
 
 
 def _judge(look: _Look) -> _Fleetwide:
-    judged = {
-        name: verdict.judge(verdict.load(state.evidence.tests), look.rollout.settings)
-        for name, state in look.rollout.workloads.items()
-    }
+    judged = {name: verdict.judge(look.tests(name), look.rollout.settings) for name in look.rollout.workloads}
     failing = _failing(judged, look.rollout)
     for name, judgement in judged.items():
         _note(look, name, judgement, failed=name == failing)
@@ -964,7 +972,7 @@ def _maybe_advance(look: _Look) -> None:
 def _is_thin(look: _Look, name: WorkloadKey) -> bool:
     """Too little traffic for a pass to fit into half the deadline, at the share it has."""
     state = look.rollout.workloads[name]
-    needed = verdict.requests_needed(verdict.load(state.evidence.tests), look.rollout.settings)
+    needed = verdict.requests_needed(look.tests(name), look.rollout.settings)
     return _rate(look, name) * state.share * look.rollout.settings.deadline / 2 < needed
 
 
@@ -982,7 +990,7 @@ def _raise_thin(look: _Look) -> None:
         state = look.rollout.workloads[name]
         if state.passed:
             continue
-        needed = verdict.requests_needed(verdict.load(state.evidence.tests), look.rollout.settings)
+        needed = verdict.requests_needed(look.tests(name), look.rollout.settings)
         share = plan.thin_share(_rate(look, name), state.share, needed, look.rollout.settings)
         if share > state.share * 1.2:  # a step worth an assignment, not every flicker of the rate
             raised[name] = msgspec.structs.replace(state, share=share)

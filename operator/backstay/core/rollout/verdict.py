@@ -354,7 +354,7 @@ def observe(
     alone = not gaining and block.share >= ALL_MOVED
     tracks = list(tests.tracks)
     bad = _Seen(ours.total, ours.bad, theirs.total, theirs.bad)
-    tracks[BAD] = _two(tracks[BAD], bad, settings.margin, alone=alone, settings=settings)
+    tracks[BAD] = _two(tracks[BAD], bad, settings.margin, alone=alone, settings=settings, may_pass=True)
     if not gaining:
         tracks[SLOW] = _observe_slow(tests, ours, theirs, alone=alone, settings=settings)
         retried = _Seen(ours.total, _retried(ours), theirs.total, _retried(theirs))
@@ -371,12 +371,16 @@ def observe(
 
 
 def _observe_slow(tests: Tests, ours: Counts, theirs: Counts, *, alone: bool, settings: Settings) -> Track:
-    """Slow is what crosses the bound at or above the baseline's p99, fixed before the block."""
+    """Slow is what crosses the bound at or above the baseline's p99, fixed before the block.
+
+    No single second decides: in the one in which everybody goes over, pools are cold and every new connection is made at
+    once, and a busy machine that stands still for a moment slows whoever asks just then.
+    """
     bound = _slow_index(tests.over)
     if bound < 0:
         return tests.tracks[SLOW]
     seen = _Seen(*_slow(ours, bound), *_slow(theirs, bound))
-    return _two(tests.tracks[SLOW], seen, MARGINS[SLOW], alone=alone, settings=settings)
+    return _two(tests.tracks[SLOW], seen, MARGINS[SLOW], alone=alone, settings=settings, at_once=False)
 
 
 class Viewed(NamedTuple):
@@ -488,23 +492,26 @@ def _phi_expected(baseline: TallyT, n: int) -> float:
     return max(PHI_KNOWN, expected) if baseline[1] >= KNOWN_BAD else max(unknown, expected)
 
 
-def _two(track: Track, seen: "_Seen", margin: float, *, alone: bool, settings: Settings) -> Track:
-    """One outcome after one more block."""
+def _two(
+    track: Track, seen: "_Seen", margin: float, *, alone: bool, settings: Settings, may_pass: bool = False
+) -> Track:
+    """One outcome after one more block. `may_pass`: also whether it is good enough, which only failed requests decide."""
     if not seen.n:
         return _heard_stable(track, seen) if seen.nb else track
+    heavy = at_once and _is_heavy(seen)
     phi = _phi(track.candidate, _phi_expected(track.stable, seen.n))
     learnt = (track.candidate[1] + 0.5) / (track.candidate[0] + 10.0)
     bets = (*ALTERNATIVES, learnt)
     if alone:
         worse, better = _alone(track, seen, bets, margin, phi, settings)
     else:
-        worse, better = _compared(track, seen, bets, margin, phi, settings)
+        worse, better = _compared(track, seen, bets, margin, phi, settings, heavy=heavy, may_pass=may_pass)
     return Track(
         worse=worse,
-        better=better,
+        better=better if may_pass else (),
         started=track.started + 1,
         bad_blocks=track.bad_blocks + (seen.k > 0),
-        heavy=track.heavy or _is_heavy(seen),
+        heavy=track.heavy or heavy,
         candidate=remember(track.candidate, seen.n, seen.k, seen.nb, seen.kb),
         stable=remember(track.stable, seen.nb, seen.kb, seen.n, seen.k),
         lately=_lately(track, seen),
@@ -528,9 +535,9 @@ class _Seen(NamedTuple):
 _Stakes: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def _most_gain(track: Track, seen: _Seen) -> float:
+def _most_gain(track: Track, seen: _Seen, *, heavy: bool) -> float:
     """What one block may earn: the past decides, except that one heavy block is believed."""
-    if _is_heavy(seen):
+    if heavy:
         return inf
     strange = track.stable[3] < STRANGE_BLOCKS and seen.n >= STRANGE_REQUESTS
     return 0.0 if strange else GAIN_MAX
@@ -551,23 +558,31 @@ def _heard_stable(track: Track, seen: _Seen) -> Track:
 
 
 def _compared(
-    track: Track, seen: _Seen, bets: Sequence[float], margin: float, phi: float, settings: Settings
+    track: Track,
+    seen: _Seen,
+    bets: Sequence[float],
+    margin: float,
+    phi: float,
+    settings: Settings,
+    *,
+    heavy: bool,
+    may_pass: bool,
 ) -> _Stakes:
     b = _rate(track.stable)
     scale = 1.0 / phi
     scale_b = 1.0 / _phi(track.stable, min(PHI_START, 1.0 + max(0, seen.nb - 1) * TOGETHER))
-    most = _most_gain(track, seen)
+    most = _most_gain(track, seen, heavy=heavy)
     gains = [min(most, _pair(seen, a, b, margin, scale, scale_b)) if a > b + margin else 0.0 for a in bets]
+    worse = _invest(track, track.worse, gains)
+    if not may_pass:
+        return worse, ()
     tolerance = max(settings.tolerance, margin)
     n, k = track.lately
     lately = (k + PRIOR_RATE * LATELY_REQUESTS) / (n + LATELY_REQUESTS) if n else b
     tries = (b, lately, b + tolerance / 2)
     bases = (b, lately, b)
-    return _invest(track, track.worse, gains), _invest(
-        track,
-        track.better,
-        [_pair(seen, a, base, tolerance, scale, scale_b) for a, base in zip(tries, bases, strict=True)],
-    )
+    gains = [_pair(seen, a, base, tolerance, scale, scale_b) for a, base in zip(tries, bases, strict=True)]
+    return worse, _invest(track, track.better, gains)
 
 
 def _alone(track: Track, seen: _Seen, bets: Sequence[float], margin: float, phi: float, settings: Settings) -> _Stakes:
@@ -651,6 +666,8 @@ def border(a: float, b: float, margin: float, size: float, size_b: float) -> flo
         x = m + margin
         u, v = m * (1.0 - m), x * (1.0 - x)
         value = size * (x - a) * u + size_b * (m - b) * v
+        if not value:
+            return m
         if value > 0:
             high = m
         else:
