@@ -64,7 +64,7 @@ SILENT_AFTER: Final = 20.0  # seconds without any frame; a live proxy reports ev
 MAX_BODY: Final = 64 * 1024  # an enrolment with the longest ServiceAccount token is under 16 KiB
 MAX_EVENTS: Final = 65_536  # 50 proxies, 20 minutes of a stuck reconciler; reports are kept by the proxies as well
 RETRY_AFTER_NACK: Final = 5.0  # seconds; an environment (full disk) may recover without anything changing here
-GATHER: Final = 0.1  # seconds of reports that make one look: fifty proxies report at fifty different moments
+GATHER: Final = 0.1  # seconds of reports and acks that make one look: fifty proxies speak at fifty different moments
 HOUSEKEEPING_EVERY: Final = 1.0  # seconds; certificates, trust and cut-offs are due to the second
 FORGET_AFTER: Final = 3600.0  # seconds a proxy may be away before it is a new one
 CLOSE_FENCED: Final = 4001
@@ -407,7 +407,7 @@ class ControlServer:
             _log.error("control.overrun events=%d", MAX_EVENTS)
             for link in self._links.values():
                 link.cut("Overloaded", "the operator does not keep up")
-        if not isinstance(event, Said) or not isinstance(event.message, Report):
+        if not isinstance(event, Said) or not isinstance(event.message, Report | Ack):
             self.wake()
         elif self._gathering is None:
             self._gathering = asyncio.get_running_loop().call_later(GATHER, self._gathered)
