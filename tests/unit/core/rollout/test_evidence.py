@@ -203,6 +203,77 @@ def test_expected_traffic_follows_what_each_proxy_usually_gets() -> None:
     assert settled.expected == pytest.approx(0.1)
 
 
+def answered(config: str, total: int, bad: int = 0) -> Row:
+    return row(config, total, bad, direction="in", backend="", route="inbound:80")
+
+
+def test_directions_are_kept_apart_and_whole_proxies_within_them() -> None:
+    folder = Folder()
+    views = half(half(fleet(3), "web-0"), "web-1", 0.5)
+    split = (row("new", 5), row("old", 5), answered("new", 5, 1), answered("old", 5, 1))
+    rows = {"web-0": (row("new"), answered("new", 10, 3)), "web-1": split, "web-2": (row("old"), answered("old", 10))}
+    serving = {"web-0": {"old": 0.0, "new": 1.0}, "web-1": {"old": 0.5, "new": 0.5}, "web-2": {"old": 1.0}}
+    for proxy, told in rows.items():
+        folder.fold(proxy, WEB, report(1, *told, serving=serving[proxy]), 100)
+    (block,) = folder.blocks(100.0, views)
+    seen = {
+        direction: [
+            {config: (c.total, c.bad) for config, c in cohorts.items()} for cohorts in (stratum.cohorts, stratum.whole)
+        ]
+        for direction, stratum in block.directions.items()
+    }
+    assert seen == {
+        "in": [{"new": (15, 4), "old": (15, 1)}, {"new": (10, 3), "old": (10, 0)}],
+        "out": [{"new": (15, 0), "old": (15, 0)}, {"new": (10, 0), "old": (10, 0)}],
+    }
+    assert {config: (c.total, c.bad) for config, c in block.cohorts.items()} == {"new": (30, 4), "old": (30, 1)}
+
+
+def test_the_second_in_which_a_proxy_changes_config_is_not_whole() -> None:
+    folder, views = Folder(), half(fleet(1), "web-0")
+    folder.fold("web-0", WEB, report(1, row("old")), 100)
+    folder.blocks(100.0, views)
+    folder.fold("web-0", WEB, report(2, row("old", 4), row("new", 6), serving={"new": 1.0}), 101)
+    folder.fold("web-0", WEB, report(3, row("old", 1), row("new", 9), serving={"new": 1.0}), 102)
+    changing, after = folder.blocks(102.0, views)
+    assert changing.directions["out"].whole == {}
+    assert {config: c.total for config, c in after.directions["out"].whole.items()} == {"new": 9}
+
+
+def test_expected_traffic_is_known_by_direction() -> None:
+    """web-0 asks, web-1 answers: half of all, but each direction has its own proxy."""
+    folder, views = Folder(), fleet(2)
+    folder.fold("web-0", WEB, report(1, row(total=90), answered("old", 10)), 101)
+    folder.fold("web-1", WEB, report(1, row(total=10), answered("old", 90)), 101)
+    folder.blocks(101.0, views)
+    views = half(views, "web-1")
+    for second in (2, 3):
+        folder.fold("web-0", WEB, report(second, row(total=90), answered("old", 10)), 100 + second)
+        served = (row("new", 10), answered("new", 90))
+        folder.fold("web-1", WEB, report(second, *served, serving={"new": 1.0}), 100 + second)
+    block = folder.blocks(104.0, views)[-1]
+    assert block.expected == pytest.approx(0.5)
+    assert {d: s.expected for d, s in block.directions.items()} == {"in": pytest.approx(0.9), "out": pytest.approx(0.1)}
+
+
+def test_what_stable_did_is_learnt_by_direction() -> None:
+    folder, views = Folder(), fleet(1)
+    for second in range(1, 61):
+        folder.fold("web-0", WEB, report(second, row(total=100), answered("old", 100, 10)), 100 + second)
+        folder.blocks(100.0 + second, views)
+    known = folder.before()[WEB]
+    rates = {side: verdict.usual_rate(verdict.seed(known, side)) for side in ("in", "out", "both")}
+    assert rates == {"in": pytest.approx(0.1), "out": 0.0, "both": pytest.approx(0.05)}
+    assert verdict.usual_rate(verdict.seed(known, "out"), verdict.ASIDE) == pytest.approx(0.1)
+
+
+def test_the_usual_rate_of_requests_does_not_begin_at_zero() -> None:
+    folder, views = Folder(), fleet(1)
+    folder.fold("web-0", WEB, report(1, row(total=100)), 101)
+    folder.blocks(101.0, views)
+    assert folder.before()[WEB].requests_per_s == pytest.approx(100)
+
+
 def test_expected_traffic_is_unknown_for_proxies_never_seen_under_stable() -> None:
     folder, views = Folder(), half(fleet(1), "web-0", 0.5)
     folder.fold("web-0", WEB, report(1, row("new", 5), row("old", 5), serving={"old": 0.5, "new": 0.5}), 100)
