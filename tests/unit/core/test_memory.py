@@ -35,3 +35,20 @@ def test_a_missing_blob_is_named() -> None:
     document = memory.document_blobs(blobs[digest])[0]
     with pytest.raises(KeyError, match=document):
         memory.recall(digest, {key: value for key, value in blobs.items() if key != document})
+
+
+def test_known_blobs_change_nothing_but_the_work() -> None:
+    known = memory.Blobs()
+    first, changed = snapshot(TEXT % 1), snapshot(TEXT % 2)
+    for each in (first, changed, first):
+        assert memory.remember(each, known) == memory.remember(each)
+    known.keep_only([changed])
+    assert memory.remember(first, known) == memory.remember(first)
+
+
+def test_a_document_is_encoded_once_while_it_is_kept() -> None:
+    known, document = memory.Blobs(), snapshot(TEXT % 1).documents["Route/shop/b"]
+    assert known.of(document)[1] is known.of(document)[1]
+    before = known.of(document)[1]
+    known.keep_only([])
+    assert known.of(document)[1] is not before

@@ -6,9 +6,9 @@ from typing import Final
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backstay.core.problems import Problem
+from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry
-from backstay.core.validate import Cache, Validated, validate
+from backstay.core.validate import Cache, Validated, rules, validate
 
 HEAD: Final = "apiVersion: backstay.dev/v1alpha1\nkind: {}\nmetadata: {{name: {}}}\n"
 
@@ -40,6 +40,17 @@ def test_what_waits_is_in_the_snapshot_and_named() -> None:
     assert outcome.snapshot is not None
     assert outcome.waiting == {"Backend/default/a", "Backend/default/b"}
     assert outcome.errors == ()
+
+
+def test_the_rules_that_may_wait_are_all_that_say_waiting() -> None:
+    """The loop asks them alone whenever the registry changes."""
+    workload = (HEAD.format("Authorization", "w") + "spec: {selector: {workloads: [nobody]}, rules: [{}]}\n").encode()
+    route = (HEAD.format("Route", "r") + "spec: {hosts: [a], rules: [{backendRefs: [{name: x}]}]}\n").encode()
+    files = {"a.yaml": backend(), "w.yaml": workload, "r.yaml": route}
+    outcome = validate(files, revision="r", registry=Registry())
+    said = [problem for problem in outcome.problems if problem.severity is Severity.WAITING]
+    assert {problem.reason for problem in said} == {"ServiceNotFound", "WorkloadNotFound"}
+    assert sorted(rules.waiting(outcome.documents, Registry())) == said
 
 
 def test_a_warning_does_not_stop_a_commit() -> None:
