@@ -308,3 +308,21 @@ async def with_seconds(world: World, order: Coroutine[Any, Any, str]) -> str:
         await asyncio.sleep(0)
         await world.one_second()
     return str(task.result())
+
+
+@pytest.mark.parametrize("jump", [-7200.0, 7200.0], ids=["back", "ahead"])
+@pytest.mark.parametrize("timeout", ["2s", "666ms"], ids=["good", "bad"])
+async def test_a_wall_clock_that_jumps_moves_no_rollout(jump: float, timeout: str) -> None:
+    """Someone sets the time, or ntp does after a sleep: waves are measured by a clock that cannot be set."""
+    world = await world_with(route("1s"))
+    sha = world.push(route(timeout))
+    assert await world.seconds(10, until=lambda: world.view.state.rollout is not None)
+    before = rollout.elapsed if (rollout := world.view.state.rollout) else 0.0
+    true_time = world.clock.wall
+    world.clock.wall = lambda: true_time() + jump  # type: ignore[method-assign]
+    await world.seconds(1)
+    after = world.view.state.rollout
+    assert after is not None
+    assert after.elapsed - before <= 2.0
+    wanted = "live" if timeout == "2s" else "rolled-back"
+    assert await world.seconds(90, until=lambda: world.outcome(sha) == wanted)

@@ -81,6 +81,8 @@ BEFORE_AFTER_FACTOR: Final = 0.5
 """Before/after, time itself moves the rate: 1 pp or half of the rate, the larger (verdict.md 3)."""
 BEFORE_LEAST: Final = 50
 """Requests that must be known from before for a before/after test to bet at all."""
+HANG: Final = LATENCY_BOUNDS_MS.index(500)
+"""Open for half a second: far beyond what a cold pool or a handshake takes."""
 ALL_MOVED: Final = 0.999
 VANISH_FRACTION: Final = 0.7
 VANISH_BETS: Final = (0.1, 0.4, 0.6)
@@ -373,14 +375,20 @@ def observe(
 def _observe_slow(tests: Tests, ours: Counts, theirs: Counts, *, alone: bool, settings: Settings) -> Track:
     """Slow is what crosses the bound at or above the baseline's p99, fixed before the block.
 
-    No single second decides: in the one in which everybody goes over, pools are cold and every new connection is made at
-    once, and a busy machine that stands still for a moment slows whoever asks just then.
+    No single second of slow answers decides, only one of no answers: in the second in which everybody goes over, pools are
+    cold and every new connection is made at once, and a busy machine that stands still slows whoever asks just then.
     """
     bound = _slow_index(tests.over)
     if bound < 0:
         return tests.tracks[SLOW]
     seen = _Seen(*_slow(ours, bound), *_slow(theirs, bound))
-    return _two(tests.tracks[SLOW], seen, MARGINS[SLOW], alone=alone, settings=settings, at_once=False)
+    hang = _hanging(ours, max(bound, HANG)) >= HEAVY_LEAST
+    return _two(tests.tracks[SLOW], seen, MARGINS[SLOW], alone=alone, settings=settings, at_once=hang)
+
+
+def _hanging(counts: Counts, bound: int) -> int:
+    """Requests, at least, that crossed this bound and have not been answered."""
+    return counts.over[bound] - counts.total if bound < len(counts.over) else 0
 
 
 class Viewed(NamedTuple):
@@ -493,9 +501,17 @@ def _phi_expected(baseline: TallyT, n: int) -> float:
 
 
 def _two(
-    track: Track, seen: "_Seen", margin: float, *, alone: bool, settings: Settings, may_pass: bool = False
+    track: Track,
+    seen: "_Seen",
+    margin: float,
+    *,
+    alone: bool,
+    settings: Settings,
+    may_pass: bool = False,
+    at_once: bool = True,
 ) -> Track:
-    """One outcome after one more block. `may_pass`: also whether it is good enough, which only failed requests decide."""
+    """One outcome after one more block. `may_pass`: also whether it is good enough, which only failed requests decide.
+    `at_once`: one heavy block may decide by itself."""
     if not seen.n:
         return _heard_stable(track, seen) if seen.nb else track
     heavy = at_once and _is_heavy(seen)

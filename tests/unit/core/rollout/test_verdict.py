@@ -4,7 +4,7 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -124,6 +124,21 @@ def test_slowness_of_both_is_no_evidence() -> None:
     assert says(seen(tests, 30, timed(20, 10), timed(140, 70)))[0] is not Verdict.FAIL
 
 
+def test_no_single_second_decides_that_a_candidate_is_slow() -> None:
+    """Everybody goes over: pools are cold, all connections are made at once. It fails only if that stays."""
+    known = seen(verdict.Tests(), 60, None, timed(140, 1))
+    cold = seen(known, 1, timed(92, 91), timed(20, 0), share=0.9)
+    assert says(cold)[0] is Verdict.INCONCLUSIVE
+    assert says(seen(cold, 5, timed(100, 1), None, share=0.99))[0] is not Verdict.FAIL
+    assert says(seen(cold, 2, timed(92, 91), timed(20, 0), share=0.9)) == (Verdict.FAIL, "slow")
+
+
+def test_one_second_of_requests_that_hang_decides() -> None:
+    known = seen(verdict.Tests(), 60, None, timed(140, 1))
+    hanging = counts(0, 0, over=(20,) * 9 + (0,) * 6)
+    assert says(seen(known, 1, hanging, timed(140, 1))) == (Verdict.FAIL, "slow")
+
+
 def test_more_tries_per_request_fail_as_retried() -> None:
     storm = counts(20, 0, attempts=60)
     assert says(seen(KNOWN, 15, storm, counts(140, 0))) == (Verdict.FAIL, "retried")
@@ -196,6 +211,7 @@ def kl(a: float, b: float) -> float:
     st.floats(0.5, 2000),
     st.floats(0.5, 2000),
 )
+@example(b=0.25, above=0.5, d=0.0, n=1.0, nb=1.0)  # the first guess is the border itself
 @hypothesis_settings(deadline=None)
 def test_the_border_point_is_the_nearest_of_the_null(b: float, above: float, d: float, n: float, nb: float) -> None:
     """Moving it either way raises size * KL + size * KL."""
