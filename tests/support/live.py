@@ -546,7 +546,7 @@ class LiveMesh:
             found[0] = self.state(sha)
             return found[0] in states or found[0] not in UNDERWAY
 
-        self.until(rests, f"{sha[:12]} to be {' or '.join(states)}, it is {found[0]!r}", timeout)
+        self.until(rests, f"{sha[:12]} to be {' or '.join(states)}", timeout)
         if found[0] not in states:
             sentence = self.revision(sha).get("status", {}).get("sentence", "")
             raise NotSo(f"{sha[:12]} is {found[0]}, expected {' or '.join(states)}. {sentence}\n{self.tail()}")

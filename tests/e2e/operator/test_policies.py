@@ -133,6 +133,12 @@ def test_a_policy_nobody_meets_holds_until_a_person_promotes_it(mesh: LiveMesh) 
     assert "too little traffic to judge shop/quiet" in holding["status"]["sentence"]
     mesh.act("promote-full", why="nobody calls it yet")
     mesh.wait(sha, "live")
+    mesh.settle()
+    # Taking it away again is a change of policy that nobody meets, too.
+    undone = mesh.push({"shop/lock.yaml": None})
+    mesh.wait_phase(undone, "holding", timeout=40)
+    mesh.act("promote-full")
+    mesh.wait(undone, "live")
 
 
 # --- policies ---------------------------------------------------------------------------------------------------------
