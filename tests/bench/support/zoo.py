@@ -196,8 +196,8 @@ class Exits:
 
     def __call__(self, mesh: LiveMesh) -> None:
         for item in mesh.proxies():
-            name, config = item["metadata"]["name"], item["status"].get("config", {})
-            if not name.startswith("web-") or not config.get("candidate"):
+            name = item["metadata"]["name"]
+            if not name.startswith("web-") or not item["status"].get("candidate"):
                 continue
             try:
                 pid = mesh.pid(name)
