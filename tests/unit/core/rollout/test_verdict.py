@@ -212,6 +212,7 @@ def kl(a: float, b: float) -> float:
     st.floats(0.5, 2000),
 )
 @example(b=0.25, above=0.5, d=0.0, n=1.0, nb=1.0)  # the first guess is the border itself
+@example(b=0.296875, above=0.0078125, d=0.0, n=232.0, nb=0.5)
 @hypothesis_settings(deadline=None)
 def test_the_border_point_is_the_nearest_of_the_null(b: float, above: float, d: float, n: float, nb: float) -> None:
     """Moving it either way raises size * KL + size * KL."""
