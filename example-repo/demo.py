@@ -438,6 +438,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Play the product's story.")
     parser.add_argument("--keep", action="store_true", default=bool(os.environ.get("KEEP")))
     keep = bool(parser.parse_args(arguments).keep)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal must not leave eleven services behind
+        signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
     with Screen() as screen, stage(keep) as folder:
         story = Story(folder, screen)

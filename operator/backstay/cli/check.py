@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
+import socket
 import ssl
 import stat
 import subprocess
@@ -17,6 +19,7 @@ from typing import Any, Final, Literal
 import click
 
 import backstay
+from backstay.cli.client import SOCKET_NAME
 from backstay.cli.exits import Exit, Failed, OperatorAway
 from backstay.cli.output import condition, emit
 from backstay.cli.session import Session, output_option, pass_session
@@ -26,6 +29,10 @@ MINIMUM_FREE: Final = 200 * 1024 * 1024
 """Bytes: a mirror of some MiB, the database, and logs that are cut at 10 MiB per instance."""
 EXPIRES_SOON: Final = 2 * 3600.0
 """Seconds: certificates live 24 h and are renewed at 12 h; with 2 h left renewal has failed for long."""
+MINIMUM_GIT: Final = (2, 32)  # as adapters/git/command.py says, and why
+SILENT_AFTER: Final = 15.0
+"""Seconds: proxies report every second; this many in a row are not lost by chance."""
+MAX_SOCKET_PATH: Final = 103  # as control/api.py, whose import would cost 200 ms
 _SIGNS: Final = {"ok": ("√", "green"), "warn": ("‼", "yellow"), "fail": ("×", "red")}
 
 
@@ -60,7 +67,16 @@ def _lines(fact: Fact) -> Iterator[str]:
 
 
 def machine_facts(state_dir: Path) -> list[Fact]:
-    return [_python(), _git(), _tls(), _packages(), _folder(state_dir), _space(state_dir)]
+    return [
+        _python(),
+        _git(),
+        _tls(),
+        _packages(),
+        _folder(state_dir),
+        _socket(state_dir),
+        _space(state_dir),
+        _loopback(),
+    ]
 
 
 def _python() -> Fact:
@@ -79,7 +95,17 @@ def _git() -> Fact:
         done = subprocess.run([path, "version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         return Fact(name="git", level="fail", message=f"does not run: {error}", hint=f"try `{path} version`")
-    return Fact(name="git", level="ok", message=done.stdout.strip())
+    return git_fact(done.stdout.strip())
+
+
+def git_fact(said: str) -> Fact:
+    """Whether this git can be used, by what `git version` says."""
+    found = re.search(r"(\d+)\.(\d+)", said)
+    if found is None:
+        return Fact(name="git", level="warn", message=f"{said!r} names no version", hint="try `git version`")
+    good = (int(found[1]), int(found[2])) >= MINIMUM_GIT
+    hint = f"{'.'.join(map(str, MINIMUM_GIT))} or newer is needed"
+    return Fact(name="git", level="ok" if good else "fail", message=said, hint=hint)
 
 
 def _tls() -> Fact:
@@ -125,6 +151,25 @@ def _folder(state_dir: Path) -> Fact:
     return Fact(name="state folder", level="ok", message=str(state_dir))
 
 
+def _socket(state_dir: Path) -> Fact:
+    length = len(os.fsencode(state_dir.absolute() / SOCKET_NAME))
+    if length > MAX_SOCKET_PATH:
+        message = f"{length} bytes, a unix socket's path may have {MAX_SOCKET_PATH}"
+        return Fact(name="socket path", level="fail", message=message, hint="choose a shorter --state-dir")
+    return Fact(name="socket path", level="ok", message=f"{length} of {MAX_SOCKET_PATH} bytes")
+
+
+def _loopback() -> Fact:
+    """Both kinds of system work; which one it is explains what addresses and ports look like."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.77.77.77", 0))
+        except OSError:
+            message = "127.0.0.1 only: instances get free ports instead of the ones they declare"
+            return Fact(name="loopback", level="ok", message=message)
+    return Fact(name="loopback", level="ok", message="127.0.0.0/8: every instance gets an address of its own")
+
+
 def _space(state_dir: Path) -> Fact:
     place = next(folder for folder in (state_dir, *state_dir.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
@@ -154,6 +199,7 @@ def operator_facts(session: Session) -> list[Fact]:
         lambda: _source(repository),
         lambda: _ready(repository),
         lambda: _proxies(proxies),
+        lambda: _silent(proxies, time.time()),
         lambda: _certificates(proxies, time.time()),
     )
     return [make() for make in makers]
@@ -196,6 +242,24 @@ def _proxies(proxies: list[dict[str, Any]]) -> Fact:
         message = f"{len(off)} of {len(proxies)} not in step: {names}"
         return Fact(name="proxies", level="warn", message=message, hint="`backstay proxy status -o wide`")
     return Fact(name="proxies", level="ok", message=f"{len(proxies)}, all in step")
+
+
+def _silent(proxies: list[dict[str, Any]], now: float) -> Fact:
+    """Connected, and yet no report: nothing that such a proxy serves can be judged."""
+    last = {
+        item["metadata"]["name"]: item["status"].get("lastReport", "")
+        for item in proxies
+        if item["status"]["connected"]
+    }
+    silent = [name for name, at in last.items() if at and now - datetime.fromisoformat(at).timestamp() > SILENT_AFTER]
+    early = [name for name, at in last.items() if at and datetime.fromisoformat(at).timestamp() - now > SILENT_AFTER]
+    if early:
+        hint = "the clock has jumped back; certificates need the right day"
+        return Fact(name="reports", level="warn", message=f"from the future: {', '.join(early[:5])}", hint=hint)
+    if silent:
+        hint = "the sidecar's log says why; rollouts of its workload hold"
+        return Fact(name="reports", level="warn", message=f"none for a while: {', '.join(silent[:5])}", hint=hint)
+    return Fact(name="reports", level="ok", message=f"{len(last)} proxies report")
 
 
 def _certificates(proxies: list[dict[str, Any]], now: float) -> Fact:

@@ -126,10 +126,11 @@ async def serve(settings: "LocalSettings", session: Session) -> None:
 
 
 def _ending() -> asyncio.Event:
-    """Set by Ctrl-C or SIGTERM."""
+    """Set by Ctrl-C, SIGTERM, or a terminal that is closed (unless `nohup` says to stay)."""
     ending = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, ending.set)
     return ending
 
 
