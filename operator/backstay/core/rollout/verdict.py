@@ -690,9 +690,9 @@ def border(a: float, b: float, margin: float, size: float, size_b: float) -> flo
             low = m
         slope = size * (u + (x - a) * (1.0 - 2.0 * m)) + size_b * (v + (m - b) * (1.0 - 2.0 * x))
         step = m - value / slope if slope else m
-        if not low < step < high:
-            step = (low + high) / 2
-        if abs(step - m) <= 1e-4 * m:  # Newton's next error is the square of this one
+        if not low <= step <= high:
+            step = (low + high) / 2  # of which nothing is known, however near it is
+        elif abs(step - m) <= 1e-4 * m:  # Newton's next error is the square of this one
             return step
         m = step
     return m
