@@ -122,9 +122,7 @@ def test_a_route_nobody_uses_goes_on_at_the_deadline_and_says_so(mesh: LiveMesh)
     mesh.wait(sha, "live", timeout=60)
     said = [item["message"] for item in mesh.events() if item["reason"] == "NoTraffic"]
     assert said[-1:] == ["too little traffic to judge shop/idle by the deadline; proceeding"]
-    workload = next(item for item in mesh.items("/v1/workloads") if item["metadata"]["name"].endswith("idle"))
-    proven = [item["status"] for item in workload["status"]["conditions"] if item["type"] == "Proven"]
-    assert proven == ["False"]
+    assert [item["proven"] for item in mesh.rollout(sha)["status"]["workloads"]] == [False]
 
 
 def test_a_policy_nobody_meets_holds_until_a_person_promotes_it(mesh: LiveMesh) -> None:
