@@ -280,7 +280,7 @@ def test_noise_of_the_other_direction_does_not_dilute_what_changed() -> None:
     assert story.phase is Phase.ROLLING_BACK
     assert story.rollout.sentence == (
         "web, 4 of 8 proxies on the new revision: 25 of 50 requests failed (50 %), 0 of 50 on the others (0 %); "
-        "chance of that without a cause under 1 in 100,000. Rolled back after 1.0 s. "
+        "chance of that without a cause under 1 in 1,000,000. Rolled back after 1.0 s. "
         "Cause: 5xx, route b.shop:80 rule main, mesh/b.yaml:7."
     )
     evidence = story.rollout.workloads[WEB].evidence
