@@ -78,8 +78,13 @@ def shares(rollout: Json, width: int) -> Table:
     for title, side in columns:
         grid.add_column(title, justify="right" if side == "right" else "left", no_wrap=True, overflow="ellipsis")
     for workload in rollout["status"]["workloads"]:
-        grid.add_row(*_row(workload, width))
+        grid.add_row(*_row({**workload, "share": share_shown(rollout, workload)}, width))
     return grid
+
+
+def share_shown(rollout: Json, workload: Json) -> float:
+    """What of a workload runs the new config. Once it is live nobody has a seat any more, and everybody runs it."""
+    return 100.0 if rollout["status"]["phase"] in ("baking", "succeeded") else float(workload.get("share", 0))
 
 
 def _row(workload: Json, width: int) -> list[Text]:

@@ -96,8 +96,10 @@ class Screen:
 
 def progress(rollout: Mapping[str, Any]) -> str:
     """`r2 shifting: wave 1 of 4: sa-webapp 17 %`: what a line of a log needs."""
+    from backstay.cli.picture import share_shown  # late: as above
+
     status = rollout["status"]
     shares = ", ".join(
-        f"{item['workload'].rpartition('/')[2]} {item.get('share', 0):.0f} %" for item in status["workloads"]
+        f"{item['workload'].rpartition('/')[2]} {share_shown(rollout, item):.0f} %" for item in status["workloads"]
     )
     return f"{status['id']} {status['phase']}: wave {status['wave']} of {status['waves']}: {shares}"

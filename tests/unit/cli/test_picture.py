@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from backstay.cli.picture import picture, traffic, waves
+from backstay.cli.picture import picture, share_shown, traffic, waves
 from backstay.core import status
 from backstay.core.rollout.model import Phase
 from backstay.core.view import MeshView
@@ -64,6 +64,11 @@ def test_seconds_in_which_a_request_failed_are_red() -> None:
     line = traffic([second(100), second(50, 50), second(0), second(25)])
     assert line.plain == "  traffic  ██ ▃  25/s, 50 failed in 4 s"
     assert [line.plain[span.start] for span in line.spans if span.style == "red"] == ["█", ","]
+
+
+def test_what_is_live_runs_everywhere_though_nobody_has_a_seat() -> None:
+    live = rollout_of(views.rolling(Phase.BAKING))
+    assert [share_shown(live, workload) for workload in live["status"]["workloads"]] == [100.0]
 
 
 def test_nothing_to_show_is_nothing() -> None:
