@@ -132,7 +132,7 @@ def test_rollback_aborts_what_runs(mesh: LiveMesh) -> None:
     sha = to_v2(mesh)
     mesh.act("rollback", to=mesh.first)
     mesh.until(lambda: mesh.phase(sha) in ENDED, "the running rollout to end", 20)
-    mesh.until(lambda: mesh.phase() == "shifting", "everybody to be back", 20)
+    mesh.until(lambda: not running(mesh), "everybody to be back", 20)
     assert (served(mesh), mesh.held()) == ({"v1"}, ["Route/shop/api"])
 
 

@@ -113,10 +113,9 @@ def test_an_operator_that_ends_leaves_nothing_behind(mesh: LiveMesh) -> None:
 def test_a_repository_of_somebody_else_says_what_to_do(mesh: LiveMesh) -> None:
     for path in [mesh.repo.remote, *mesh.repo.remote.rglob("*")]:
         os.chown(path, 65534, 65534)
-    mesh.start()
-
-    def told() -> bool:
-        conditions = mesh.repository().get("status", {}).get("conditions", ())
-        return any("safe.directory" in item["message"] and "chown" in item["message"] for item in conditions)
-
-    mesh.until(told, "the owner to be named with what to do", 30)
+    code, said = fails_to_start(mesh)
+    assert code == 2
+    assert "belongs to" in said
+    assert f"chown -R root {mesh.repo.remote}" in said
+    assert "safe.directory" in said
+    assert processes_of(mesh.folder_state) == []
