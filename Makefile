@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy
+.PHONY: help demo test check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-startup
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ bench-swap: $(VENV)/.stamp-dev ## A change a second under traffic: failed reques
 
 bench-proxy: $(VENV)/.stamp-dev ## Requests per core and latency against Envoy.
 	@$(BIN)/python tests/bench/proxy.py
+
+bench-sidecar: $(VENV)/.stamp-dev ## What one sidecar costs: start, memory, a swap with 1,000 routes.
+	@$(BIN)/python tests/bench/sidecar.py
+
+bench-startup: $(VENV)/.stamp-dev ## Start-up of the command line over bare Python.
+	@$(BIN)/python tests/bench/startup.py
 
 lock: $(VENV)/.stamp-dev ## Write requirements/ anew from pyproject.toml. UPGRADE=1 takes newer versions.
 	@rm -f $(if $(UPGRADE),requirements/dev.txt requirements/demo.txt)
