@@ -280,7 +280,7 @@ async def test_a_proxy_that_does_not_read_is_cut_and_the_others_go_on(
 
     async with asyncio.timeout(40):
         await flood()
-    left = [event for event in operator.events if isinstance(event, Left)]
+    left = await operator.until(lambda: [event for event in operator.events if isinstance(event, Left)])
     assert left == [Left(proxy="slow", workload="shop/logic", draining=False)]
     assert operator.server.connected() == ["good"]
 
