@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from backstay.config.target import clean_target
+
 Fields: TypeAlias = list[tuple[bytes, bytes]]
 
 MAX_HEAD_BYTES: Final = 60 * 1024  # Envoy's default; nginx 4 x 8 KiB, h11 16 KiB
@@ -49,9 +51,6 @@ _NEVER_LISTED: Final = frozenset((b"authorization", b"cookie", b"traceparent", b
 _MAX_REMEMBERED_NAMES: Final = 4096
 
 _AUTHORITY: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~-]{1,253})(?::([0-9]{1,5}))?")
-_NEEDS_LOOK: Final = re.compile(rb"[%\\#\x00-\x20\x7f-\xff]|/\.")
-_BAD_IN_TARGET: Final = re.compile(rb"[\\#\x00-\x20\x7f-\xff]|%00|%(?![0-9A-Fa-f]{2})")
-_DOT: Final = re.compile(rb"%2e", re.IGNORECASE)
 _METHOD_BODYLESS: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"))
 _STATUS_WITHOUT_BODY: Final = frozenset((204, 304))
 _MAX_PORT: Final = 65535
@@ -263,35 +262,6 @@ def _split_target(target: bytes) -> tuple[bytes | None, bytes]:
     cut = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
     origin = rest[cut:]
     return rest[:cut] or None, origin if origin.startswith(b"/") else b"/" + origin
-
-
-def clean_target(target: bytes, method: bytes) -> bytes | None:
-    """The target to decide by and to forward: dot segments resolved; None if it cannot be read in one way only."""
-    if target == b"*":
-        return target if method == b"OPTIONS" else None
-    if _NEEDS_LOOK.search(target) is None:
-        return target
-    if _BAD_IN_TARGET.search(target) is not None:
-        return None
-    path, question, query = target.partition(b"?")
-    return resolve_dots(path) + question + query
-
-
-def resolve_dots(path: bytes) -> bytes:
-    """Remove dot segments, also those written `%2e` (RFC 3986, 5.2.4 and 6.2.2.2); never leaves the root."""
-    segments = path.split(b"/")[1:]
-    plain = [_DOT.sub(b".", segment) if b"%" in segment else segment for segment in segments]
-    if b"." not in plain and b".." not in plain:
-        return path
-    kept: list[bytes] = []
-    for original, segment in zip(segments, plain, strict=True):
-        if segment == b"..":
-            del kept[-1:]
-        elif segment != b".":
-            kept.append(original)
-    if plain[-1] in (b".", b".."):
-        kept.append(b"")
-    return b"/" + b"/".join(kept)
 
 
 # --- responses -----------------------------------------------------------------------------------------------------
