@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-startup
+.PHONY: help images demo test check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-startup
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,15 +49,22 @@ bench-startup: $(VENV)/.stamp-dev ## Start-up of the command line over bare Pyth
 	@$(BIN)/python tests/bench/startup.py
 
 lock: $(VENV)/.stamp-dev ## Write requirements/ anew from pyproject.toml. UPGRADE=1 takes newer versions.
-	@rm -f $(if $(UPGRADE),requirements/dev.txt requirements/demo.txt)
+	@rm -f $(if $(UPGRADE),requirements/dev.txt requirements/demo.txt requirements/operator.txt requirements/sidecar.txt requirements/pip.txt)
 	$(COMPILE) --extra dev -o requirements/dev.txt
 	$(COMPILE) --extra demo --extra build -c requirements/dev.txt -o requirements/demo.txt
+	$(COMPILE) --extra kubernetes -c requirements/dev.txt -o requirements/operator.txt
+	$(COMPILE_LIST) requirements/sidecar.in -c requirements/dev.txt -o requirements/sidecar.txt
+	$(COMPILE_LIST) requirements/pip.in -o requirements/pip.txt
 
-COMPILE = $(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
-	--python-version 3.11 pyproject.toml
+COMPILE_LIST = $(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	--python-version 3.11
+COMPILE = $(COMPILE_LIST) pyproject.toml
 
 wheel: $(VENV)/.stamp-dev ## Build the wheel into dist/.
 	$(BIN)/python -m build --no-isolation --wheel
+
+images: $(VENV)/.stamp-dev ## Prepare build/images/: what `docker build` needs for operator and sidecar.
+	@$(BIN)/python bootstrap/images/prepare.py
 
 clean: ## Remove everything that can be made again.
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache operator/*.egg-info

@@ -1,0 +1,68 @@
+"""Prepare the build contexts of the two images: `make images`, then `docker build` (podman, buildah) of each folder.
+
+Everything that comes from a package index is fetched here, hash-checked, so that the build itself needs no index and is
+the same wherever it runs. Wheels are taken for the images' platform, not for this machine's.
+"""
+
+import argparse
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+IMAGES: Final = ("operator", "sidecar")
+GLIBC: Final = (17, 24, 26, 27, 28, 31, 34, 35, 36)
+"""Minors of glibc 2 whose wheels run on the base image: Debian 12 has 2.36. pip wants each tag by name."""
+
+
+def platforms(machine: str) -> list[str]:
+    """Wheel platforms of the base image for that kind of machine, in the words of PEP 600 and the names before it."""
+    return [f"manylinux_2_{minor}_{machine}" for minor in GLIBC] + [f"manylinux2014_{machine}"]
+
+
+def prepare(image: str, folder: Path, *, wheel: Path, machine: str, python: str) -> None:
+    """Write the whole context of one image, replacing what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    wheels = folder / "wheels"
+    wheels.mkdir(parents=True)
+    shutil.copy(ROOT / "bootstrap" / "images" / image / "Dockerfile", folder)
+    shutil.copy(ROOT / "requirements" / f"{image}.txt", folder / "requirements.txt")
+    for wanted in (f"{image}.txt", "pip.txt"):
+        download(ROOT / "requirements" / wanted, wheels, machine=machine, python=python)
+    shutil.copy(wheel, wheels)
+
+
+def download(requirements: Path, folder: Path, *, machine: str, python: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet"]
+    command += ["--require-hashes", "--no-deps", "--only-binary=:all:", "--python-version", python]
+    command += [f"--platform={name}" for name in platforms(machine)]
+    subprocess.run([*command, "-r", str(requirements), "-d", str(folder)], check=True)
+
+
+def build_wheel(folder: Path) -> Path:
+    """Backstay's own wheel from this checkout."""
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return max(folder.glob("backstay-*.whl"), key=lambda path: path.stat().st_mtime)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--to", type=Path, default=ROOT / "build" / "images", help="where the contexts go")
+    parser.add_argument("--machine", default=platform.machine(), help="of the images: x86_64 or aarch64")
+    parser.add_argument("--python", default="3.11", help="of the base image")
+    parser.add_argument("--wheel", type=Path, help="Backstay's wheel, if it is built already")
+    found = parser.parse_args(arguments)
+    wheel = found.wheel or build_wheel(ROOT / "dist")
+    for image in IMAGES:
+        prepare(image, found.to / image, wheel=wheel, machine=found.machine, python=found.python)
+        print(f"docker build -t backstay-{image}:dev {found.to / image}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
