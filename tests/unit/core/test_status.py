@@ -423,6 +423,26 @@ def test_the_worst_verdict_counts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("phase", "proven", "expected"),
+    [
+        (Phase.SHIFTING, True, Verdict.INCONCLUSIVE),
+        (Phase.BAKING, True, Verdict.PASS),
+        (Phase.SUCCEEDED, True, Verdict.PASS),
+        (Phase.SUCCEEDED, False, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_what_was_proven_stays_so_while_it_bakes(phase: Phase, proven: bool, expected: Verdict) -> None:
+    made = views.rollout()
+    workload = msgspec.structs.replace(
+        made.workloads["shop/a"],
+        proven=proven,
+        evidence=msgspec.structs.replace(made.workloads["shop/a"].evidence, verdict=Verdict.INCONCLUSIVE),
+    )
+    rollout = msgspec.structs.replace(made, phase=phase, workloads={"shop/a": workload})
+    assert status.verdict_of(rollout) is expected
+
+
+@pytest.mark.parametrize(
     ("view", "sha", "expected"),
     [
         (views.live(), views.OLD, "live"),

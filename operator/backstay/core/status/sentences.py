@@ -11,6 +11,7 @@ from backstay.core.rollout.model import (
     Phase,
     Rollout,
     Verdict,
+    WorkloadRollout,
 )
 from backstay.core.status.common import short
 from backstay.core.view import MeshView
@@ -54,13 +55,22 @@ def rollout_sentence(rollout: Rollout) -> str:
     return f"{where}{wave}{'. ' + told if told else ''}"
 
 
+_LIVE: Final = (Phase.BAKING, Phase.SUCCEEDED)
 _LOUDNESS: Final = {Verdict.FAIL: 0, Verdict.UNKNOWN: 1, Verdict.INCONCLUSIVE: 2, Verdict.PASS: 3}
 
 
 def verdict_of(rollout: Rollout) -> Verdict:
     """The worst verdict over its workloads."""
-    verdicts = [workload.evidence.verdict for workload in rollout.workloads.values()]
+    verdicts = [_verdict_on(rollout, workload) for workload in rollout.workloads.values()]
     return min(verdicts, key=_LOUDNESS.__getitem__, default=Verdict.INCONCLUSIVE)
+
+
+def _verdict_on(rollout: Rollout, workload: WorkloadRollout) -> Verdict:
+    """What was proven before it went live stays so: a look while it bakes has few requests and says little."""
+    found = workload.evidence.verdict
+    if rollout.phase in _LIVE and workload.proven and found is Verdict.INCONCLUSIVE:
+        return Verdict.PASS
+    return found
 
 
 def loudest_sentence(rollout: Rollout) -> str:
