@@ -1,12 +1,18 @@
 """The control channel from end to end: a real server, real sidecar processes, sockets, signals and disks."""
 
+import contextlib
 import json
 import shutil
 import signal
 import stat
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
+import pytest
 
 from backstay.config.model import assemble, config_digest
 from backstay.config.wire import Ack, Endpoint, Live, Nack, Report, WentBack
@@ -244,6 +250,49 @@ async def test_a_full_disk_is_the_environments_fault_and_the_former_config_stays
     assert (nacks[0].fault, nacks[0].reason) == ("environment", "DiskFull")
     assert read_state(sidecar.state).saved.stable == config_digest(config(1)[0])
     assert (await sidecar.page("/healthz/ready"))[0] == 200
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of 256 KiB at `folder`; skips the test where none may be mounted."""
+    folder.mkdir()
+    made = subprocess.run(
+        ("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)), capture_output=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip("mounting a file system needs root on Linux")
+    try:
+        yield
+    finally:
+        subprocess.run(("umount", "--lazy", str(folder)), check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Leaves not a byte free."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="there is no mount command")
+async def test_a_file_system_without_a_byte_left_changes_nothing_until_there_is_room(world: World) -> None:
+    operator = await world.operator()
+    with small_disk(world.folder / "logic-1"):
+        sidecar = await world.sidecar("logic-1")
+        operator.server.assign("logic-1", *assignment(config(1)))
+        await operator.until(lambda: operator.said(Ack))
+        ballast = fill(sidecar.state)
+        operator.server.assign("logic-1", *assignment(config(2)))
+        nacks = await operator.until(lambda: operator.said(Nack))
+        assert (nacks[0].fault, nacks[0].reason) == ("environment", "DiskFull")
+        assert read_state(sidecar.state).saved.stable == config_digest(config(1)[0])
+        ballast.unlink()
+        operator.server.assign("logic-1", *assignment(config(3)))
+        await operator.until(lambda: [ack for ack in operator.said(Ack) if ack.stable == config_digest(config(3)[0])])
+        assert read_state(sidecar.state).saved.stable == config_digest(config(3)[0])
+        await sidecar.end(signal.SIGKILL)
 
 
 async def test_sigterm_drains_says_so_and_ends_with_zero(world: World) -> None:
