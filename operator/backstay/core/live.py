@@ -33,7 +33,7 @@ def _add(
                     id=instance.id,
                     address=instance.address,
                     port=reachable,
-                    identity=workload.identity(trust_domain) if instance.meshed else "",
+                    identity=instance.identity(workload, trust_domain) if instance.meshed else "",
                     labels=dict(instance.labels),
                     zone=instance.zone,
                 )

@@ -28,6 +28,8 @@ class Service:
     name: str
     namespace: str
     ports: tuple[ServicePort, ...]
+    addresses: tuple[str, ...] = ()
+    """Virtual addresses that stand for it (a cluster's service IPs); none on one machine."""
 
     @property
     def key(self) -> str:
@@ -72,6 +74,13 @@ class Instance:
     meshed: bool = True
     zone: str = ""
     started_at: float = 0.0
+    service_account: str = ""
+    """Where it differs from its workload's: pods of two accounts stand side by side while a Deployment rolls."""
+
+    def identity(self, workload: Workload, trust_domain: str) -> str:
+        """Its own SPIFFE ID, `workload` being its own."""
+        account = self.service_account or workload.service_account
+        return f"spiffe://{trust_domain}/ns/{workload.namespace}/sa/{account}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
