@@ -8,6 +8,7 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from backstay.sidecar.engines.python.dial import seek
 from backstay.sidecar.engines.python.exchange import CODES, Phase
 from backstay.sidecar.engines.python.failures import FAILURES, STATUS_LINES, Failure, local_response
 from backstay.sidecar.engines.python.framing import (
@@ -35,7 +36,7 @@ from backstay.sidecar.engines.python.retry import (
     within_budget,
 )  # fmt: skip
 from backstay.sidecar.engines.python.tunnel import splice
-from backstay.sidecar.engines.python.upstream import SWITCHING, Upstream, connect
+from backstay.sidecar.engines.python.upstream import SWITCHING, Upstream
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.downstream import Downstream
@@ -163,7 +164,7 @@ class Exchange:
             self._send(upstream)
             return
         self._move(_CONNECTING)
-        connect(self.server, pool, group, self, lane.digest)
+        seek(self.server, pool, group, self, lane.digest)
 
     def _kept_connection(self, pool: Pool) -> Upstream | None:
         upstream = pool.take()
@@ -269,6 +270,8 @@ class Exchange:
         pool, self.pool = self.pool, None
         if pool is not None:
             pool.active -= 1
+            if pool.waiting:
+                pool.waiting.pop(self, None)
             self.lane.group.active -= 1  # type: ignore[union-attr]
             self.tried = [*self.tried, pool]
         if self.timer is not None:

@@ -4,6 +4,7 @@
 decides, and lets the exchange act.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +27,7 @@ class Refused:
     """`<namespace>/<name>#<rule>` that decided; for the log only."""
 
 
-class Listener:
+class Listener(ABC):
     """A port of the proxy."""
 
     authority = b""
@@ -34,8 +35,9 @@ class Listener:
     def __init__(self, server: "Server") -> None:
         self.server = server
 
+    @abstractmethod
     def decide(self, runtime: Runtime, exchange: "Exchange") -> Lane | Refused:
-        raise NotImplementedError
+        """The lane of a request under one config, or why it has none. No effects."""
 
     def admit(self, exchange: "Exchange") -> None:
         """Decide by the config that this request draws, and act."""
@@ -56,7 +58,7 @@ class Listener:
         else:
             exchange.refuse(chosen.reason, chosen.counters, chosen.policy)  # type: ignore[union-attr]
 
-    def audit(self, runtime: Runtime, exchange: "Exchange") -> None:
+    def audit(self, runtime: Runtime, exchange: "Exchange") -> None:  # noqa: B027 - only one kind of port audits
         """Note the audit policies that this request matches; they are about what comes in."""
 
     def admit_connection(self, exchange: "Exchange", runtime: Runtime) -> bool:

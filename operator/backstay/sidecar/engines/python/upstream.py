@@ -1,4 +1,4 @@
-"""One connection to an endpoint: reads responses and tells the exchange that uses it; opened here, kept by a pool.
+"""One connection to an endpoint: reads responses and tells the exchange that uses it; opened by dial.py, kept by a pool.
 
 Callbacks only note what was parsed; the exchange looks at it once per read, so that a head and the framing errors behind
 it are judged together, and one read downstream is one write upstream.
@@ -6,16 +6,13 @@ it are judged together, and one read downstream is one write upstream.
 
 import asyncio
 import select
-import socket
-import ssl
 from typing import TYPE_CHECKING, Final
 
 import httptools
 
 from backstay.sidecar.engines.python.framing import MAX_HEAD_BYTES, MAX_INTERIM_RESPONSES, Fields
 from backstay.sidecar.engines.python.pool import Group, Pool
-from backstay.sidecar.engines.python.tls import TlsTransport, check_peer, is_alert, set_nodelay, trust_domain_of
-from backstay.tasks import spawn
+from backstay.sidecar.engines.python.tls import is_alert
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.flow import Exchange
@@ -89,11 +86,24 @@ class Upstream(asyncio.Protocol):
         self.served += 1
         if self.paused:  # the response is read, though its client has not taken all of it: the next one must be read
             self.resume()
-        if not (reusable and not self.surplus and self.is_usable and self.pool.give(self, self.server.now)):
+        if not (reusable and not self.surplus and self.is_usable):
+            self.close()
+            return
+        if self.pool.waiting and self._serve_next():
+            return
+        if not self.pool.give(self, self.server.now):
             self.close()
             return
         if self.group.quota.pending:
             self.group.quota.wake()
+
+    def _serve_next(self) -> bool:
+        """Carry the request that waits longest for a connection to this endpoint; False if none can use this one."""
+        seeker = self.pool.next_for_kept(self)
+        if seeker is None:
+            return False
+        seeker.connected(self)
+        return True
 
     def cut(self) -> None:
         """End the connection, and with it whatever uses it."""
@@ -221,97 +231,3 @@ class Upstream(asyncio.Protocol):
 
     def __repr__(self) -> str:
         return f"Upstream({self.pool.key.address}:{self.pool.key.port} status={self.status} complete={self.complete})"
-
-
-# --- opening -------------------------------------------------------------------------------------------------------
-
-
-def connect(server: "Server", pool: Pool, group: Group, exchange: "Exchange", digest: str) -> None:
-    """Open a connection in the background; the exchange hears of it, or the pool keeps it if nobody waits any more."""
-    group.count(pool, 1)
-    spawn(_connect(server, pool, group, exchange, digest), name=f"connect {pool.key.address}:{pool.key.port}")
-
-
-async def _connect(server: "Server", pool: Pool, group: Group, exchange: "Exchange", digest: str) -> None:
-    upstream = Upstream(server, pool, group)
-    peer = pool.key.id
-    try:
-        async with asyncio.timeout(group.connect_seconds):
-            await (_open_tls(upstream) if pool.key.identity else _open_plain(upstream))
-    except (OSError, TimeoutError, ValueError) as error:
-        if peer:
-            server.ledger.connected(peer, digest, failed=True)
-        if upstream.transport is None:
-            group.count(pool, -1)
-        upstream.close()
-        exchange.connect_failed(error)
-        group.quota.wake()
-        return
-    except asyncio.CancelledError:
-        if upstream.transport is None:
-            group.count(pool, -1)
-        upstream.close()
-        raise
-    if peer:
-        server.ledger.connected(peer, digest, failed=False)
-    exchange.connected(upstream)
-
-
-async def _open_plain(upstream: Upstream) -> None:
-    key = upstream.pool.key
-    await upstream.server.loop.create_connection(lambda: upstream, key.address, key.port)
-
-
-async def _open_tls(upstream: Upstream) -> None:
-    key, server = upstream.pool.key, upstream.server
-    contexts = server.contexts
-    context = contexts.client.get(trust_domain_of(key.identity)) if contexts is not None else None
-    if contexts is None or context is None:
-        raise ConnectionError(f"no identity or trust bundle for {key.identity!r} yet")
-    sock = await _connect_socket(server.loop, key.address, key.port)
-    try:
-        wrapped = context.wrap_socket(sock, do_handshake_on_connect=False)
-    except (OSError, ValueError):
-        sock.close()
-        raise
-    transport = await _shake(server.loop, wrapped)
-    try:
-        upstream.peer = check_peer(wrapped, contexts, key.identity)
-    except ssl.SSLError:
-        transport.abort()
-        raise
-    transport.begin(upstream)
-
-
-async def _connect_socket(loop: asyncio.AbstractEventLoop, address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        set_nodelay(sock)
-        await loop.sock_connect(sock, (address, port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def _shake(loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) -> TlsTransport:
-    done: asyncio.Future[None] = loop.create_future()
-
-    def ready(_: TlsTransport, error: Exception | None) -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    transport = TlsTransport(loop, sock, ready)
-    try:
-        transport.start()
-        await done
-    except BaseException:
-        transport.abort()
-        raise
-    return transport
