@@ -6,12 +6,15 @@ from the config before. The data plane asks them for every request; the operator
 what a review says is what a proxy does. Nothing here knows backends.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from backstay.config.model import HostRoutes, Match, PathMatch, ValueMatch
+from backstay.config.model import AuthorityMatch, HostRoutes, Match, PathMatch, ValueMatch
+from backstay.config.regex import compile_pattern
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
+Wanted: TypeAlias = tuple[bytes, str, Any]
+"""(name, kind, value): bytes, or the compiled pattern of kind `regex`."""
 
 DEFAULT_PORT: Final = 80
 """What an authority without a port means under `http:` (RFC 9110, 4.2.1)."""
@@ -28,17 +31,34 @@ class _Alternative(NamedTuple):
     exact: bytes | None
     prefix: bytes | None
     """Always ends in `/`, so that a prefix is compared per path element."""
-    headers: tuple[tuple[bytes, str, bytes], ...]
-    query: tuple[tuple[bytes, str, bytes], ...]
+    headers: tuple[Wanted, ...]
+    query: tuple[Wanted, ...]
+    special: "_Special | None"
+
+
+class _Special(NamedTuple):
+    """What few matches ask; kept apart so that the others pay for one look."""
+
+    path: Callable[[bytes], object] | None
+    """A pattern's test of the whole path."""
+    authority: Callable[[bytes], object] | None
+
+    def takes(self, path: bytes, authority: bytes) -> bool:
+        return (self.path is None or bool(self.path(path))) and (
+            self.authority is None or bool(self.authority(host_of(authority)))
+        )
 
 
 class RouteTable:
-    """The rules of one host in list order."""
+    """The rules of one host in list order, as one workload sees them."""
 
-    __slots__ = ("_alternatives", "_takes_all", "aliases", "key", "names", "routes")
+    __slots__ = ("_alternatives", "_takes_all", "aliases", "depends", "key", "names", "routes")
 
-    def __init__(self, routes: HostRoutes, namespace: str = "") -> None:
+    def __init__(self, routes: HostRoutes, namespace: str = "", workload: str = "") -> None:
+        """`workload` is `<namespace>/<name>` of whose requests these are; matches about other sources are left out."""
         self.routes = routes
+        self.depends = any(match.sources for rule in routes.rules for match in rule.matches)
+        """Whether another workload would see other rules."""
         self.key = routes.key
         self.names = tuple(_authorities(routes.host, routes.port))
         """Authorities that spell the host as its document does."""
@@ -46,7 +66,7 @@ class RouteTable:
             authority for name in aliases(routes.host, namespace) for authority in _authorities(name, routes.port)
         )
         """All others that mean it, as seen from `namespace`."""
-        self._alternatives = tuple(_alternatives(routes))
+        self._alternatives = tuple(_alternatives(routes, workload))
         self._takes_all = self._first_that_takes_all()
 
     def _first_that_takes_all(self) -> int | None:
@@ -54,12 +74,29 @@ class RouteTable:
         unconditional = first is not None and not any(first[1:])
         return first.rule if first is not None and unconditional else None
 
-    def pick(self, method: bytes, path: bytes, query: bytes, headers: Headers) -> int | None:
+    def pick(self, method: bytes, path: bytes, query: bytes, headers: Headers, authority: bytes = b"") -> int | None:
         """Index of the first rule that takes the request. `query` is what follows `?`, as sent and without it."""
         if self._takes_all is not None:
             return self._takes_all
+        found = self._first(self._alternatives, method, path, query, headers, authority)
+        return None if found is None else found.rule
+
+    def matched_prefix(
+        self, rule: int, method: bytes, path: bytes, query: bytes, headers: Headers, authority: bytes = b""
+    ) -> bytes:
+        """The path prefix by which `rule` took the request, without a slash at its end; empty where none was asked for."""
+        own = [alternative for alternative in self._alternatives if alternative.rule == rule]
+        found = self._first(own, method, path, query, headers, authority)
+        return found.prefix[:-1] if found is not None and found.prefix is not None else b""
+
+    @staticmethod
+    def _first(
+        alternatives: Iterable[_Alternative],
+        method: bytes, path: bytes, query: bytes, headers: Headers, authority: bytes,
+    ) -> _Alternative | None:  # fmt: skip
         values: Mapping[bytes, bytes] | None = None
-        for rule, wanted_method, exact, prefix, wanted_headers, wanted_query in self._alternatives:
+        for alternative in alternatives:
+            _, wanted_method, exact, prefix, wanted_headers, wanted_query, special = alternative
             if exact is not None and path != exact:
                 continue
             if prefix is not None and not path.startswith(prefix) and path != prefix[:-1]:
@@ -73,20 +110,26 @@ class RouteTable:
                     continue
             if wanted_query and not hold(wanted_query, parameters(query)):
                 continue
-            return rule
+            if special is not None and not special.takes(path, authority):
+                continue
+            return alternative
         return None
 
 
 class HostTable:
     """All routes of one config by authority, as seen from one namespace."""
 
-    __slots__ = ("_by_authority", "_by_key", "namespace", "tables")
+    __slots__ = ("_by_authority", "_by_key", "namespace", "tables", "workload")
 
-    def __init__(self, namespace: str, routes: Iterable[HostRoutes], former: "Sequence[HostTable]" = ()) -> None:
-        """`former` are tables of configs that may share routes with this one: equal routes keep their table."""
+    def __init__(
+        self, namespace: str, routes: Iterable[HostRoutes], former: "Sequence[HostTable]" = (), workload: str = ""
+    ) -> None:
+        """`former` are tables of configs that may share routes with this one: equal routes keep their table. `workload`
+        is whose requests they are about (`<namespace>/<name>`)."""
         self.namespace = namespace
-        usable = [hosts for hosts in former if hosts.namespace == namespace]
-        tables = (_found(host, usable) or RouteTable(host, namespace) for host in routes)
+        self.workload = workload
+        usable = [hosts for hosts in former if (hosts.namespace, hosts.workload) == (namespace, workload)]
+        tables = (_found(host, usable) or RouteTable(host, namespace, workload) for host in routes)
         self._by_key = {table.key: table for table in tables}
         self.tables = tuple(self._by_key[key] for key in sorted(self._by_key))
         same = next((hosts for hosts in usable if hosts._by_key.keys() == self._by_key.keys()), None)
@@ -175,32 +218,52 @@ def parameters(query: bytes) -> dict[bytes, bytes]:
     return values
 
 
-def hold(wanted: Iterable[tuple[bytes, str, bytes]], values: Mapping[bytes, bytes]) -> bool:
+def host_of(authority: bytes) -> bytes:
+    """The host of an authority as matchers see it: lower case, without port and without a dot at its end."""
+    lower = authority.lower()
+    name = lower[: lower.find(b"]") + 1] if lower.startswith(b"[") else lower.partition(b":")[0]
+    return name.removesuffix(b".")
+
+
+def hold(wanted: Iterable[Wanted], values: Mapping[bytes, bytes]) -> bool:
     """True if every (name, kind, value) holds for these values."""
     return all(_holds(kind, value, values.get(name)) for name, kind, value in wanted)
 
 
-def _holds(kind: str, wanted: bytes, found: bytes | None) -> bool:
+def _holds(kind: str, wanted: Any, found: bytes | None) -> bool:
     if kind == "absent":
         return found is None
     if found is None:
         return False
     if kind == "present":
         return True
-    return found.startswith(wanted) if kind == "prefix" else found == wanted
+    if kind == "regex":
+        return wanted.fullmatch(found) is not None
+    return found.startswith(wanted) if kind == "prefix" else bool(found == wanted)
 
 
-def compile_values(matches: Iterable[ValueMatch], *, lower: bool) -> tuple[tuple[bytes, str, bytes], ...]:
+def compile_values(matches: Iterable[ValueMatch], *, lower: bool) -> tuple[Wanted, ...]:
     """(name, kind, value) as bytes; header names are lower case, names of parameters are taken as they are."""
     return tuple(
-        ((match.name.lower() if lower else match.name).encode(), match.kind, match.value.encode()) for match in matches
+        ((match.name.lower() if lower else match.name).encode(), match.kind, _compared_with(match)) for match in matches
     )
 
 
-def _alternatives(routes: HostRoutes) -> Iterator[_Alternative]:
+def _compared_with(match: ValueMatch) -> Any:
+    return compile_pattern(match.value) if match.kind == "regex" else match.value.encode()
+
+
+def is_from(sources: Sequence[str], workload: str) -> bool:
+    """Whether a match about these sources is about the requests of this workload."""
+    namespace = workload.partition("/")[0]
+    return not sources or workload in sources or f"{namespace}/*" in sources
+
+
+def _alternatives(routes: HostRoutes, workload: str) -> Iterator[_Alternative]:
     for index, rule in enumerate(routes.rules):
         for match in rule.matches or (Match(),):
-            yield _alternative(index, match)
+            if is_from(match.sources, workload):
+                yield _alternative(index, match)
 
 
 def _alternative(rule: int, match: Match) -> _Alternative:
@@ -212,11 +275,25 @@ def _alternative(rule: int, match: Match) -> _Alternative:
         prefix,
         compile_values(match.headers, lower=True),
         compile_values(match.query, lower=False),
+        _special(match),
     )
 
 
+def _special(match: Match) -> _Special | None:
+    pattern = compile_pattern(match.path.value).fullmatch if match.path and match.path.kind == "regex" else None
+    authority = _authority_test(match.authority) if match.authority else None
+    return None if pattern is None and authority is None else _Special(pattern, authority)
+
+
+def _authority_test(match: AuthorityMatch) -> Callable[[bytes], object]:
+    value = match.value.lower().encode()
+    if match.kind == "regex":
+        return compile_pattern(match.value).fullmatch
+    return (lambda host: host.startswith(value)) if match.kind == "prefix" else (lambda host: host == value)
+
+
 def _path(path: PathMatch | None) -> tuple[bytes | None, bytes | None]:
-    if path is None:
+    if path is None or path.kind == "regex":
         return None, None
     if path.kind == "exact":
         return path.value.encode(), None

@@ -29,9 +29,10 @@ class Base(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, om
 
 
 class PathMatch(Base, frozen=True, kw_only=True):
-    kind: Literal["exact", "prefix"]
+    kind: Literal["exact", "prefix", "regex"]
     value: str
-    """Always starts with `/`. A prefix matches per path element: `/v1` takes `/v1` and `/v1/x`, never `/v1beta`."""
+    """Starts with `/` unless it is a pattern. A prefix matches per path element: `/v1` takes `/v1` and `/v1/x`, never
+    `/v1beta`. A pattern (RE2) must take the whole path."""
 
 
 class ValueMatch(Base, frozen=True, kw_only=True):
@@ -39,8 +40,15 @@ class ValueMatch(Base, frozen=True, kw_only=True):
     `,` before they are compared (threats.md H10)."""
 
     name: str
-    kind: Literal["exact", "prefix", "present", "absent"]
+    kind: Literal["exact", "prefix", "regex", "present", "absent"]
     value: str = ""
+
+
+class AuthorityMatch(Base, frozen=True, kw_only=True):
+    """The host a request names, in lower case and without its port."""
+
+    kind: Literal["exact", "prefix", "regex"]
+    value: str
 
 
 class Match(Base, frozen=True, kw_only=True):
@@ -50,6 +58,10 @@ class Match(Base, frozen=True, kw_only=True):
     method: str = ""
     headers: tuple[ValueMatch, ...] = ()
     query: tuple[ValueMatch, ...] = ()
+    authority: AuthorityMatch | None = None
+    sources: tuple[str, ...] = ()
+    """Workloads (`<namespace>/<name>`, `<namespace>/*`) whose own requests this is about; none is every workload. Decided
+    when a config is loaded, so that one part serves all callers."""
 
 
 class WeightedBackend(Base, frozen=True, kw_only=True):
@@ -85,6 +97,86 @@ class Fault(Base, frozen=True, kw_only=True):
     abort_percent: float = 0.0
 
 
+class Mirror(Base, frozen=True, kw_only=True):
+    """Copies of requests to another backend; nobody waits for them, their responses are thrown away."""
+
+    backend: str
+    subset: str = ""
+    percent: float = 100.0
+
+
+class HeaderEdits(Base, frozen=True, kw_only=True):
+    """Removed first, then set (all values of the name replaced), then added. Names are lower case in `remove` and `set`."""
+
+    set: tuple[tuple[str, str], ...] = ()
+    add: tuple[tuple[str, str], ...] = ()
+    remove: tuple[str, ...] = ()
+
+
+class PathRewrite(Base, frozen=True, kw_only=True):
+    """What becomes of a path; the query stays."""
+
+    kind: Literal["full", "prefix", "regex"]
+    value: str
+    """The new path, the new prefix (of the prefix that matched), or what is put in place of each find (`\\1` a group)."""
+    pattern: str = ""
+    """Of kind `regex`: what is looked for."""
+
+
+class Rewrite(Base, frozen=True, kw_only=True):
+    host: str = ""
+    """New Host; empty leaves it."""
+    path: PathRewrite | None = None
+
+
+class Redirect(Base, frozen=True, kw_only=True):
+    """Answer with another place; what is empty stays as the request has it."""
+
+    status: int = 302
+    scheme: str = ""
+    host: str = ""
+    port: int = 0
+    """0: the request's, left out where it is the scheme's own."""
+    path: PathRewrite | None = None
+
+
+class DirectResponse(Base, frozen=True, kw_only=True):
+    status: int
+    body: str = ""
+    content_type: str = "text/plain"
+
+
+class Cors(Base, frozen=True, kw_only=True):
+    """Who may read answers from a browser. A preflight of an origin that is not listed is forwarded, as in Istio."""
+
+    origins: tuple[ValueMatch, ...] = ()
+    """Names are empty; kinds exact, prefix and regex. Exact `*` is every origin."""
+    methods: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+    expose: tuple[str, ...] = ()
+    max_age_s: int = 0
+    """0: not said."""
+    credentials: bool = False
+
+
+class RateLimit(Base, frozen=True, kw_only=True):
+    """A token bucket in each proxy."""
+
+    requests: int
+    per_ms: int
+    burst: int
+    """Size of the bucket."""
+
+
+class Sticky(Base, frozen=True, kw_only=True):
+    """Which of a rule's backends a request gets follows from a value it carries, not from chance."""
+
+    header: str = ""
+    cookie: str = ""
+    cookie_ttl_s: int = -1
+    """How long a cookie made here lives; 0 is the browser's session; -1 makes none."""
+
+
 class Rule(Base, frozen=True, kw_only=True):
     """One ordered rule of a host; the first rule with a matching match takes the request."""
 
@@ -99,6 +191,16 @@ class Rule(Base, frozen=True, kw_only=True):
     """One attempt; 0 is no limit of its own."""
     retry: Retry | None = None
     fault: Fault | None = None
+    mirrors: tuple[Mirror, ...] = ()
+    request_headers: HeaderEdits | None = None
+    response_headers: HeaderEdits | None = None
+    rewrite: Rewrite | None = None
+    redirect: Redirect | None = None
+    """Excludes backends; so does `direct`."""
+    direct: DirectResponse | None = None
+    cors: Cors | None = None
+    rate_limit: RateLimit | None = None
+    sticky: Sticky | None = None
 
 
 class HostRoutes(Base, frozen=True, kw_only=True, tag="routes", tag_field="part"):

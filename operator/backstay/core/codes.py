@@ -468,6 +468,75 @@ _ROUTES: Final = (
         "headers: [{name: x-version, value: v1}, {name: x-version, value: v2}]",
         "Make alternatives of them: two entries under matches.",
     ),
+    Explanation(
+        "BS1412",
+        "BadPattern",
+        "A regular expression that RE2 does not take",
+        "Regular expressions are RE2, so that none can take long: no look-around, no back-references in patterns. In a "
+        "substitution `\\1` must be a group that the pattern has.",
+        "path: {type: RegularExpression, value: '/(?!admin).*'}",
+        "Write it without look-around, or as an exact or prefix match; https://github.com/google/re2/wiki/Syntax.",
+    ),
+    Explanation(
+        "BS1413",
+        "FilterMismatch",
+        "A filter's type and its fields differ",
+        "`type` names the one field that is set, as in Gateway API: `type: CORS` has `cors` and no other. The same holds "
+        "for path modifiers and for `ttl`, which only a cookie has.",
+        "filters: [{type: CORS, rateLimit: {requests: 10}}]",
+        "Set the field of that type, and take the others out.",
+    ),
+    Explanation(
+        "BS1414",
+        "FilterRepeated",
+        "The same filter twice in a rule",
+        "Each type may stand once in a rule; only mirrors may be several.",
+        "filters: [{type: RateLimit, rateLimit: {requests: 5}}, {type: RateLimit, rateLimit: {requests: 9}}]",
+        "Put what both say into one.",
+    ),
+    Explanation(
+        "BS1415",
+        "FilterConflict",
+        "Filters that cannot both act",
+        "A rule that redirects or answers directly forwards nothing, so backends, rewrites, retries and mirrors beside it "
+        "would do nothing; and a prefix can only be replaced where one was matched.",
+        "backendRefs: [{name: sa-logic}]\nfilters: [{type: RequestRedirect, requestRedirect: {scheme: https}}]",
+        "Decide for one of them, or make two rules.",
+    ),
+    Explanation(
+        "BS1416",
+        "FilterWithoutEffect",
+        "A filter that changes nothing",
+        "The filter has no settings; a redirect without any would send callers to the same place for ever.",
+        "filters: [{type: URLRewrite, urlRewrite: {}}]",
+        "Say what it changes, or take it out.",
+    ),
+    Explanation(
+        "BS1417",
+        "ForbiddenHeader",
+        "A header that the proxy writes itself",
+        "Framing (Content-Length, Transfer-Encoding, Connection), Host and identity (X-Forwarded-Client-Cert, X-Backstay-*) "
+        "are never what a document says: a wrong one would let requests be smuggled or callers be somebody else.",
+        "requestHeaderModifier: {set: [{name: Host, value: other}]}",
+        "Use another header; for the host there is `urlRewrite.hostname`.",
+    ),
+    Explanation(
+        "BS1418",
+        "RateLimitPeriod",
+        "A rate limit's period is too short",
+        "Proxies count in a period of at least 10ms; a bucket filled more often than that limits nothing reliably.",
+        "rateLimit: {requests: 1, per: 1ms}",
+        "Use a longer period with more requests.",
+    ),
+    Explanation(
+        "BS1419",
+        "CorsForEverybody",
+        "Every web page may act for a visitor",
+        "With `allowCredentials` and an origin that takes everything, any page that a visitor opens can read answers with "
+        "the visitor's cookies.",
+        "cors: {allowOrigins: [{value: '*'}], allowCredentials: true}",
+        "List the origins that need it.",
+    ),
 )
 
 _SECURITY: Final = (

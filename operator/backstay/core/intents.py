@@ -7,6 +7,7 @@ the schema when one of these is made; what needs more than one document is core/
 Rule: no field may be called on, off, yes, no, y or n (kubectl turns such keys into booleans).
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -199,17 +200,32 @@ class MeshSpec(Node, frozen=True, kw_only=True):
 # --- Route ------------------------------------------------------------------------------------------------------------
 
 
+ValueMatchType: TypeAlias = Literal["Exact", "Prefix", "RegularExpression", "Present", "Absent"]
+"""A regular expression is RE2 and must take the whole value."""
+
+
 class HTTPPathMatch(Node, frozen=True, kw_only=True):
     type: Annotated[
-        Literal["Exact", "PathPrefix"],
-        Meta(description="`PathPrefix` is per path element: `/v1` takes `/v1` and `/v1/x`, not `/v1beta`."),
+        Literal["Exact", "PathPrefix", "RegularExpression"],
+        Meta(
+            description="`PathPrefix` is per path element: `/v1` takes `/v1` and `/v1/x`, not `/v1beta`. "
+            "`RegularExpression` (RE2) must take the whole path."
+        ),
     ] = "PathPrefix"
-    value: Annotated[str, Meta(pattern=r"^/[^\s?#]*$", max_length=1024, examples=["/analyse"])]
+    value: Annotated[
+        str,
+        Meta(
+            pattern=r"^\S+$",
+            max_length=1024,
+            description="Starts with `/`, without query; or the expression.",
+            examples=["/analyse"],
+        ),
+    ]
 
 
 class HTTPHeaderMatch(Node, frozen=True, kw_only=True):
     name: HeaderName
-    type: Literal["Exact", "Prefix", "Present", "Absent"] = "Exact"
+    type: ValueMatchType = "Exact"
     value: Annotated[
         str, Meta(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$", description="Left out for `Present` and `Absent`.")
     ] = ""
@@ -217,8 +233,25 @@ class HTTPHeaderMatch(Node, frozen=True, kw_only=True):
 
 class HTTPQueryParamMatch(Node, frozen=True, kw_only=True):
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    type: Literal["Exact", "Prefix", "Present", "Absent"] = "Exact"
+    type: ValueMatchType = "Exact"
     value: Annotated[str, Meta(max_length=1024)] = ""
+
+
+class AuthorityMatch(Node, frozen=True, kw_only=True):
+    """The host that a request names, in lower case and without its port."""
+
+    type: Literal["Exact", "Prefix", "RegularExpression"] = "Exact"
+    value: Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"^\S+$", examples=["shop.example.com"])]
+
+
+SourceName = Annotated[
+    str,
+    Meta(
+        pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$",
+        description="A workload of the document's namespace, `namespace/workload`, or `namespace/*`.",
+        examples=["sa-webapp", "shop/sa-webapp", "shop/*"],
+    ),
+]
 
 
 class HTTPRouteMatch(Node, frozen=True, kw_only=True):
@@ -228,13 +261,176 @@ class HTTPRouteMatch(Node, frozen=True, kw_only=True):
     method: Method | None = None
     headers: Annotated[tuple[HTTPHeaderMatch, ...], Meta(max_length=16)] = ()
     query_params: Annotated[tuple[HTTPQueryParamMatch, ...], Meta(max_length=16)] = ()
+    authority: Annotated[
+        AuthorityMatch | None, Meta(description="For hosts with several spellings, and wildcard hosts of a Gateway.")
+    ] = None
+    port: Annotated[Port | None, Meta(description="Only requests to this port of the hosts.")] = None
+    sources: Annotated[
+        tuple[SourceName, ...], Meta(max_length=64, description="Only requests that these workloads make.")
+    ] = ()
 
 
-class BackendRef(Node, frozen=True, kw_only=True):
+class ServiceRef(Node, frozen=True, kw_only=True):
+    """A port of a service, or a subset of the instances behind it."""
+
     name: Annotated[Host, Meta(description="The service: `name`, or `name.namespace` for another namespace's.")]
     port: Annotated[Port | None, Meta(description="Port of the service; left out: the route's port.")] = None
     subset: Annotated[Name | None, Meta(description="A subset that the service's Backend document defines.")] = None
+
+
+class BackendRef(ServiceRef, frozen=True, kw_only=True):
     weight: Annotated[int, Meta(ge=0, le=1_000_000, description="Share among the rule's backendRefs.")] = 1
+
+
+# --- filters of a rule (Gateway API's form: a type, and a field of that name) -------------------------------------------
+
+HeaderValue = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+NewPath = Annotated[str, Meta(pattern=r"^/[^\s?#]*$", max_length=1024, examples=["/v2"])]
+
+
+class HeaderField(Node, frozen=True, kw_only=True):
+    name: HeaderName
+    value: HeaderValue
+
+
+class HeaderModifier(Node, frozen=True, kw_only=True):
+    """Header edits: names in `remove` go first, then `set` replaces, then `add` adds."""
+
+    set: Annotated[tuple[HeaderField, ...], Meta(max_length=16)] = ()
+    add: Annotated[tuple[HeaderField, ...], Meta(max_length=16)] = ()
+    remove: Annotated[tuple[HeaderName, ...], Meta(max_length=16)] = ()
+
+
+class PathModifier(Node, frozen=True, kw_only=True):
+    """A new path; the query stays."""
+
+    type: Annotated[
+        Literal["ReplaceFullPath", "ReplacePrefixMatch", "ReplaceRegex"],
+        Meta(description="`ReplacePrefixMatch` replaces the prefix by which the rule took the request."),
+    ]
+    replace_full_path: NewPath | None = None
+    replace_prefix_match: NewPath | None = None
+    pattern: Annotated[
+        str, Meta(max_length=1024, description="RE2; every find is replaced.", examples=["^/v1/([^/]+)$"])
+    ] = ""
+    substitution: Annotated[str, Meta(max_length=1024, description="What is put there; `\\1` is the first group.")] = ""
+
+
+class UrlRewrite(Node, frozen=True, kw_only=True):
+    hostname: Annotated[Host | None, Meta(description="The Host header that the service gets, as written here.")] = None
+    path: PathModifier | None = None
+
+
+class RequestRedirect(Node, frozen=True, kw_only=True):
+    """An answer that sends the caller elsewhere. What is left out stays as in the request."""
+
+    scheme: Literal["http", "https"] | None = None
+    hostname: Host | None = None
+    port: Annotated[Port | None, Meta(description="Left out: the scheme's own port where `scheme` is given.")] = None
+    path: PathModifier | None = None
+    status_code: Annotated[
+        int, Meta(ge=301, le=308, description="301, 302, 303, 307 or 308; 302 as in Gateway API.")
+    ] = 302
+
+
+class DirectResponse(Node, frozen=True, kw_only=True):
+    """An answer that the proxy gives itself."""
+
+    status: Annotated[int, Meta(ge=200, le=599)]
+    body: Annotated[str, Meta(max_length=65536, description="At most 64 KiB: it travels with the config.")] = ""
+    content_type: Annotated[str, Meta(max_length=128, pattern=r"^[!-~]+(; ?[!-~]+)*$")] = "text/plain"
+
+
+class RequestMirror(Node, frozen=True, kw_only=True):
+    """Copies of requests to another service. Nobody waits for them, and their answers are thrown away."""
+
+    backend_ref: ServiceRef
+    percent: Percent = 100.0
+
+
+class OriginMatch(Node, frozen=True, kw_only=True):
+    type: Literal["Exact", "Prefix", "RegularExpression"] = "Exact"
+    value: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=1024,
+            pattern=r"^\S+$",
+            description="An origin, scheme included; `*` is every origin.",
+            examples=["https://shop.example.com"],
+        ),
+    ]
+
+
+class CorsPolicy(Node, frozen=True, kw_only=True):
+    """Which pages of other origins may read the answers. A preflight of an origin that is not listed is forwarded."""
+
+    allow_origins: Annotated[tuple[OriginMatch, ...], Meta(min_length=1, max_length=32)]
+    allow_methods: Annotated[tuple[Method, ...], Meta(max_length=16)] = ()
+    allow_headers: Annotated[tuple[HeaderName, ...], Meta(max_length=64)] = ()
+    expose_headers: Annotated[tuple[HeaderName, ...], Meta(max_length=64)] = ()
+    max_age: Annotated[Duration | None, Meta(description="How long a browser may remember a preflight.")] = None
+    allow_credentials: bool = False
+
+
+class RateLimit(Node, frozen=True, kw_only=True):
+    """A token bucket in each proxy: requests beyond it are answered 429 with `Retry-After`."""
+
+    requests: Annotated[int, Meta(ge=1, le=1_000_000, description="How many requests are let through in each `per`.")]
+    per: Annotated[Duration, Meta(description="At least 10ms.")] = "1s"
+    burst: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None, Meta(description="Size of the bucket; left out: `requests`.")
+    ] = None
+
+
+FILTER_FIELDS: Final = {
+    "RequestHeaderModifier": "requestHeaderModifier",
+    "ResponseHeaderModifier": "responseHeaderModifier",
+    "RequestMirror": "requestMirror",
+    "RequestRedirect": "requestRedirect",
+    "URLRewrite": "urlRewrite",
+    "DirectResponse": "directResponse",
+    "CORS": "cors",
+    "RateLimit": "rateLimit",
+}
+"""Type of a filter -> the field that holds its settings."""
+
+
+class RouteFilter(Node, frozen=True, kw_only=True):
+    """One thing done to requests or answers of a rule: `type`, and the field of that name."""
+
+    type: Literal[
+        "RequestHeaderModifier",
+        "ResponseHeaderModifier",
+        "RequestMirror",
+        "RequestRedirect",
+        "URLRewrite",
+        "DirectResponse",
+        "CORS",
+        "RateLimit",
+    ]
+    request_header_modifier: HeaderModifier | None = None
+    response_header_modifier: HeaderModifier | None = None
+    request_mirror: RequestMirror | None = None
+    request_redirect: RequestRedirect | None = None
+    url_rewrite: UrlRewrite | None = None
+    direct_response: DirectResponse | None = None
+    cors: CorsPolicy | None = None
+    rate_limit: RateLimit | None = None
+
+
+class SessionPersistence(Node, frozen=True, kw_only=True):
+    """Requests that carry the same value go to the same one of the rule's backendRefs as long as weights stay."""
+
+    type: Literal["Header", "Cookie"]
+    name: Annotated[HeaderName, Meta(description="Name of the header or cookie.")]
+    ttl: Annotated[
+        Duration | None,
+        Meta(
+            description="With it callers without the cookie get one that lives so long (`0s`: as long as the browser is "
+            "open); without it only cookies of others are looked at."
+        ),
+    ] = None
 
 
 class Timeouts(Node, frozen=True, kw_only=True):
@@ -282,10 +478,27 @@ class RouteRule(Node, frozen=True, kw_only=True):
     matches: Annotated[
         tuple[HTTPRouteMatch, ...], Meta(max_length=32, description="Alternatives; none takes every request.")
     ] = ()
-    backend_refs: Annotated[tuple[BackendRef, ...], Meta(max_length=32, min_length=1)]
+    backend_refs: Annotated[
+        tuple[BackendRef, ...],
+        Meta(max_length=32, description="Needed unless a filter answers (redirect, direct response)."),
+    ] = ()
+    filters: Annotated[
+        tuple[RouteFilter, ...],
+        Meta(max_length=16, description="What is done to requests and answers; each type once, mirrors excepted."),
+    ] = ()
+    session_persistence: SessionPersistence | None = None
     timeouts: Timeouts = Timeouts()
     retry: RouteRetry | None = None
     fault: Annotated[FaultInjection | None, Meta(description="Failures made on purpose, for tests of callers.")] = None
+
+
+def service_refs(rule: RouteRule) -> Iterator[tuple[str, ServiceRef]]:
+    """Every service that a rule names, with its path inside the rule: backends first, then mirrors."""
+    for index, ref in enumerate(rule.backend_refs):
+        yield f"backendRefs[{index}]", ref
+    for index, item in enumerate(rule.filters):
+        if item.request_mirror is not None:
+            yield f"filters[{index}].requestMirror.backendRef", item.request_mirror.backend_ref
 
 
 class RouteSpec(Node, frozen=True, kw_only=True):

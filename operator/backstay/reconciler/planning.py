@@ -223,7 +223,7 @@ def _about(document: Document) -> frozenset[str]:
     spec, namespace = document.spec, document.metadata.namespace
     names: set[str] = set()
     if isinstance(spec, intents.RouteSpec):
-        names = {*spec.hosts, *(ref.name for rule in spec.rules for ref in rule.backend_refs)}
+        names = {*spec.hosts, *(ref.name for rule in spec.rules for _, ref in intents.service_refs(rule))}
     elif isinstance(spec, intents.BackendSpec):
         names = {spec.service}
     return frozenset(qualify(name, namespace) for name in names)

@@ -33,7 +33,7 @@ class Routed:
         return tuple(
             f"{qualify(ref.name, namespace)}:{ref.port or self.port}"
             for rule in self.spec.rules
-            for ref in rule.backend_refs
+            for _, ref in intents.service_refs(rule)
         )
 
 

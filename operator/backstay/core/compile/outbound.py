@@ -6,6 +6,7 @@ from typing import Literal
 from backstay.config import model
 from backstay.core import intents
 from backstay.core.compile.facts import Index, Routed
+from backstay.core.compile.filters import KINDS, filter_fields
 from backstay.core.durations import milliseconds
 from backstay.core.registry import Service, ServicePort, qualify
 from backstay.core.snapshot import Document
@@ -14,11 +15,10 @@ _BALANCE: Mapping[str, Literal["round_robin", "least_request"]] = {
     "LeastRequest": "least_request",
     "RoundRobin": "round_robin",
 }
-_KINDS: Mapping[str, Literal["exact", "prefix", "present", "absent"]] = {
+_PATHS: Mapping[str, Literal["exact", "prefix", "regex"]] = {
     "Exact": "exact",
-    "Prefix": "prefix",
-    "Present": "present",
-    "Absent": "absent",
+    "PathPrefix": "prefix",
+    "RegularExpression": "regex",
 }
 
 
@@ -30,6 +30,7 @@ def host_routes(wanted: Routed, facts: Index) -> model.HostRoutes:
     rules = tuple(
         _rule(rule_name(number, rule), rule, namespace, wanted.port, facts)
         for number, rule in enumerate(wanted.spec.rules)
+        if _is_for(rule, wanted.port)
     )
     return model.HostRoutes(host=wanted.host, port=wanted.port, rules=rules)
 
@@ -72,36 +73,63 @@ def _rule(name: str, spec: intents.RouteRule, namespace: str, port: int, facts: 
     defaults = facts.mesh.defaults
     return model.Rule(
         name=name,
-        matches=tuple(_match(match) for match in spec.matches),
+        matches=tuple(_match(match, namespace) for match in _at_port(spec, port)),
         backends=tuple(_weighted(ref, namespace, port) for ref in spec.backend_refs),
         timeout_ms=milliseconds(spec.timeouts.request or defaults.timeout),
         try_timeout_ms=milliseconds(spec.timeouts.backend_request) if spec.timeouts.backend_request else 0,
         retry=_default_retry(defaults.retry) if spec.retry is None else _retry(spec.retry),
         fault=_fault(spec.fault) if spec.fault else None,
+        sticky=_sticky(spec.session_persistence) if spec.session_persistence else None,
+        **filter_fields(spec.filters, lambda ref: backend_name(ref, namespace, port)),
     )
+
+
+def backend_name(ref: intents.ServiceRef, namespace: str, port: int) -> str:
+    return f"{qualify(ref.name, namespace)}:{ref.port or port}"
 
 
 def _weighted(ref: intents.BackendRef, namespace: str, port: int) -> model.WeightedBackend:
-    return model.WeightedBackend(
-        backend=f"{qualify(ref.name, namespace)}:{ref.port or port}", subset=ref.subset or "", weight=ref.weight
-    )
+    return model.WeightedBackend(backend=backend_name(ref, namespace, port), subset=ref.subset or "", weight=ref.weight)
 
 
-def _match(spec: intents.HTTPRouteMatch) -> model.Match:
+def _at_port(spec: intents.RouteRule, port: int) -> tuple[intents.HTTPRouteMatch, ...]:
+    return tuple(match for match in spec.matches if match.port in (None, port))
+
+
+def _is_for(spec: intents.RouteRule, port: int) -> bool:
+    """False for a rule whose every match is about other ports: at this one it takes nothing."""
+    return not spec.matches or bool(_at_port(spec, port))
+
+
+def _match(spec: intents.HTTPRouteMatch, namespace: str) -> model.Match:
     return model.Match(
-        path=model.PathMatch(kind="exact" if spec.path.type == "Exact" else "prefix", value=spec.path.value)
-        if spec.path
-        else None,
+        path=model.PathMatch(kind=_PATHS[spec.path.type], value=spec.path.value) if spec.path else None,
         method=spec.method or "",
         headers=tuple(header_match(header) for header in spec.headers),
         query=tuple(
-            model.ValueMatch(name=param.name, kind=_KINDS[param.type], value=param.value) for param in spec.query_params
+            model.ValueMatch(name=param.name, kind=KINDS[param.type], value=param.value) for param in spec.query_params
         ),
+        authority=_authority(spec.authority) if spec.authority else None,
+        sources=tuple(source if "/" in source else f"{namespace}/{source}" for source in spec.sources),
     )
 
 
+def _authority(spec: intents.AuthorityMatch) -> model.AuthorityMatch:
+    kind: Literal["exact", "prefix", "regex"] = "exact"
+    if spec.type != "Exact":
+        kind = "prefix" if spec.type == "Prefix" else "regex"
+    return model.AuthorityMatch(kind=kind, value=spec.value)
+
+
 def header_match(spec: intents.HTTPHeaderMatch) -> model.ValueMatch:
-    return model.ValueMatch(name=spec.name.lower(), kind=_KINDS[spec.type], value=spec.value)
+    return model.ValueMatch(name=spec.name.lower(), kind=KINDS[spec.type], value=spec.value)
+
+
+def _sticky(spec: intents.SessionPersistence) -> model.Sticky:
+    if spec.type == "Header":
+        return model.Sticky(header=spec.name.lower())
+    ttl = -1 if spec.ttl is None else milliseconds(spec.ttl) // 1000
+    return model.Sticky(cookie=spec.name, cookie_ttl_s=ttl)
 
 
 def _retry(spec: intents.RouteRetry) -> model.Retry | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from backstay.core.intents import BackendRef, BackendSpec, MeshSpec, RouteSpec
+from backstay.core.intents import BackendSpec, MeshSpec, RouteSpec, ServiceRef, service_refs
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry, Service, qualify
 from backstay.core.snapshot import Document, Position
@@ -38,12 +38,12 @@ class Facts:
         """The service a name in this document means, if the registry has it."""
         return self.registry.services.get(service_key(name, document)) if self.registry else None
 
-    def refs(self) -> Iterator[tuple[Document, RouteSpec, str, BackendRef]]:
-        """Every backendRef of every Route with its path."""
+    def refs(self) -> Iterator[tuple[Document, RouteSpec, str, ServiceRef]]:
+        """Every service that a Route names as backend or mirror, with its path."""
         for document, spec in self.of(RouteSpec):
             for number, rule in enumerate(spec.rules):
-                for index, ref in enumerate(rule.backend_refs):
-                    yield document, spec, f"spec.rules[{number}].backendRefs[{index}]", ref
+                for path, ref in service_refs(rule):
+                    yield document, spec, f"spec.rules[{number}].{path}", ref
 
 
 Rule: TypeAlias = Callable[[Facts], Iterable[Problem]]

@@ -11,10 +11,10 @@ from backstay.core.compile.facts import DEFAULT_HTTP_PORT
 from backstay.core.intents import (
     AuthenticationSpec,
     AuthorizationSpec,
-    BackendRef,
     BackendSpec,
     MeshSpec,
     RouteSpec,
+    ServiceRef,
     WorkloadSelector,
 )
 from backstay.core.problems import Problem, Severity
@@ -160,7 +160,7 @@ def unknown_ports(facts: Facts) -> Iterator[Problem]:
 
 
 def _wanted_ports(
-    facts: Facts, document: Document, spec: RouteSpec, path: str, ref: BackendRef
+    facts: Facts, document: Document, spec: RouteSpec, path: str, ref: ServiceRef
 ) -> tuple[str, str, set[int]]:
     """Where a backendRef says which ports it needs, in which words, and which."""
     if ref.port is not None:

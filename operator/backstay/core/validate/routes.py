@@ -1,5 +1,6 @@
 """Rules about one Route: rules nobody reaches, weights, timeouts, retries, matches that never hold."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
@@ -16,6 +17,7 @@ from backstay.core.intents import (
 from backstay.core.problems import Problem, Severity
 from backstay.core.snapshot import Document
 from backstay.core.validate.facts import Facts, problem, service_key
+from backstay.core.validate.patterns import takes_whole
 
 ValueMatch = HTTPHeaderMatch | HTTPQueryParamMatch
 
@@ -24,6 +26,29 @@ def _rules(facts: Facts) -> Iterator[tuple[Document, str, RouteRule]]:
     for document, spec in facts.of(RouteSpec):
         for number, rule in enumerate(spec.rules):
             yield document, f"spec.rules[{number}]", rule
+
+
+# --- matches ----------------------------------------------------------------------------------------------------------
+
+_PATH: Final = re.compile(r"/[^\s?#]*")
+
+
+def match_paths(facts: Facts) -> Iterator[Problem]:
+    for document, path, rule in _rules(facts):
+        for index, match in enumerate(rule.matches):
+            wanted = match.path
+            if wanted and wanted.type != "RegularExpression" and not _PATH.fullmatch(wanted.value):
+                message = f"{wanted.value!r} has the wrong form, expected something like '/analyse'"
+                yield problem(document, f"{path}.matches[{index}].path.value", "BadFormat", message)
+
+
+def match_ports(facts: Facts) -> Iterator[Problem]:
+    for document, spec in facts.of(RouteSpec):
+        for number, rule in enumerate(spec.rules):
+            for index, match in enumerate(rule.matches):
+                if spec.port and match.port and match.port != spec.port:
+                    message = f"a Route for port {spec.port} never sees port {match.port}, expected one of the two"
+                    yield problem(document, f"spec.rules[{number}].matches[{index}].port", "NeverMatches", message)
 
 
 # --- order of rules ---------------------------------------------------------------------------------------------------
@@ -89,18 +114,38 @@ def _covers(wide: HTTPRouteMatch, narrow: HTTPRouteMatch) -> bool:
     return (
         (wide.path is None or _path_covers(wide.path, narrow.path))
         and (wide.method is None or wide.method == narrow.method)
+        and (wide.authority is None or wide.authority == narrow.authority)
+        and (wide.port is None or wide.port == narrow.port)
+        and (not wide.sources or (bool(narrow.sources) and set(narrow.sources) <= set(wide.sources)))
         and _values_cover(wide.headers, narrow.headers, _header_key)
         and _values_cover(wide.query_params, narrow.query_params, _param_key)
     )
 
 
+_EVERY_PATH: Final = frozenset({".*", "/.*", ".+"})
+"""Expressions that take all paths (`*`, which only OPTIONS has, aside)."""
+
+
 def _path_covers(wide: HTTPPathMatch, narrow: HTTPPathMatch | None) -> bool:
+    if wide.type == "RegularExpression":
+        return _pattern_covers(wide.value, narrow)
     if wide.type == "Exact":
         return narrow is not None and narrow.type == "Exact" and narrow.value == wide.value
     prefix = wide.value.rstrip("/")
     if not prefix:
         return True
-    return narrow is not None and (narrow.value.rstrip("/") == prefix or narrow.value.startswith(f"{prefix}/"))
+    if narrow is None or narrow.type == "RegularExpression":
+        return False
+    return narrow.value.rstrip("/") == prefix or narrow.value.startswith(f"{prefix}/")
+
+
+def _pattern_covers(wide: str, narrow: HTTPPathMatch | None) -> bool:
+    """Which paths two expressions share is not asked: only the same one, and one that takes everything, is seen."""
+    if wide in _EVERY_PATH or narrow is None:
+        return wide in _EVERY_PATH
+    if narrow.type == "RegularExpression":
+        return narrow.value == wide
+    return narrow.type == "Exact" and takes_whole(wide, narrow.value)
 
 
 def _header_key(item: ValueMatch) -> str:
@@ -125,6 +170,9 @@ def _value_covers(wide: ValueMatch, narrow: ValueMatch) -> bool:
             return narrow.type in ("Exact", "Prefix") and narrow.value.startswith(wide.value)
         case "Exact":
             return narrow.type == "Exact" and narrow.value == wide.value
+        case "RegularExpression":
+            same = narrow.type == "RegularExpression" and narrow.value == wide.value
+            return same or (narrow.type == "Exact" and takes_whole(wide.value, narrow.value))
 
 
 def duplicate_rule_names(facts: Facts) -> Iterator[Problem]:
@@ -144,7 +192,7 @@ def duplicate_rule_names(facts: Facts) -> Iterator[Problem]:
 
 def weight_sums(facts: Facts) -> Iterator[Problem]:
     for document, path, rule in _rules(facts):
-        if sum(ref.weight for ref in rule.backend_refs) == 0:
+        if rule.backend_refs and sum(ref.weight for ref in rule.backend_refs) == 0:
             message = "weights add up to 0, expected at least one above 0: nothing would take the requests"
             yield problem(document, f"{path}.backendRefs", "WeightSum", message)
 
@@ -222,7 +270,7 @@ def _value_lists(facts: Facts) -> Iterator[tuple[Document, str, Sequence[ValueMa
 def match_values(facts: Facts) -> Iterator[Problem]:
     for document, path, items in _value_lists(facts):
         for index, item in enumerate(items):
-            if item.type in ("Exact", "Prefix") and not item.value:
+            if item.type in ("Exact", "Prefix", "RegularExpression") and not item.value:
                 message = f"no `value` to compare {item.name!r} with, expected one; `type: Present` takes any"
                 yield problem(document, f"{path}[{index}]", "MatchValueMissing", message)
             if item.type in ("Present", "Absent") and item.value:
@@ -254,6 +302,8 @@ def _exclude(one: ValueMatch, other: ValueMatch) -> bool:
     if "Present" in (one.type, other.type):
         return False
     exact, second = (one, other) if one.type == "Exact" else (other, one)
+    if "RegularExpression" in (one.type, other.type):
+        return exact.type == "Exact" and not takes_whole(second.value, exact.value)
     if exact.type == "Exact":
         return second.value != exact.value if second.type == "Exact" else not exact.value.startswith(second.value)
     return not (one.value.startswith(other.value) or other.value.startswith(one.value))

@@ -10,7 +10,7 @@ from typing import Final
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry
 from backstay.core.snapshot import Document
-from backstay.core.validate import references, routes, security, settings
+from backstay.core.validate import filters, patterns, references, routes, security, settings
 from backstay.core.validate.facts import Rule, gather
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -26,6 +26,8 @@ RULES: Final[tuple[Rule, ...]] = (
     references.empty_subsets,
     references.workloads_not_there,
     references.ports_not_served,
+    routes.match_paths,
+    routes.match_ports,
     routes.unreachable_rules,
     routes.duplicate_rule_names,
     routes.weight_sums,
@@ -36,6 +38,18 @@ RULES: Final[tuple[Rule, ...]] = (
     routes.faults_without_effect,
     routes.match_values,
     routes.never_matching,
+    patterns.bad_patterns,
+    filters.rules_without_backends,
+    filters.mismatched_filters,
+    filters.repeated_filters,
+    filters.conflicting_filters,
+    filters.path_modifiers,
+    filters.filters_without_effect,
+    filters.redirect_status,
+    filters.forbidden_headers,
+    filters.rate_limit_periods,
+    filters.cors_for_everybody,
+    filters.sticky_headers,
     security.overlapping_authentication,
     security.duplicate_mtls_ports,
     security.tls_conflicts,

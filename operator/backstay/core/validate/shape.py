@@ -135,7 +135,7 @@ def _wrong_format(error: Any, path: str) -> Iterator[Mistake]:
 
 
 def _unknown_value(error: Any, path: str) -> Iterator[Mistake]:
-    options = ", ".join(option for option in error.validator_value if option)
+    options = ", ".join(str(option) for option in error.validator_value if option)
     message = f"unknown value {_said(error.instance)}, expected one of {options}"
     hint = did_you_mean(error.instance, error.validator_value)
     yield Mistake(path=path, reason="UnknownValue", message=message + hint)
