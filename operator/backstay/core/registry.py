@@ -111,4 +111,8 @@ def has_lost_half(old: Registry, new: Registry) -> bool:
     """A registry that is suddenly empty or halved is more often a broken list than a broken mesh: ask twice."""
     before = sum(instance.ready for instance in old.instances.values())
     after = sum(instance.ready for instance in new.instances.values())
+    return is_half_lost(before, after)
+
+
+def is_half_lost(before: int, after: int) -> bool:
     return before >= DOUBT_FROM and after <= before / 2

@@ -43,6 +43,28 @@ def build(facts: Facts, former: Iterable[Workload] = ()) -> Registry:
     return Registry(services=services, workloads=workloads, instances=instances)
 
 
+class Departed:
+    """Workloads whose last pod has gone. Scaled to zero they keep their config for a while; deleted they are forgotten."""
+
+    def __init__(self, remember: float) -> None:
+        self._remember = remember
+        self._gone: dict[str, tuple[float, Workload]] = {}
+        self._alive: set[str] = set()
+
+    def after(self, former: Registry, alive: set[str], now: float) -> list[Workload]:
+        """Those to keep beside the `alive` ones; `former` still knows what they were like."""
+        kept = {key: each for key, each in self._gone.items() if key not in alive and now - each[0] < self._remember}
+        left = (former.workloads[key] for key in self._alive - alive if key in former.workloads)
+        kept |= {workload.key: (now, workload) for workload in left if _may_return(workload, former)}
+        self._gone, self._alive = kept, set(alive)
+        return [workload for _, workload in kept.values()]
+
+
+def _may_return(workload: Workload, former: Registry) -> bool:
+    """A pod that nobody owns is its own workload, and does not come back."""
+    return f"{workload.name}.{workload.namespace}" not in former.instances
+
+
 @dataclass(frozen=True, slots=True)
 class _Places:
     """What the slices say, turned around: by pod, and by service."""
