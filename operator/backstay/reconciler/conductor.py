@@ -249,7 +249,8 @@ class Conductor:
         if not made.gaining:
             settings = msgspec.structs.replace(settings, traffic=())
         if self.by_hand or self._is_proven(made):
-            return msgspec.structs.replace(settings, immediate=True)
+            # Back to what has served: want of traffic is no reason to keep what is being undone.
+            return msgspec.structs.replace(settings, immediate=True, on_no_traffic="proceed")
         return settings
 
     def _is_proven(self, made: MeshPlan) -> bool:

@@ -189,7 +189,7 @@ class Outage:
 
 
 class Exits:
-    """The policy makes sidecars exit: whoever serves the candidate is killed, again and again."""
+    """The policy makes sidecars exit: whoever has taken the candidate is killed, again and again."""
 
     def __init__(self) -> None:
         self._killed: dict[str, int] = {}
@@ -197,7 +197,8 @@ class Exits:
     def __call__(self, mesh: LiveMesh) -> None:
         for item in mesh.proxies():
             name = item["metadata"]["name"]
-            if not name.startswith("web-") or not item["status"].get("candidate"):
+            status = item["status"]
+            if not (name.startswith("web-") and status.get("connected") and status.get("candidate")):
                 continue
             try:
                 pid = mesh.pid(name)

@@ -151,6 +151,18 @@ async def test_a_change_that_refuses_everybody_waits_for_a_person_when_nobody_ca
     assert (rollout.phase, world.outcome(sha)) == (Phase.HOLDING, "pending")
 
 
+async def test_undoing_a_policy_that_nobody_meets_needs_no_person() -> None:
+    """What it goes back to has served within a day, so want of traffic does not hold it."""
+    world = await world_with(route("1s"), rate=0)
+    sha = world.push(route("1s"), DENY)
+    assert await world.seconds(5, until=lambda: world.view.state.rollout is not None)
+    await with_seconds(world, world.reconciler.order("promote-full", actor="me", reason="meant", args={}))
+    assert await world.seconds(20, until=lambda: world.outcome(sha) == "live")
+    back = world.push(route("1s"))
+    assert await world.seconds(60, until=lambda: world.outcome(back) == "live")
+    assert world.reasons().count("NoTraffic") == 1
+
+
 async def test_immediate_moves_everybody_in_one_wave() -> None:
     world = await world_with(route("1s"))
     sha = world.push(route("2s", extra=", rollout: {strategy: Immediate}"))

@@ -185,7 +185,12 @@ def _views(look: _Look, workload: WorkloadKey) -> list[ProxyView]:
 
 def _reseat(look: _Look) -> None:
     testing_bake = look.rollout.phase is Phase.BAKING and look.memo.suspect is not None
-    if look.rollout.phase in phases.MOVING or testing_bake:
+    if look.rollout.phase not in phases.MOVING and not testing_bake:
+        return
+    if _too_many_left_out(look):
+        # A candidate that takes its proxies down must not be handed on to one after the other.
+        look.rollout = plan.without(look.rollout, look.memo.left_out)
+    else:
         look.rollout = plan.seats(look.rollout, look.fleet, look.memo.left_out)
 
 
@@ -915,11 +920,9 @@ def _take_back(look: _Look, suspect: Suspect) -> None:
 
 def _doubt(look: _Look) -> str:
     """Why nothing can be measured; empty: it can."""
-    out = [proxy for proxy in look.memo.left_out if proxy in look.fleet]
-    affected = [view for view in look.fleet.values() if view.workload in look.rollout.workloads]
-    allowed = max(1, math.floor(LEFT_OUT_SHARE * len(affected)))
-    if len(out) > allowed:
-        return f"{len(out)} proxies are left out, {allowed} may be: {', '.join(sorted(out))}"
+    if _too_many_left_out(look):
+        out = _left_out(look)
+        return f"{len(out)} proxies are left out, {_may_be_left_out(look)} may be: {', '.join(sorted(out))}"
     for name, state in look.rollout.workloads.items():
         if state.share <= 0 or not plan.candidates(look.rollout).get(name):
             continue
@@ -929,6 +932,19 @@ def _doubt(look: _Look) -> str:
         if views and not state.seats and all(view.id in look.memo.left_out for view in views):
             return f"all proxies of {name} are left out"
     return ""
+
+
+def _left_out(look: _Look) -> list[ProxyId]:
+    return [proxy for proxy in look.memo.left_out if proxy in look.fleet]
+
+
+def _may_be_left_out(look: _Look) -> int:
+    affected = sum(view.workload in look.rollout.workloads for view in look.fleet.values())
+    return max(1, math.floor(LEFT_OUT_SHARE * affected))
+
+
+def _too_many_left_out(look: _Look) -> bool:
+    return len(_left_out(look)) > _may_be_left_out(look)
 
 
 def _is_heard(view: ProxyView | None) -> bool:
@@ -991,7 +1007,9 @@ def _raise_thin(look: _Look) -> None:
         if state.passed:
             continue
         needed = verdict.requests_needed(look.tests(name), look.rollout.settings)
-        share = plan.thin_share(_rate(look, name), state.share, needed, look.rollout.settings)
+        rate, own = _rate(look, name), plan.share_of(look.rollout, name, look.rollout.wave)
+        most = plan.most_share(rate, own, look.rollout.wave_elapsed)
+        share = plan.thin_share(rate, state.share, needed, look.rollout.settings, most=most)
         if share > state.share * 1.2:  # a step worth an assignment, not every flicker of the rate
             raised[name] = msgspec.structs.replace(state, share=share)
     if raised:

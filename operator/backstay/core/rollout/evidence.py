@@ -11,7 +11,7 @@ persisted is not acknowledged, and the proxies send it again.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -69,6 +69,8 @@ class _Reporter:
     weights: dict[Direction, float] = field(default_factory=dict)
     """Its usual requests per second by direction while it serves stable only; empty: not known."""
 
+    half: bool = False
+    """Every other proxy of a workload is in its second half: what both halves do at once is no single proxy's burst."""
     first: int = 0
     """The first sequence that was placed; earlier ones that arrive after it are new too."""
     early: set[int] = field(default_factory=set)
@@ -79,12 +81,15 @@ class _Reporter:
         return sequence <= self.upto or sequence in self.beyond or sequence in self.pending
 
 
+_Group: TypeAlias = tuple[Direction, bool, bool]
+"""Direction, whether the proxy served one config throughout, which half of the workload's proxies it is in."""
+
+
 @dataclass(slots=True)
 class _Bucket:
     """One workload in one second, filling."""
 
-    rows: dict[tuple[Direction, bool], dict[Digest, Counts]] = field(default_factory=dict)
-    """(direction, whether the proxy served one config throughout) -> cohorts."""
+    rows: dict[_Group, dict[Digest, Counts]] = field(default_factory=dict)
     peers: dict[Digest, tuple[int, int]] = field(default_factory=dict)
     shares: dict[ProxyId, float] = field(default_factory=dict)
     sequences: list[tuple[ProxyId, str, int]] = field(default_factory=list)
@@ -121,7 +126,8 @@ class Folder:
             return known
         counted = self._counted.get(proxy)
         upto = counted.sequence if counted is not None and counted.boot == boot else -1
-        made = _Reporter(workload, boot, upto=upto, weights=known.weights if known else {})
+        half = known.half if known else sum(r.workload == workload for r in self._reporters.values()) % 2 == 1
+        made = _Reporter(workload, boot, upto=upto, weights=known.weights if known else {}, half=half)
         self._reporters[proxy] = made
         return made
 
@@ -157,7 +163,7 @@ class Folder:
             bucket.sequences.append((proxy, reporter.boot, sequence))
             bucket.shares[proxy] = _share(reporter, report, proxies.get(proxy))
             bucket.pure = bucket.pure and _is_pure(report, reporter.serving, proxies.get(proxy))
-            _add_rows(bucket.rows, report.rows, _throughout(reporter.serving, report.serving))
+            _add_rows(bucket.rows, report.rows, _throughout(reporter.serving, report.serving), reporter.half)
             _weigh(reporter, report, bucket.shares[proxy])
             reporter.serving = report.serving
             self._charge_peers(second, report, proxies)
@@ -200,13 +206,14 @@ class Folder:
             directions={d: self._stratum(bucket, d) for d in _DIRECTIONS if any(d == key[0] for key in bucket.rows)},
         )
         if bucket.pure and bucket.shares and len(block.cohorts) <= 1:
-            self._before[workload] = verdict.known(self._before.get(workload, verdict.Before()), block)
+            so_far = self._before.get(workload, verdict.Before())
+            self._before[workload] = verdict.known(so_far, block, _halves(bucket))
         return block
 
     def _stratum(self, bucket: _Bucket, direction: Direction) -> Stratum:
-        whole = bucket.rows.get((direction, True), {})
+        whole = _merged(*(bucket.rows.get((direction, True, half), {}) for half in _BOTH))
         return Stratum(
-            cohorts=_merged(whole, bucket.rows.get((direction, False), {})),
+            cohorts=_merged(whole, *(bucket.rows.get((direction, False, half), {}) for half in _BOTH)),
             whole=whole,
             expected=self._expected(bucket.shares, (direction,)),
         )
@@ -282,6 +289,18 @@ def _weigh(reporter: _Reporter, report: Report, share: float) -> None:
 
 
 _DIRECTIONS: Final[tuple[Direction, ...]] = ("in", "out")
+_BOTH: Final = (False, True)
+
+
+def _halves(bucket: _Bucket) -> verdict.Halves:
+    """A second of one config, by direction and half of the proxies."""
+    found: dict[Direction, tuple[Counts, Counts]] = {}
+    for direction in _DIRECTIONS:
+        sides = [_merged(*(bucket.rows.get((direction, whole, half), {}) for whole in _BOTH)) for half in _BOTH]
+        first, second = (next(iter(cohorts.values()), Counts()) for cohorts in sides)
+        if first.total or second.total:
+            found[direction] = (first, second)
+    return found
 
 
 def _throughout(before: Mapping[Digest, float], now: Mapping[Digest, float]) -> Digest:
@@ -301,8 +320,8 @@ def _is_urgent(bucket: _Bucket) -> bool:
 
 def _is_failing(bucket: _Bucket, direction: Direction) -> bool:
     sums: dict[Digest, list[int]] = {}
-    for whole in (True, False):
-        for digest, counts in bucket.rows.get((direction, whole), {}).items():
+    for group, cohorts in bucket.rows.items():
+        for digest, counts in cohorts.items() if group[0] == direction else ():
             seen = sums.setdefault(digest, [0, 0])
             seen[0] += counts.total
             seen[1] += counts.bad
@@ -310,11 +329,9 @@ def _is_failing(bucket: _Bucket, direction: Direction) -> bool:
     return len(enough) > 1 and any(bad * 2 > total for total, bad in enough)
 
 
-def _add_rows(
-    groups: dict[tuple[Direction, bool], dict[Digest, Counts]], rows: Iterable[Row], throughout: Digest
-) -> None:
+def _add_rows(groups: dict[_Group, dict[Digest, Counts]], rows: Iterable[Row], throughout: Digest, half: bool) -> None:
     for row in rows:
-        cohorts = groups.setdefault((row.direction, row.config == throughout), {})
+        cohorts = groups.setdefault((row.direction, row.config == throughout, half), {})
         counts = _counts(row)
         known = cohorts.get(row.config)
         cohorts[row.config] = counts if known is None else verdict.added(known, counts)

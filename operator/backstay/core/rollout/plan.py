@@ -35,6 +35,13 @@ EPSILON: Final = 1e-9
 """Shares are sums of decimal fractions; below this a rest is rounding, not a seat."""
 THIN_SHARE_MAX: Final = 0.5
 """DESIGN 6: thin traffic raises the share to at most half, so that a baseline of the same size remains."""
+FIRST_LOOK_REQUESTS: Final = 5.0
+"""Requests a second with which a wave begins, if its own share has fewer: as many as show that nothing works."""
+RAISE_AFTER_S: Final = 3.0
+RAISE_EVERY_S: Final = 1.5
+"""Thin traffic's share begins to grow once the first second's requests must have been judged (one to happen, up to two to
+be reported), then doubles: what breaks everything costs a handful of requests, also where a wave will need half of them.
+From 5 % to a half takes 7.5 s, little of any deadline."""
 
 _SERVES_STABLE: Final = frozenset(
     {Phase.ROLLING_BACK, Phase.BAKING, Phase.SUCCEEDED, Phase.FAILED, Phase.ABORTED, Phase.SUPERSEDED}
@@ -122,11 +129,18 @@ def share_of(rollout: Rollout, workload: WorkloadKey, wave: int) -> float:
     return shares[min(wave, len(shares) - 1)] if wave >= 0 else 0.0
 
 
-def thin_share(requests_per_s: float, share: float, needed: float, settings: Settings) -> float:
-    """The share at which a pass fits half the deadline: never below the wave's own, at most a half."""
+def thin_share(requests_per_s: float, share: float, needed: float, settings: Settings, *, most: float = 1.0) -> float:
+    """The share at which a pass fits half the deadline: never below the one it has, at most a half, and `most` for now."""
     if requests_per_s <= 0 or share <= 0 or share >= THIN_SHARE_MAX or settings.immediate or settings.traffic:
         return share
-    return max(share, min(THIN_SHARE_MAX, needed / (requests_per_s * settings.deadline / 2)))
+    return max(share, min(THIN_SHARE_MAX, most, needed / (requests_per_s * settings.deadline / 2)))
+
+
+def most_share(requests_per_s: float, own: float, elapsed: float) -> float:
+    """How far thin traffic may raise a wave's own share, so many seconds after the wave began."""
+    first = max(own, FIRST_LOOK_REQUESTS / requests_per_s) if requests_per_s > 0 else own
+    doublings = math.floor((elapsed - RAISE_AFTER_S) / RAISE_EVERY_S) + 1 if elapsed >= RAISE_AFTER_S else 0
+    return float(min(1.0, first * 2 ** min(doublings, 30)))
 
 
 # --- seats ------------------------------------------------------------------------------------------------------------
@@ -401,6 +415,16 @@ def unseated(rollout: Rollout) -> Rollout:
     """Nobody serves the candidate."""
     workloads = {
         name: msgspec.structs.replace(state, seats={}, share=0.0, passed=False)
+        for name, state in rollout.workloads.items()
+    }
+    return msgspec.structs.replace(rollout, workloads=workloads)
+
+
+def without(rollout: Rollout, left_out: Iterable[ProxyId]) -> Rollout:
+    """The same seats, but none for these."""
+    out = frozenset(left_out)
+    workloads = {
+        name: msgspec.structs.replace(state, seats={p: s for p, s in state.seats.items() if p not in out})
         for name, state in rollout.workloads.items()
     }
     return msgspec.structs.replace(rollout, workloads=workloads)

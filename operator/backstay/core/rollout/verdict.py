@@ -10,7 +10,7 @@ Rule: everything here is a function of counters. Tests are small values, persist
 blocks in the same order give the same tests, before and after a kill.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from math import exp, inf, log, log1p
 from typing import Final, NamedTuple, TypeAlias
@@ -74,8 +74,12 @@ LATELY_REQUESTS: Final = 20.0
 LATELY: Final = 0.8
 """What the rate of the last seconds keeps per block: half is forgotten in 3 s."""
 SHARED_JUMP: Final = 4.0
-"""A block that scatters this much (two standard errors) is held against the other cohort's rate in the same second:
-what moves both is an outage, not burstiness, and must not blunt the test for minutes."""
+"""A block that scatters this much (two standard errors) is held against other proxies' rate in the same second (the
+other cohort, or the other half of stable): what moves both is an outage, not burstiness, and must not blunt the test for
+minutes."""
+LATE_MOST: Final = 0.05
+"""The most that one second says of any latency bound: five times what the p99 allows. A service that is slow in every
+second moves the bound all the same; a few seconds in which the whole machine stood still do not."""
 BEFORE_AFTER_MARGIN: Final = 0.01
 BEFORE_AFTER_FACTOR: Final = 0.5
 """Before/after, time itself moves the rate: 1 pp or half of the rate, the larger (verdict.md 3)."""
@@ -244,17 +248,26 @@ def _rate_before(stable: TallyT, candidate: TallyT, known: float = -1.0) -> floa
     return (k + 0.5) / (n + 1) if n >= BEFORE_LEAST else known
 
 
-def known(before: Before, block: Block) -> Before:
+Halves: TypeAlias = Mapping[Direction, tuple[Counts, Counts]]
+"""The same requests by direction, of every other proxy and of the rest: what moves both is nobody's burst."""
+
+
+def known(before: Before, block: Block, halves: Halves | None = None) -> Before:
     """What is known of stable after one more second in which nothing else was served."""
+    split = halves or {}
     total = _sum(block.cohorts.values())
-    all_ = _learnt(before, total, block)
+    all_ = _learnt(before, total, block, tuple(_sum(side) for side in zip(*split.values(), strict=True)))
     directions: set[Direction] = {*before.sides, *block.directions}
     sides: dict[Direction, Known] = {}
     for direction in directions:
         stratum = block.directions.get(direction)
         seen = _sum(stratum.cohorts.values()) if stratum else _NOTHING
         # Most workloads only answer: then there is nothing to tell apart.
-        sides[direction] = all_ if len(directions) == 1 else _learnt(before.sides.get(direction, _UNKNOWN), seen, block)
+        sides[direction] = (
+            all_
+            if len(directions) == 1
+            else _learnt(before.sides.get(direction, _UNKNOWN), seen, block, split.get(direction, ()))
+        )
     destinations = {name: (n * MEMORY, k * MEMORY) for name, (n, k) in before.destinations.items() if n > FORGOTTEN}
     for name, (requests, bad) in total.by_destination.items():
         n, k = destinations.get(name, (0.0, 0.0))
@@ -269,12 +282,13 @@ def known(before: Before, block: Block) -> Before:
     )
 
 
-def _learnt(so_far: Known, seen: Counts, block: Block) -> Known:
+def _learnt(so_far: Known, seen: Counts, block: Block, halves: Sequence[Counts]) -> Known:
     slow = _slow_index(so_far.over)
     tallies = list(so_far.tracks)
-    tallies[BAD] = remember(tallies[BAD], seen.total, seen.bad)
-    tallies[SLOW] = remember(tallies[SLOW], *_slow(seen, slow)) if slow >= 0 else tallies[SLOW]
-    tallies[RETRIED] = remember(tallies[RETRIED], seen.total, _retried(seen))
+    tallies[BAD] = _of_halves(tallies[BAD], seen, halves, lambda part: (part.total, part.bad))
+    if slow >= 0:
+        tallies[SLOW] = _of_halves(tallies[SLOW], seen, halves, lambda part: _slow(part, slow))
+    tallies[RETRIED] = _of_halves(tallies[RETRIED], seen, halves, lambda part: (part.total, _retried(part)))
     for attempts, failures in block.peers.values():
         tallies[CONNECT] = remember(tallies[CONNECT], attempts, failures)
     heard = so_far.heard * RATE_MEMORY + (1 - RATE_MEMORY)
@@ -284,6 +298,32 @@ def _learnt(so_far: Known, seen: Counts, block: Block) -> Known:
         requests_per_s=so_far.requests_per_s + (seen.total - so_far.requests_per_s) * (1 - RATE_MEMORY) / heard,
         heard=heard,
     )
+
+
+def _of_halves(
+    tally: TallyT, seen: Counts, halves: Sequence[Counts], outcome: Callable[[Counts], tuple[int, int]]
+) -> TallyT:
+    """The tally with one more second. Where both halves of the proxies jumped, it scatters as they differ."""
+    learnt = remember(tally, *outcome(seen))
+    scatter = learnt[2] - tally[2] * MEMORY
+    if scatter <= SHARED_JUMP or len(halves) != 2:
+        return learnt
+    one, other = (outcome(half) for half in halves)
+    rate = (learnt[1] + 0.5) / (learnt[0] + 1.0)
+    if not all(n and k > n * rate and _scatter(n, k, rate) > SHARED_JUMP for n, k in (one, other)):
+        return learnt
+    apart = max(_apart(one, other), _apart(other, one))
+    return (*learnt[:2], tally[2] * MEMORY + min(scatter, apart), learnt[3])
+
+
+def _scatter(n: int, k: int, rate: float) -> float:
+    return (k - n * rate) ** 2 / (n * rate * (1.0 - rate))
+
+
+def _apart(one: tuple[int, int], other: tuple[int, int]) -> float:
+    """How these requests scatter around the rate of others in the same second, which is known that well."""
+    (n, k), (m, j) = one, other
+    return _scatter(n, k, (j + 0.5) / (m + 1.0)) / (1.0 + n / m)
 
 
 def _sum(parts: Iterable[Counts]) -> Counts:
@@ -387,8 +427,11 @@ def _observe_slow(tests: Tests, ours: Counts, theirs: Counts, *, alone: bool, se
 
 
 def _hanging(counts: Counts, bound: int) -> int:
-    """Requests, at least, that crossed this bound and have not been answered."""
-    return counts.over[bound] - counts.total if bound < len(counts.over) else 0
+    """Requests, at least, that crossed this bound and have not been answered: those answered beyond it crossed it too."""
+    if bound >= len(counts.over):
+        return 0
+    answered = sum(counts.latency[bound + 1 :]) if counts.latency else counts.total
+    return counts.over[bound] - answered
 
 
 class Viewed(NamedTuple):
@@ -460,9 +503,10 @@ def remember_latency(over: tuple[float, ...], counts: Counts) -> tuple[float, ..
     if not counts.total or not counts.over:
         return over
     old = over or (0.0,) * (len(LATENCY_BOUNDS_MS) + 1)
+    most = LATE_MOST * counts.total
     # Decimals are cut: they carry nothing and the state is persisted on every transition.
     return (
-        *(round(a * MEMORY + b, 3) for a, b in zip(old[:-1], counts.over, strict=False)),
+        *[round(a * MEMORY + min(b, most), 3) for a, b in zip(old[:-1], counts.over, strict=False)],
         round(old[-1] * MEMORY + counts.total, 3),
     )
 
@@ -472,11 +516,9 @@ def remember(tally: TallyT, n: int, k: int, others: int = 0, others_bad: int = 0
     if not n:
         return tally
     sum_n, sum_k = tally[0] * MEMORY + n, tally[1] * MEMORY + k
-    p = (sum_k + 0.5) / (sum_n + 1.0)
-    scatter = (k - n * p) ** 2 / (n * p * (1.0 - p))
+    scatter = _scatter(n, k, (sum_k + 0.5) / (sum_n + 1.0))
     if scatter > SHARED_JUMP and others:
-        q = (others_bad + 0.5) / (others + 1.0)
-        scatter = min(scatter, (k - n * q) ** 2 / (n * q * (1.0 - q) * (1.0 + n / others)))
+        scatter = min(scatter, _apart((n, k), (others, others_bad)))
     return (sum_n, sum_k, tally[2] * MEMORY + scatter, tally[3] * MEMORY + 1.0)
 
 
@@ -495,7 +537,7 @@ def _phi_expected(baseline: TallyT, n: int) -> float:
     per_block = baseline[0] / blocks if blocks else 0.0
     if blocks < STRANGE_BLOCKS - 1 or per_block <= 1.5:
         return unknown
-    together = max(0.0, (baseline[2] / blocks - 1.0) / (per_block - 1.0))
+    together = min(1.0, max(0.0, (baseline[2] / blocks - 1.0) / (per_block - 1.0)))
     expected = 1.0 + (n - 1) * together
     return max(PHI_KNOWN, expected) if baseline[1] >= KNOWN_BAD else max(unknown, expected)
 
@@ -515,7 +557,7 @@ def _two(
     if not seen.n:
         return _heard_stable(track, seen) if seen.nb else track
     heavy = at_once and _is_heavy(seen)
-    phi = _phi(track.candidate, _phi_expected(track.stable, seen.n))
+    phi = min(float(seen.n), _phi(track.candidate, _phi_expected(track.stable, seen.n)))
     learnt = (track.candidate[1] + 0.5) / (track.candidate[0] + 10.0)
     bets = (*ALTERNATIVES, learnt)
     if alone:
@@ -586,7 +628,8 @@ def _compared(
 ) -> _Stakes:
     b = _rate(track.stable)
     scale = 1.0 / phi
-    scale_b = 1.0 / _phi(track.stable, min(PHI_START, 1.0 + max(0, seen.nb - 1) * TOGETHER))
+    phi_b = _phi(track.stable, min(PHI_START, 1.0 + max(0, seen.nb - 1) * TOGETHER))
+    scale_b = 1.0 / min(float(max(1, seen.nb)), phi_b)  # requests of one second that share one fate are one observation
     most = _most_gain(track, seen, heavy=heavy)
     gains = [min(most, _pair(seen, a, b, margin, scale, scale_b)) if a > b + margin else 0.0 for a in bets]
     worse = _invest(track, track.worse, gains)

@@ -191,6 +191,17 @@ def test_too_many_left_out_is_unknown_and_holds() -> None:
     assert story.rollout.sentence.startswith("holding: 2 proxies are left out, 1 may be: web-")
 
 
+def test_a_candidate_that_takes_proxies_down_is_not_handed_on_to_one_after_the_other() -> None:
+    story = play(before={WEB: calm()})
+    for _ in range(60):
+        for proxy in story.on_candidate:
+            story.view(proxy, connected=False, share=0.0, silent_for=11.0)
+        story.look(None, GOOD)
+    down = [view.id for view in story.proxies.values() if not view.connected]
+    assert (story.phase, len(down), story.on_candidate) == (Phase.HOLDING, 2, {})
+    assert story.rollout.sentence == f"holding: 2 proxies are left out, 1 may be: {', '.join(sorted(down))}"
+
+
 @pytest.mark.parametrize("reason", ["Restarts", "ControlLost"])
 def test_a_candidate_that_went_back_while_stable_stayed_fails(reason: str) -> None:
     story = play()
@@ -409,7 +420,7 @@ def test_what_thin_traffic_has_raised_stays_out_and_waves_below_it_merge() -> No
         shares.append(sum(story.on_candidate.values()) / 8)
         story.look((round(12 * shares[-1]), 0), (12 - round(12 * shares[-1]), 0))
     assert shares == sorted(shares)
-    assert sorted({round(share, 2) for share in shares}) == [0.05, 0.5, 0.6, 1.0]
+    assert sorted({round(share, 2) for share in shares}) == [0.05, 0.42, 0.6, 1.0]
 
 
 # --- too little traffic -----------------------------------------------------------------------------------------------
@@ -450,6 +461,16 @@ def test_thin_traffic_raises_the_share_to_at_most_half() -> None:
     assert "ShareRaised" in story.reasons
     idle = play(settings=replaced(deadline=600.0, soak=600.0)).looks(30, (0, 0), (1, 0))
     assert idle.rollout.workloads[WEB].share == 0.5
+
+
+def test_thin_traffic_keeps_a_waves_own_share_until_its_first_second_is_judged_then_doubles_it() -> None:
+    """120 requests a second would need a half for a pass within ten seconds; 5 % is enough to see that nothing works."""
+    story = play(settings=replaced(deadline=20.0, soak=20.0), before={WEB: calm(requests=120)})
+    shares = []
+    for _ in range(10):
+        shares.append(round(story.rollout.workloads[WEB].share, 3))
+        story.look((round(120 * shares[-1]), 0), (round(120 * (1 - shares[-1])), 0))
+    assert shares == [0.05, 0.05, 0.05, 0.05, 0.1, 0.1, 0.2, 0.248, 0.248, 0.248]
 
 
 # --- shared harm ------------------------------------------------------------------------------------------------------
@@ -739,4 +760,5 @@ def seats_fit(rollout: Rollout, story: Play, known: memo.Memo) -> None:
         for v in story.proxies.values()
         if v.id not in known.left_out and (v.connected or (v.id in state.seats and v.silent_for < 60))
     ]
-    assert sum(state.seats.values()) == pytest.approx(state.share * len(able))
+    fits = sum(state.seats.values()) == pytest.approx(state.share * len(able))
+    assert fits or len(known.left_out.keys() & story.proxies.keys()) > 1  # then nobody new is given a seat

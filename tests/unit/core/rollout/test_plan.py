@@ -203,3 +203,17 @@ def test_thin_traffic_is_raised_to_at_most_half_and_never_lowered() -> None:
     assert plan.thin_share(0.1, 0.05, 300, settings) == 0.5
     assert plan.thin_share(0.1, 0.6, 300, settings) == 0.6
     assert plan.thin_share(0.0, 0.05, 300, settings) == 0.05
+    assert plan.thin_share(0.1, 0.05, 300, settings, most=0.2) == 0.2
+
+
+def test_thin_traffic_is_raised_step_by_step_from_as_many_requests_as_show_a_catastrophe() -> None:
+    assert [plan.most_share(200.0, 0.05, second) for second in (0, 2, 3, 4.5, 6, 600)] == [
+        0.05,
+        0.05,
+        0.1,
+        0.2,
+        0.4,
+        1.0,
+    ]
+    assert plan.most_share(10.0, 0.05, 0) == 0.5
+    assert plan.most_share(0.0, 0.05, 0) == 0.05

@@ -169,6 +169,53 @@ def test_traffic_steps_compare_destinations_of_the_same_service() -> None:
     assert says(tests) == (Verdict.FAIL, "bad")
 
 
+# --- what the whole mesh suffers --------------------------------------------------------------------------------------
+
+
+def lived_through(trouble: Counts, seconds: int, *, of_all: bool = True) -> verdict.Before:
+    """Eight proxies: a minute of calm, seconds of trouble for all of them or for half of them, twenty seconds of calm."""
+    known, calm_half = verdict.Before(), timed(80, 0)
+    for half, times in ((calm_half, 60), (trouble, seconds), (calm_half, 20)):
+        halves = (half, half if of_all else calm_half)
+        second = Block(workload=WEB, second=0, cohorts={"s": verdict.added(*halves)})
+        for _ in range(times):
+            known = verdict.known(known, second, {"out": halves})
+    return known
+
+
+ALL_FAIL = counts(80, 80, over=(80,) * 4 + (0,) * 11)
+ALL_HANG = counts(80, 0, over=(80,) * 11 + (0,) * 4)
+
+
+def test_an_outage_of_all_proxies_is_not_taken_for_burstiness() -> None:
+    tests = seen(verdict.seed(lived_through(ALL_FAIL, 5)), 25, counts(20, 0), counts(140, 0))
+    assert says(tests)[0] is Verdict.PASS
+
+
+def test_a_burst_of_some_proxies_is_burstiness() -> None:
+    tests = seen(verdict.seed(lived_through(ALL_FAIL, 5, of_all=False)), 25, counts(20, 0), counts(140, 0))
+    assert says(tests)[0] is Verdict.INCONCLUSIVE
+
+
+def test_seconds_in_which_everything_stood_still_do_not_hide_slowness() -> None:
+    """A quarter of the candidate's requests takes half a second more: found in five seconds, as on a calm machine."""
+    tests = verdict.seed(lived_through(ALL_HANG, 5))
+    assert says(seen(tests, 5, timed(20, 5), timed(140, 0))) == (Verdict.FAIL, "slow")
+
+
+def test_what_hangs_is_told_from_what_is_answered_meanwhile() -> None:
+    """Half of the candidate's requests hang; the other half is answered as fast as ever."""
+    known = seen(verdict.Tests(), 60, None, timed(140, 1))
+    half = counts(12, 0, over=(24,) * 4 + (12,) * 6 + (0,) * 5, latency=(0,) * 4 + (12,) + (0,) * 11)
+    assert says(seen(known, 1, half, timed(140, 1))) == (Verdict.FAIL, "slow")
+
+
+def test_no_cohort_scatters_more_than_its_requests_allow() -> None:
+    """Twenty requests that all share one fate are one observation, not none."""
+    outages = verdict.Tally(n=10_000.0, k=300.0, scatter=1e6, blocks=70.0)
+    assert verdict._phi_expected(outages, 20) == 20.0
+
+
 # --- before/after -----------------------------------------------------------------------------------------------------
 
 
