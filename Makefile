@@ -25,7 +25,7 @@ check: $(VENV)/.stamp-dev ## Format, lint, types, layers, schema drift.
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
-	$(BIN)/backstay schemas --check schemas
+	$(BIN)/backstay schemas --check schemas --crds bootstrap/crds
 
 bench-verdict: $(VENV)/.stamp-dev ## False alarms and harm against the information limit.
 	@$(BIN)/python tests/bench/verdict.py

@@ -1,4 +1,4 @@
-"""`backstay schemas`: the generated files (JSON Schemas, reference pages) written to disk, or compared with it."""
+"""`backstay schemas`: the generated files (JSON Schemas, reference pages, CRDs) written to disk, or compared with it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +13,13 @@ from backstay.core.validate.schema import generated
 def docs() -> Mapping[str, str]:
     """File name -> text of the generated reference pages."""
     return {"intents.md": intents_page(), "codes.md": codes_page()}
+
+
+def crds() -> Mapping[str, str]:
+    """File name -> text of bootstrap/crds."""
+    from backstay.adapters.kubernetes.crds import generated as definitions
+
+    return definitions()
 
 
 def differing(folder: Path, files: Mapping[str, str]) -> list[str]:
@@ -38,11 +45,17 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path("schemas"))
 @click.option("--docs", "docs_folder", type=click.Path(path_type=Path, file_okay=False), help="Reference pages too.")
+@click.option(
+    "--crds", "crds_folder", type=click.Path(path_type=Path, file_okay=False), help="CustomResourceDefinitions too."
+)
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if a file differs.")
 @click.pass_context
-def schemas(ctx: click.Context, folder: Path, docs_folder: Path | None, check: bool) -> None:
+def schemas(
+    ctx: click.Context, folder: Path, docs_folder: Path | None, crds_folder: Path | None, check: bool
+) -> None:
     """Write the JSON Schemas of the intents into FOLDER, for editors and other tools."""
     wanted = [(folder, generated())] + ([(docs_folder, docs())] if docs_folder else [])
+    wanted += [(crds_folder, crds())] if crds_folder else []
     if not check:
         for place, files in wanted:
             _write(place, files)
