@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -228,7 +228,7 @@ class ApiClient:
 
     async def watch(
         self, path: str, *, resource_version: str, labels: str = "", fields: str = "", seconds: int = WATCH_SECONDS
-    ) -> AsyncIterator[Change]:
+    ) -> AsyncGenerator[Change, None]:
         """Changes after `resource_version` until the server ends the watch, which is ordinary: go on from the last one.
 
         Raises Expired on 410 (list again), ApiError when the connection breaks.
