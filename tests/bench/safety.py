@@ -39,6 +39,10 @@ EVERYWHERE_S: Final = 60.0
 BAD_WITHIN: Final = 60.0
 GOOD_WITHIN: Final = 150.0
 """Seconds for a commit to come to rest; four waves of at most the deadline each would be 80."""
+HANGS_S: Final = 6.0
+"""The mesh's timeout, and a second for it to be told."""
+OPEN_USUALLY: Final = 3
+"""Requests of the busiest client under way at a time, at 120 a second and 20 ms each."""
 QUICK_CASES: Final = (
     "dead-subset", "abort-7-percent", "delay-for-all", "deny-all", "mtls-mode-clash", "single-instance-fault",
     "shorter-timeout", "half-to-v2", "strict-mtls", "comment-only",
@@ -80,13 +84,16 @@ def harmed_span(mesh: LiveMesh, mark: int, client: str) -> float:
 
 
 def settle(mesh: LiveMesh, client: str) -> None:
-    """Until requests have been well for two seconds and none is left that hangs."""
+    """Until requests have been well for two seconds and none is left that hangs: it is harmed when it ends."""
 
     def calm() -> bool:
         lines = mesh.client_lines(client)[-2:]
         return all(failures(line) + line["slow"] == 0 and line["open"] <= 0.1 * max(line["sent"], 1) for line in lines)
 
     mesh.until(calm, f"{client} to be well again", 60)
+    end = time.monotonic() + HANGS_S
+    while mesh.client_lines(client)[-1]["open"] > OPEN_USUALLY and time.monotonic() < end:
+        time.sleep(0.2)
 
 
 # --- one case ---------------------------------------------------------------------------------------------------------

@@ -71,6 +71,9 @@ PASS_BETS: Final = (0.5, 0.35, 0.15)
 """Stakes on "no worse" at the baseline's rate over minutes, at its rate of the last seconds (an outage that is over
 must not make good traffic look unlikely), and on "half the tolerance worse"."""
 LATELY_REQUESTS: Final = 20.0
+FALLEN: Final = 4.0
+"""Two standard errors below the remembered rate is clearly below it. bench-verdict: costs nothing; five seconds of outage a
+minute ago would otherwise cost five times the harm."""
 LATELY: Final = 0.8
 """What the rate of the last seconds keeps per block: half is forgotten in 3 s."""
 SHARED_JUMP: Final = 4.0
@@ -303,17 +306,25 @@ def _learnt(so_far: Known, seen: Counts, block: Block, halves: Sequence[Counts])
 def _of_halves(
     tally: TallyT, seen: Counts, halves: Sequence[Counts], outcome: Callable[[Counts], tuple[int, int]]
 ) -> TallyT:
-    """The tally with one more second. Where both halves of the proxies jumped, it scatters as they differ."""
+    """The tally with one more second. Where both halves of the proxies moved alike, it scatters as they differ."""
     learnt = remember(tally, *outcome(seen))
     scatter = learnt[2] - tally[2] * MEMORY
     if scatter <= SHARED_JUMP or len(halves) != 2:
         return learnt
     one, other = (outcome(half) for half in halves)
     rate = (learnt[1] + 0.5) / (learnt[0] + 1.0)
-    if not all(n and k > n * rate and _scatter(n, k, rate) > SHARED_JUMP for n, k in (one, other)):
+    if not (_moved(one, rate) == _moved(other, rate) != 0):
         return learnt
     apart = max(_apart(one, other), _apart(other, one))
     return (*learnt[:2], tally[2] * MEMORY + min(scatter, apart), learnt[3])
+
+
+def _moved(half: tuple[int, int], rate: float) -> int:
+    """1: it jumped above the rate; -1: it is below, as calm seconds are after an outage; 0: neither says anything."""
+    n, k = half
+    if k < n * rate:
+        return -1
+    return 1 if n and _scatter(n, k, rate) > SHARED_JUMP else 0
 
 
 def _scatter(n: int, k: int, rate: float) -> float:
@@ -526,6 +537,19 @@ def _rate(tally: TallyT) -> float:
     return (tally[1] + PRIOR_RATE * PRIOR_REQUESTS) / (tally[0] + PRIOR_REQUESTS)
 
 
+def _expected(track: Track) -> float:
+    """Stable's rate to reckon with: that of the last seconds once it is clearly below the remembered one.
+
+    An outage that is over is remembered for minutes, and a bet against its rate cannot see a few failures in a hundred.
+    """
+    rate = _rate(track.stable)
+    n, k = track.lately
+    fallen = n * rate - k
+    if fallen <= 0 or fallen * fallen <= FALLEN * n * rate * (1.0 - rate):
+        return rate
+    return (k + rate * LATELY_REQUESTS) / (n + LATELY_REQUESTS)
+
+
 def _phi(tally: TallyT, start: float) -> float:
     return max(1.0, (PHI_WEIGHT * start + tally[2]) / (PHI_WEIGHT + tally[3]))
 
@@ -626,7 +650,7 @@ def _compared(
     heavy: bool,
     may_pass: bool,
 ) -> _Stakes:
-    b = _rate(track.stable)
+    b = _expected(track)
     scale = 1.0 / phi
     phi_b = _phi(track.stable, min(PHI_START, 1.0 + max(0, seen.nb - 1) * TOGETHER))
     scale_b = 1.0 / min(float(max(1, seen.nb)), phi_b)  # requests of one second that share one fate are one observation

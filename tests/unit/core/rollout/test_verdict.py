@@ -192,6 +192,22 @@ def test_an_outage_of_all_proxies_is_not_taken_for_burstiness() -> None:
     assert says(tests)[0] is Verdict.PASS
 
 
+def test_an_outage_a_moment_ago_does_not_hide_a_plain_regression() -> None:
+    """One of twenty requests fails: found after as many as on a day without an outage."""
+    calm_day = verdict.seed(lived_through(timed(80, 0), 5))
+    after = verdict.seed(lived_through(ALL_FAIL, 5))
+    assert blocks_until_fail(calm_day, counts(20, 1), counts(140, 0)) == 7
+    assert 0 < blocks_until_fail(after, counts(20, 1), counts(140, 0)) <= 8
+
+
+def blocks_until_fail(tests: verdict.Tests, candidate: Counts, stable: Counts) -> int:
+    for number in range(1, 200):
+        tests = seen(tests, 1, candidate, stable)
+        if says(tests)[0] is Verdict.FAIL:
+            return number
+    return 0
+
+
 def test_a_burst_of_some_proxies_is_burstiness() -> None:
     tests = seen(verdict.seed(lived_through(ALL_FAIL, 5, of_all=False)), 25, counts(20, 0), counts(140, 0))
     assert says(tests)[0] is Verdict.INCONCLUSIVE
