@@ -1,0 +1,72 @@
+"""A real cluster for the tests in this folder, or one sentence that says why there is none."""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.lifecycle import Level
+from cluster.reach import NoCluster, Reach, at_least
+
+HERE = Path(__file__).parent
+LIMIT_S = 300
+"""The first test also starts the cluster and builds images, on a CI machine with other work."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker runs all of them: they share one cluster, which has one node on these two cores."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(LIMIT_S))
+
+
+@pytest.fixture(scope="session")
+def _whole() -> Iterator[Reach | str]:
+    with contextlib.ExitStack() as stack:
+        try:
+            found: Reach | str = stack.enter_context(at_least(Level.WHOLE))
+        except NoCluster as reason:
+            found = str(reason)
+        yield found
+
+
+@pytest.fixture(scope="session")
+def _api(_whole: Reach | str) -> Iterator[Reach | str]:
+    if isinstance(_whole, Reach):
+        yield _whole
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            found: Reach | str = stack.enter_context(at_least(Level.API))
+        except NoCluster as reason:
+            found = str(reason)
+        yield found
+
+
+@pytest.fixture(scope="session")
+def cluster(_whole: Reach | str) -> Reach:
+    """A whole cluster: pods run."""
+    if isinstance(_whole, str):
+        pytest.skip(_whole)
+    return _whole
+
+
+@pytest.fixture(scope="session")
+def api(_api: Reach | str) -> Reach:
+    """At least an API server with its controllers; pods may stay pending."""
+    if isinstance(_api, str):
+        pytest.skip(_api)
+    return _api
+
+
+@pytest.fixture
+def namespace(api: Reach) -> Iterator[str]:
+    """A namespace of this test's own; it goes afterwards, without being waited for."""
+    name = f"test-{secrets.token_hex(4)}"
+    api.kubectl("create", "namespace", name)
+    yield name
+    api.kubectl("delete", "namespace", name, "--wait=false")
