@@ -46,6 +46,9 @@ class RecordingEngine:
     def endpoints(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> None:
         self._write("endpoints", full=full, names={name: len(each) for name, each in changed.items()})
 
+    def addresses(self, services: Mapping[str, Sequence[str]]) -> None:
+        self._write("addresses", services={name: list(each) for name, each in services.items()})
+
     def trust(self, bundles: Mapping[str, str], revoked: Sequence[str]) -> None:
         self._write("trust", domains=sorted(bundles), revoked=list(revoked))
 

@@ -55,9 +55,12 @@ class Live(Message, frozen=True, kw_only=True, tag="live"):
 
     epoch: int
     full: bool = False
-    """True: forget all endpoints not named here."""
+    """True: forget all endpoints and addresses not named here."""
     endpoints: dict[str, list[Endpoint]] = {}
     """`service.namespace:port` -> all its endpoints now; an empty list takes them away."""
+    addresses: dict[str, list[str]] = {}
+    """`service.namespace` -> virtual addresses that stand for it (a cluster's service IPs): what a redirected connection was
+    meant for; an empty list takes them away."""
     trust: dict[str, str] | None = None
     """Trust domain -> PEM bundle (several roots); None: unchanged."""
     revoked: list[str] | None = None

@@ -1,6 +1,7 @@
 """Registry -> live data: the endpoints behind every service port, as callers reach them."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from backstay.config.wire import Endpoint
 from backstay.core.registry import Instance, Registry, Service, ServicePort, Workload
@@ -47,8 +48,16 @@ def _reachable_port(port: ServicePort, instance: Instance) -> int:
     return instance.inbound.get(port.target_port, 0)
 
 
-def changed(old: Mapping[str, list[Endpoint]], new: Mapping[str, list[Endpoint]]) -> dict[str, list[Endpoint]]:
-    """Services whose endpoints differ; a service that is gone has none."""
+def addresses(registry: Registry) -> dict[str, list[str]]:
+    """`service.namespace` -> its virtual addresses, where it has any."""
+    return {key: list(service.addresses) for key, service in registry.services.items() if service.addresses}
+
+
+Each = TypeVar("Each")
+
+
+def changed(old: Mapping[str, list[Each]], new: Mapping[str, list[Each]]) -> dict[str, list[Each]]:
+    """Services whose endpoints (or addresses) differ; a service that is gone has none."""
     delta = {key: value for key, value in new.items() if old.get(key) != value}
     delta.update({key: [] for key in old if key not in new})
     return delta

@@ -26,6 +26,7 @@ class Messenger:
         """The one whose endpoints were published last."""
         self._assigned: dict[str, plan.Target] = {}
         self._endpoints: dict[str, list[Endpoint]] = {}
+        self._addresses: dict[str, list[str]] = {}
         self._trust: Mapping[str, str] = {}
 
     def forget(self, proxy: str) -> None:
@@ -76,10 +77,13 @@ class Messenger:
             return {}
         endpoints = live.endpoints(registry, self._trust_domain)
         delta = live.changed(self._endpoints, endpoints)
+        addresses = live.addresses(registry)
+        moved = live.changed(self._addresses, addresses)
         counts = {key: (len(self._endpoints.get(key, ())), len(now)) for key, now in delta.items()}
-        if delta or trust != self._trust:
-            self._fleet.publish(Live(epoch=self._keeper.epoch, endpoints=delta, trust=trust))
+        if delta or moved or trust != self._trust:
+            self._fleet.publish(Live(epoch=self._keeper.epoch, endpoints=delta, addresses=moved, trust=trust))
         self._registry, self._endpoints, self._trust = registry, endpoints, trust
+        self._addresses = addresses
         return counts
 
     def acknowledge(self, folder: Folder) -> None:

@@ -192,6 +192,7 @@ class Agent:
             self._use_identity(svid)
         self.engine.trust(self.live.trust, self.live.revoked)
         self.engine.endpoints(self.live.endpoints, full=True)
+        self.engine.addresses(self.live.addresses)
         start = self._decide_start(now)
         try:
             self._restore_configs(start.with_candidate)
@@ -403,8 +404,10 @@ class Agent:
     def _take_live(self, message: Live) -> None:
         known = self.live
         endpoints = dict(message.endpoints) if message.full else known.endpoints | message.endpoints
+        addresses = dict(message.addresses) if message.full else known.addresses | message.addresses
         self.live = SavedLive(
             endpoints={name: each for name, each in endpoints.items() if each},
+            addresses={name: each for name, each in addresses.items() if each},
             trust=known.trust if message.trust is None else message.trust,
             revoked=known.revoked if message.revoked is None else message.revoked,
         )
@@ -412,6 +415,8 @@ class Agent:
             self.engine.trust(self.live.trust, self.live.revoked)
         if message.endpoints or message.full:
             self.engine.endpoints(message.endpoints, full=message.full)
+        if message.addresses or message.full:
+            self.engine.addresses(self.live.addresses)
         if self._live_timer is None:
             loop = asyncio.get_running_loop()
             self._live_timer = loop.call_later(LIVE_WRITE_AFTER, self._write_live)

@@ -32,6 +32,14 @@ class ExplicitListener:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Redirected:
+    """Ports that connections are redirected to (iptables REDIRECT): the kernel knows what they were meant for."""
+
+    outbound: int = 15001
+    inbound: int = 15006
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
     """Where this sidecar stands: given by the platform at start, never by a config."""
 
@@ -47,6 +55,8 @@ class Address:
     outbound: int = 15001
     """HTTP proxy port for the application (bound on `app_host`)."""
     explicit: tuple[ExplicitListener, ...] = ()
+    redirected: "Redirected | None" = None
+    """Where the kernel takes connections of and to the application; None: it does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +92,9 @@ class Engine(Protocol):
 
     def endpoints(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> None:
         """Live endpoints by `service.namespace:port`."""
+
+    def addresses(self, services: Mapping[str, Sequence[str]]) -> None:
+        """All virtual addresses, by `service.namespace`: what redirected connections were meant for."""
 
     def trust(self, bundles: Mapping[str, str], revoked: Sequence[str]) -> None:
         """Trust domain -> PEM roots; peers whose identity is revoked are cut off at once."""

@@ -57,6 +57,7 @@ class SavedLive(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The last known live data: better than nothing for a start without an operator."""
 
     endpoints: dict[str, list[Endpoint]] = {}
+    addresses: dict[str, list[str]] = {}
     trust: dict[str, str] = {}
     revoked: list[str] = []
 

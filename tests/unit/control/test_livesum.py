@@ -44,3 +44,14 @@ def test_trust_and_revocations_concern_everybody() -> None:
     assert news.concerns(frozenset()) is True
     assert news.only(frozenset(), 1) == Live(epoch=1, trust={"td": "ONE TWO"}, revoked=["spiffe://td/x"])
     assert live.part(1, ["a:80"]) == Live(epoch=1)
+
+
+def test_virtual_addresses_go_to_who_knows_the_service_and_their_changes_to_everybody() -> None:
+    live = LiveSum({"td": "PEM"})
+    live.add(Live(epoch=1, endpoints={"a.n:80": at(1)}, addresses={"a.n": ["10.0.0.1"], "b.n": ["10.0.0.2"]}))
+    assert live.everything(1, ["a.n:80"]).addresses == {"a.n": ["10.0.0.1"]}
+    assert live.part(1, ["b.n:80"]).addresses == {"b.n": ["10.0.0.2"]}
+    news = live.add(Live(epoch=1, addresses={"a.n": ["10.0.0.1"], "b.n": []}))
+    assert news.concerns(frozenset())
+    assert news.only(frozenset(), 1) == Live(epoch=1, addresses={"b.n": []})
+    assert live.everything(1, None).addresses == {"a.n": ["10.0.0.1"]}

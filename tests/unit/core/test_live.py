@@ -3,7 +3,7 @@
 import dataclasses
 
 from backstay.config.wire import Endpoint
-from backstay.core.live import changed, endpoints
+from backstay.core.live import addresses, changed, endpoints
 from support.meshes import registry
 
 
@@ -35,3 +35,11 @@ def test_only_services_that_changed_are_sent_and_gone_ones_emptied() -> None:
     old = endpoints(registry(("a", "b")), "td")
     new = endpoints(registry(("a",)), "td")
     assert changed(old, new) == {"b.shop:80": []}
+
+
+def test_services_without_virtual_addresses_are_not_named() -> None:
+    found = registry(("a", "b"))
+    virtual = dataclasses.replace(found.services["a.shop"], addresses=("10.96.0.1", "fd00::1"))
+    assert addresses(dataclasses.replace(found, services={**found.services, "a.shop": virtual})) == {
+        "a.shop": ["10.96.0.1", "fd00::1"]
+    }

@@ -127,6 +127,9 @@ class PythonEngine:
     def endpoints(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> None:
         close_all(self.server.pools.update(changed, full=full))
 
+    def addresses(self, services: Mapping[str, Sequence[str]]) -> None:
+        self.server.services = {address: service for service, found in services.items() for address in found}
+
     def trust(self, bundles: Mapping[str, str], revoked: Sequence[str]) -> None:
         self._bundles = dict(bundles)
         self._revoked = frozenset(revoked)

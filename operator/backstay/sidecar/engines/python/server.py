@@ -7,7 +7,7 @@ under the old ones finishes under them.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import random as system_random
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -91,6 +91,8 @@ class Server:
         self.share = 0.0
         self.expected: Sequence[RefusalExpected] = ()
         self.contexts: Contexts | None = None
+        self.services: Mapping[str, str] = {}
+        """Virtual address -> `service.namespace`."""
         self.draining = False
         self.max_pending = MAX_PENDING
         self.now = self.loop.time()
