@@ -6,6 +6,7 @@ commands. Statistics are verdict.py's, seats plan.py's, phases phases.py's; here
 Rule: at most one advance per look, and none in a look that saw a failure. Rule: unknown never moves anything.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from backstay.core.rollout.model import (
     Restore,
     Rollout,
     SetSeats,
+    Settings,
     Tell,
     Verdict,
     WorkloadKey,
@@ -94,6 +96,31 @@ class _Look:
             known = self.decoded[workload] = (raw, verdict.load(raw))
         return known[1]
 
+    grouped: dict[WorkloadKey, list[ProxyView]] = field(default_factory=dict)
+
+    def views(self, workload: WorkloadKey) -> list[ProxyView]:
+        """The workload's proxies; the fleet is gone through once a look, not once a workload."""
+        if not self.grouped:
+            for view in self.fleet.values():
+                self.grouped.setdefault(view.workload, []).append(view)
+        return self.grouped.get(workload, [])
+
+    def judgement(self, workload: WorkloadKey) -> verdict.Judgement:
+        """What the workload's tests say; only those that have learnt something in this look are weighed again."""
+        raw, settings = self.rollout.workloads[workload].evidence.tests, self.rollout.settings
+        known = self.decoded.get(workload)
+        if known is not None and known[0] is raw:
+            return verdict.judge(known[1], settings)
+        return _judged(bytes(raw), settings)
+
+    def needed(self, workload: WorkloadKey) -> float:
+        """About how many candidate requests a pass takes."""
+        raw, settings = self.rollout.workloads[workload].evidence.tests, self.rollout.settings
+        known = self.decoded.get(workload)
+        if known is not None and known[0] is raw:
+            return verdict.requests_needed(known[1], settings)
+        return _needed(bytes(raw), settings)
+
     def change(self, **fields: object) -> None:
         self.rollout = msgspec.structs.replace(self.rollout, **fields)
 
@@ -111,6 +138,17 @@ class _Look:
         if key not in self.memo.told:
             self.remember(told=(*self.memo.told, key))
             self.tell(reason, message, warning=True)
+
+
+@functools.lru_cache(maxsize=1024)
+def _judged(tests: bytes, settings: Settings) -> verdict.Judgement:
+    """Most looks bring no block for most workloads: a hundred times faster than to decode and weigh what is known."""
+    return verdict.judge(verdict.load(msgspec.Raw(tests)), settings)
+
+
+@functools.lru_cache(maxsize=1024)
+def _needed(tests: bytes, settings: Settings) -> float:
+    return verdict.requests_needed(verdict.load(msgspec.Raw(tests)), settings)
 
 
 def decide(
@@ -177,10 +215,6 @@ def _stable_cut_off_now(look: _Look, fleet: Mapping[ProxyId, ProxyView]) -> bool
 
 def _seated(rollout: Rollout) -> frozenset[ProxyId]:
     return frozenset(proxy for state in rollout.workloads.values() for proxy in state.seats)
-
-
-def _views(look: _Look, workload: WorkloadKey) -> list[ProxyView]:
-    return [view for view in look.fleet.values() if view.workload == workload]
 
 
 def _reseat(look: _Look) -> None:
@@ -368,10 +402,10 @@ class _Fleetwide:
 
 
 def _judge(look: _Look) -> _Fleetwide:
-    judged = {name: verdict.judge(look.tests(name), look.rollout.settings) for name in look.rollout.workloads}
+    judged = {name: look.judgement(name) for name in look.rollout.workloads}
     failing = _failing(judged, look.rollout)
-    for name, judgement in judged.items():
-        _note(look, name, judgement, failed=name == failing)
+    noted = {name: _noted(look, name, judgement, failed=name == failing) for name, judgement in judged.items()}
+    look.change(workloads=noted)
     return _Fleetwide(judgements=judged, failing=failing)
 
 
@@ -390,22 +424,21 @@ def _failing(judged: Mapping[WorkloadKey, verdict.Judgement], rollout: Rollout) 
     return loudest if crossed and judged[loudest].confirmed else None
 
 
-def _note(look: _Look, name: WorkloadKey, judgement: verdict.Judgement, *, failed: bool) -> None:
+def _noted(look: _Look, name: WorkloadKey, judgement: verdict.Judgement, *, failed: bool) -> WorkloadRollout:
     state = look.rollout.workloads[name]
     known = Verdict.INCONCLUSIVE if judgement.verdict is Verdict.FAIL else judgement.verdict
     passed = state.passed or judgement.verdict is Verdict.PASS
     evidence = state.evidence
     if failed:
         tests = verdict.load(evidence.tests)
-        text = verdict.sentence(name, tests, judgement, _moved(state, len(_views(look, name))))
+        text = verdict.sentence(name, tests, judgement, _moved(state, len(look.views(name))))
         evidence = msgspec.structs.replace(
             evidence, sentence=text, causes=_with_origins(evidence.causes, look.seen.origins.get(name, {}))
         )
     evidence = msgspec.structs.replace(evidence, verdict=Verdict.FAIL if failed else known)
-    state = msgspec.structs.replace(
+    return msgspec.structs.replace(
         state, evidence=evidence, passed=passed and not failed, proven=state.proven or passed
     )
-    look.change(workloads={**look.rollout.workloads, name: state})
 
 
 def _moved(state: WorkloadRollout, proxies: int) -> str:
@@ -928,7 +961,7 @@ def _doubt(look: _Look) -> str:
             continue
         if state.seats and not any(_is_heard(look.fleet.get(proxy)) for proxy in state.seats):
             return f"no proxy of {name} that serves the candidate reports"
-        views = _views(look, name)
+        views = look.views(name)
         if views and not state.seats and all(view.id in look.memo.left_out for view in views):
             return f"all proxies of {name} are left out"
     return ""
@@ -968,12 +1001,12 @@ def _active(look: _Look) -> list[WorkloadKey]:
 
 
 def _all_passed(look: _Look) -> bool:
-    return all(look.rollout.workloads[name].passed for name in _active(look) if _views(look, name))
+    return all(look.rollout.workloads[name].passed for name in _active(look) if look.views(name))
 
 
 def _maybe_advance(look: _Look) -> None:
     settings, active = look.rollout.settings, _active(look)
-    nobody = [name for name in active if not _views(look, name)]
+    nobody = [name for name in active if not look.views(name)]
     look.remember(empty_for=look.memo.empty_for + look.seen.elapsed if nobody else 0.0)
     if look.rollout.wave_elapsed < settings.soak or (nobody and look.memo.empty_for < LOST_S):
         return
@@ -988,7 +1021,7 @@ def _maybe_advance(look: _Look) -> None:
 def _is_thin(look: _Look, name: WorkloadKey) -> bool:
     """Too little traffic for a pass to fit into half the deadline, at the share it has."""
     state = look.rollout.workloads[name]
-    needed = verdict.requests_needed(look.tests(name), look.rollout.settings)
+    needed = look.needed(name)
     return _rate(look, name) * state.share * look.rollout.settings.deadline / 2 < needed
 
 
@@ -1006,7 +1039,7 @@ def _raise_thin(look: _Look) -> None:
         state = look.rollout.workloads[name]
         if state.passed:
             continue
-        needed = verdict.requests_needed(look.tests(name), look.rollout.settings)
+        needed = look.needed(name)
         rate, own = _rate(look, name), plan.share_of(look.rollout, name, look.rollout.wave)
         most = plan.most_share(rate, own, look.rollout.wave_elapsed)
         share = plan.thin_share(rate, state.share, needed, look.rollout.settings, most=most)
