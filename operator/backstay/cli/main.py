@@ -21,6 +21,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "up": ("up", "Run the operator, sidecars and services on this machine."),
     "validate": ("validate", "Check a folder of documents as the operator would."),
     "plan": ("plan", "Show which workloads a change would touch, and in which waves."),
+    "route": ("route", "Which route and which policies decide one request."),
+    "auth": ("auth", "Who may ask what of whom."),
     "status": ("status", "What is live, and whether all is well."),
     "get": ("get", "List intents, workloads, proxies, revisions or rollouts."),
     "describe": ("describe", "Everything about one object, with its events."),
@@ -93,13 +95,15 @@ class LazyGroup(click.Group):
     help="Folder of the operator's state and socket.",
 )
 @click.option("--color", type=click.Choice(("auto", "always", "never")), default="auto", help="NO_COLOR works as well.")
+@click.option("--actor", default="", hidden=True, help="Who gives orders, where another program knows better.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but what was asked for.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more.")
 @click.pass_context
-def cli(ctx: click.Context, state_dir: Path | None, color: str, quiet: bool, verbose: bool) -> None:
+def cli(ctx: click.Context, state_dir: Path | None, color: str, actor: str, quiet: bool, verbose: bool) -> None:
     """A service mesh operated with `git push`: changes go out in waves and come back by themselves."""
     ctx.color = _color(color)
-    ctx.obj = Session(state_dir=state_dir or default_state_dir(), verbosity=int(verbose) - int(quiet))
+    verbosity = int(verbose) - int(quiet)
+    ctx.obj = Session(state_dir=state_dir or default_state_dir(), verbosity=verbosity, actor=actor)
 
 
 def _color(wanted: str) -> bool | None:

@@ -8,7 +8,7 @@ import msgspec
 from backstay.adapters.processes import workloads_file
 from backstay.cli.client import Client
 from backstay.cli.exits import Failed
-from backstay.core.registry import Registry
+from backstay.core.registry import Instance, Registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,19 @@ def declared(path: Path) -> Declared:
         raise Failed(f"{path}: {error.strerror or error}") from error
     registry = Registry(services=found.services(), workloads=found.workloads())
     return Declared(registry=registry, namespace=found.contents.namespace)
+
+
+def expected(path: Path) -> Registry:
+    """The registry once everything in a workloads file runs: labels decide who answers, so instances are needed."""
+    known = declared(path).registry
+    instances = {}
+    for key, entry in workloads_file.read(path).entries().items():
+        for number in range(entry.replicas):
+            id = f"{key.replace('/', '-')}-{number + 1}"
+            instances[id] = Instance(
+                id=id, workload=key, address="", labels=entry.labels, meshed=entry.sidecar, zone=entry.zone
+            )
+    return Registry(services=known.services, workloads=known.workloads, instances=instances)
 
 
 def live_registry(client: Client) -> Registry:

@@ -1,0 +1,540 @@
+"""One request -> the route, the shares, the policies and the lines of git that decide it.
+
+A request meets two decisions: its caller's proxy chooses a route (`World.sends`), and the proxy of whoever answers takes it
+in or refuses it (`World.receives`). Both are asked of the tables in config/ that the data plane runs, over the same compiled
+configs, so what `route test`, reviews, expectations and replays say is what a proxy does. `World.trace` puts them together.
+
+Rule: nothing is decided here that config/ could decide. Whoever adds a field to a rule or a policy extends this module,
+core/review and the property tests that compare them with a real sidecar.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Final, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import msgspec
+
+from backstay.config.authorize import AuthorizationTable, namespace_of
+from backstay.config.match import HostTable, RouteTable
+from backstay.config.model import (
+    Authorization,
+    Backend,
+    HostRoutes,
+    InboundPort,
+    Listeners,
+    Manifest,
+    Mirror,
+    Part,
+    Rule,
+    WeightedBackend,
+    decode_part,
+)
+from backstay.config.target import clean_target, is_seen
+from backstay.core.compile import Compiled, PartCache, compile_mesh
+from backstay.core.registry import Registry
+from backstay.core.snapshot import Document, Snapshot
+
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+Fields: TypeAlias = tuple[tuple[bytes, bytes], ...]
+ANONYMOUS: Final = ""
+"""The source of a caller without a certificate (plaintext)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a caller asks for, as people write it."""
+
+    method: str = "GET"
+    authority: str = ""
+    """The Host field: `sa-logic`, `sa-logic.shop:8080`."""
+    path: str = "/"
+    query: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        query = f"?{self.query}" if self.query else ""
+        return f"{self.method} {self.authority}{self.path}{query}"
+
+
+def request_to(method: str, url: str, headers: Iterable[tuple[str, str]] = ()) -> Request:
+    """A request for a URL (`http://sa-logic/x?y=1`, `sa-logic/x`). Raises ValueError for what is none."""
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme != "http":
+        raise ValueError(f"unknown scheme {parts.scheme!r}, expected 'http': proxies see no inside of other URLs")
+    if not parts.netloc or "@" in parts.netloc:
+        raise ValueError(f"{url!r} names no host, expected http://HOST[:PORT]/PATH")
+    return Request(
+        method=method.upper(),
+        authority=parts.netloc,
+        path=parts.path or "/",
+        query=parts.query,
+        headers=tuple(headers),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as matchers see it: bytes, dot segments resolved, only fields that are forwarded."""
+
+    method: bytes
+    authority: bytes
+    path: bytes
+    query: bytes
+    fields: Fields
+
+
+def asked(request: Request) -> Asked | None:
+    """None for a target that every proxy answers with 400."""
+    target = request.path + (f"?{request.query}" if request.query else "")
+    method = request.method.encode("latin-1", "replace")
+    cleaned = clean_target(target.encode("utf-8", "surrogateescape"), method)
+    if cleaned is None:
+        return None
+    path, _, query = cleaned.partition(b"?")
+    fields = tuple((name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in request.headers)
+    listed = {
+        option.strip().lower()
+        for name, value in fields
+        if name.lower() == b"connection"
+        for option in value.split(b",")
+    }
+    seen = tuple(item for item in fields if is_seen(item[0]) and item[0].lower() not in listed)
+    return Asked(method, request.authority.encode("latin-1", "replace"), path, query, seen)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """One of the places a rule may send a request to."""
+
+    share: Fraction
+    backend: Backend
+    """As the caller's proxy has it, without the subsets of others."""
+    subset: str = ""
+    labels: Labels = ()
+    place: str = ""
+    """`file:line` of the Backend document, if one shapes it."""
+
+    @property
+    def service(self) -> str:
+        return f"{self.backend.service}:{self.backend.port}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.service}/{self.subset}" if self.subset else self.service
+
+
+SentKind: TypeAlias = Literal[
+    "route", "redirect", "direct", "no-backend", "no-route", "unknown-host", "pass-through", "bad-request"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What the caller's proxy does with a request."""
+
+    kind: SentKind
+    host: str = ""
+    """`host:port` of the routes that were asked."""
+    rule: Rule | None = None
+    index: int = -1
+    destinations: tuple[Destination, ...] = ()
+    mirrors: tuple[Destination, ...] = ()
+    prefix: str = ""
+    """The path prefix that matched, where what is done depends on it."""
+    place: str = ""
+    """`file:line` of the rule, or of the document that has none for this request; empty where no document says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """What the proxy of one workload does with a request that reaches it."""
+
+    workload: str
+    port: int
+    source: str
+    """Verified SPIFFE ID of the caller, empty for plaintext."""
+    allowed: bool
+    reason: str = ""
+    """`denied`, `plaintext-refused`, `handshake-refused`; empty where it is allowed."""
+    mtls: str = "permissive"
+    mtls_place: str = ""
+    policy: str = ""
+    """`<namespace>/<name>` of the policy that decided; empty if none did."""
+    rule: int = -1
+    place: str = ""
+    """`file:line` of the deciding rule, or of the policy that let nobody else in."""
+    audited: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """Instances that a destination stands for, as one workload."""
+
+    workload: str
+    port: int
+    """The application's own port."""
+    instances: tuple[str, ...] = ()
+    meshed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answerer:
+    """Who may answer, and whether it would."""
+
+    destination: Destination
+    reach: Reach
+    secure: bool
+    """mTLS between the two proxies."""
+    received: Received | None
+    """None where it has no proxy: nothing of the mesh is asked there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """A request from its caller to everybody who may answer it."""
+
+    caller: str
+    request: Request
+    sent: Sent
+    answerers: tuple[Answerer, ...] = ()
+
+    @property
+    def is_denied(self) -> bool:
+        """True if whoever may get it refuses it."""
+        asked_of = [item.received for item in self.answerers if item.received is not None]
+        return bool(asked_of) and len(asked_of) == len(self.answerers) and not any(one.allowed for one in asked_of)
+
+
+class UnknownWorkload(LookupError):
+    """The registry has no workload of that name."""
+
+
+class World:
+    """One snapshot compiled for one registry, ready to be asked. Answers are remembered by the parts they came from."""
+
+    def __init__(self, snapshot: Snapshot, registry: Registry, compiled: Compiled) -> None:
+        self.snapshot = snapshot
+        self.registry = registry
+        self.compiled = compiled
+        self._parts: dict[str, Part] = {}
+        self._hosts: dict[tuple[object, ...], HostTable] = {}
+        self._policies: dict[str, AuthorizationTable] = {}
+        self._sends_to: dict[str, frozenset[str]] = {}
+        self._reaches: dict[tuple[str, Labels], tuple[Reach, ...]] = {}
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    def manifest(self, workload: str) -> Manifest:
+        """Raises UnknownWorkload."""
+        found = self.compiled.manifests.get(workload)
+        if found is None:
+            raise UnknownWorkload(workload)
+        return found
+
+    def part(self, digest: str) -> Part:
+        found = self._parts.get(digest)
+        if found is None:
+            found = self._parts[digest] = decode_part(self.compiled.parts[digest])
+        return found
+
+    def sends_to(self, digest: str) -> frozenset[str]:
+        """`service:port` of every backend that the rules of a routes part name."""
+        found = self._sends_to.get(digest)
+        if found is None:
+            part = self.part(digest)
+            rules = part.rules if isinstance(part, HostRoutes) else ()
+            mirrors = (item.backend for rule in rules for item in rule.mirrors)
+            found = frozenset((*(item.backend for rule in rules for item in rule.backends), *mirrors))
+            self._sends_to[digest] = found
+        return found
+
+    def listeners(self, workload: str) -> Listeners:
+        part = self.part(self.manifest(workload).parts["listeners"])
+        if not isinstance(part, Listeners):
+            raise TypeError(f"{workload} has no listeners")
+        return part
+
+    def policies(self, workload: str) -> AuthorizationTable:
+        digest = self.manifest(workload).parts["authorization"]
+        table = self._policies.get(digest)
+        if table is None:
+            part = self.part(digest)
+            table = AuthorizationTable(part if isinstance(part, Authorization) else Authorization())
+            self._policies[digest] = table
+        return table
+
+    def hosts(self, workload: str) -> HostTable:
+        """What the workload's proxy looks hosts up in."""
+        manifest = self.manifest(workload)
+        namespace = self.listeners(workload).namespace
+        digests = tuple(digest for key, digest in manifest.parts.items() if key.startswith("routes/"))
+        found = self._hosts.get((namespace, workload, digests))
+        if found is None:
+            routes = (part for part in map(self.part, digests) if isinstance(part, HostRoutes))
+            found = HostTable(namespace, routes, workload=workload)
+            self._hosts[namespace, workload, digests] = found
+        return found
+
+    def table(self, workload: str, key: str) -> RouteTable | None:
+        """The routes of one host alone, for who needs no other."""
+        digest = self.manifest(workload).parts.get(key)
+        part = self.part(digest) if digest else None
+        if not isinstance(part, HostRoutes):
+            return None
+        return RouteTable(part, self.listeners(workload).namespace, workload)
+
+    # --- the caller's side -----------------------------------------------------------------------------------------
+
+    def sends(self, workload: str, request: Request) -> Sent:
+        """What the proxy of `workload` does with a request of its application. Raises UnknownWorkload."""
+        self.manifest(workload)
+        question = asked(request)
+        return Sent(kind="bad-request") if question is None else self.chooses(workload, question)
+
+    def chooses(self, workload: str, question: Asked) -> Sent:
+        table = self.hosts(workload).find(question.authority)
+        if table is None:
+            return self.unknown_host(workload)
+        index = table.pick(question.method, question.path, question.query, question.fields, question.authority)
+        if index is None:
+            return Sent(kind="no-route", host=_host(table), place=self.route_place(workload, table.key))
+        prefix = ""
+        if needs_prefix(table.routes.rules[index]):
+            prefix = table.matched_prefix(
+                index, question.method, question.path, question.query, question.fields, question.authority
+            ).decode()
+        return self.by_rule(workload, table, index, prefix)
+
+    def unknown_host(self, workload: str) -> Sent:
+        """What becomes of requests to hosts that the workload's config does not know."""
+        refuses = self.listeners(workload).egress == "registry_only"
+        return Sent(kind="unknown-host" if refuses else "pass-through", place=self._mesh_place("spec.egress"))
+
+    def by_rule(self, workload: str, table: RouteTable, index: int, prefix: str = "") -> Sent:
+        """What one rule of a host does."""
+        rule = table.routes.rules[index]
+        destinations = tuple(self._destinations(workload, rule.backends))
+        kind: SentKind = "route" if destinations else "no-backend"
+        if rule.redirect is not None:
+            kind = "redirect"
+        elif rule.direct is not None:
+            kind = "direct"
+        return Sent(
+            kind=kind,
+            host=_host(table),
+            rule=rule,
+            index=index,
+            destinations=destinations,
+            mirrors=tuple(self._mirrored(workload, rule.mirrors)),
+            prefix=prefix,
+            place=self.route_place(workload, table.key, rule.name),
+        )
+
+    def _destinations(self, workload: str, backends: tuple[WeightedBackend, ...]) -> Iterator[Destination]:
+        """Where a rule sends, with exact shares; what takes nothing is left out, what is named twice is added up."""
+        total = sum(item.weight for item in backends)
+        shares: dict[tuple[str, str], int] = {}
+        for item in backends:
+            if item.weight > 0:
+                shares[item.backend, item.subset] = shares.get((item.backend, item.subset), 0) + item.weight
+        for (key, subset), weight in shares.items():
+            yield self._destination(workload, key, subset, Fraction(weight, total))
+
+    def _mirrored(self, workload: str, mirrors: tuple[Mirror, ...]) -> Iterator[Destination]:
+        for item in mirrors:
+            if item.percent > 0:
+                share = Fraction(item.percent).limit_denominator(1_000_000) / 100
+                yield self._destination(workload, item.backend, item.subset, share)
+
+    def _destination(self, workload: str, key: str, subset: str, share: Fraction) -> Destination:
+        digest = self.manifest(workload).parts.get(f"backend/{key}", "")
+        part = self.part(digest) if digest else None
+        if not isinstance(part, Backend):
+            service, _, port = key.rpartition(":")
+            part = Backend(service=service, port=int(port))
+        labels = next((known.labels for known in part.subsets if known.name == subset), ())
+        origins = self.compiled.origins.get(digest)
+        return Destination(
+            share=share,
+            backend=msgspec.structs.replace(part, subsets=()),
+            subset=subset,
+            labels=labels if subset else (),
+            place=origins.rules.get("", "") if origins else "",
+        )
+
+    # --- who is there ----------------------------------------------------------------------------------------------
+
+    def reaches(self, destination: Destination) -> tuple[Reach, ...]:
+        """The workloads behind a destination. Without instances (nothing runs yet) labels cannot tell any apart."""
+        key = (destination.service, destination.labels)
+        found = self._reaches.get(key)
+        if found is None:
+            found = self._reaches[key] = tuple(self._find_reaches(destination))
+        return found
+
+    def _find_reaches(self, destination: Destination) -> Iterator[Reach]:
+        service = self.registry.services.get(destination.backend.service)
+        port = next((item.target_port for item in service.ports if item.port == destination.backend.port), 0) if (
+            service
+        ) else 0  # fmt: skip
+        wanted = set(destination.labels)
+        for workload in sorted(self.registry.workloads.values(), key=lambda item: item.key):
+            if not port or destination.backend.service not in workload.services:
+                continue
+            running = list(self.registry.of_workload(workload.key))
+            chosen = tuple(sorted(item.id for item in running if wanted <= set(item.labels.items())))
+            if chosen or not running:
+                meshed = any(item.meshed for item in running) if running else True
+                yield Reach(workload=workload.key, port=port, instances=chosen, meshed=meshed)
+
+    # --- the server's side -----------------------------------------------------------------------------------------
+
+    def receives(self, workload: str, port: int, source: str, request: Request) -> Received:
+        """What the proxy of `workload` does with a request to one of its application's ports. Raises UnknownWorkload."""
+        self.manifest(workload)
+        question = asked(request)
+        if question is None:
+            return Received(workload=workload, port=port, source=source, allowed=False, reason="bad-request")
+        return self.takes(workload, port, source, question)
+
+    def takes(self, workload: str, port: int, source: str, question: Asked) -> Received:
+        inbound = self.inbound(workload, port)
+        place = self._part_place(workload, "listeners")
+        refusal = refused_by_mode(inbound.mtls, source)
+        if refusal:
+            return Received(
+                workload=workload, port=port, source=source, allowed=False, reason=refusal, mtls=inbound.mtls,
+                mtls_place=place, place=place,
+            )  # fmt: skip
+        table, namespace = self.policies(workload), namespace_of(source)
+        if inbound.protocol == "tcp":
+            decision = table.decide_connection(source, namespace, port)
+            audited = table.audited_connection(source, namespace, port)
+        else:
+            decision = table.decide(source, namespace, question.method, question.path, question.fields, port)
+            audited = table.audited(source, namespace, question.method, question.path, question.fields, port)
+        return Received(
+            workload=workload,
+            port=port,
+            source=source,
+            allowed=decision.allowed,
+            reason="" if decision.allowed else "denied",
+            mtls=inbound.mtls,
+            mtls_place=place,
+            policy=decision.policy,
+            rule=decision.rule,
+            place=self.policy_place(workload, decision.policy, decision.rule, allowed=decision.allowed),
+            audited=audited,
+        )
+
+    def inbound(self, workload: str, port: int) -> InboundPort:
+        """How a port is listened on; one that the config does not name takes everything (as the data plane has it)."""
+        found = (item for item in self.listeners(workload).inbound if item.port == port)
+        return next(found, InboundPort(port=port))
+
+    # --- together --------------------------------------------------------------------------------------------------
+
+    def trace(self, workload: str, request: Request) -> Trace:
+        """The whole way of a request. Raises UnknownWorkload."""
+        sent = self.sends(workload, request)
+        question = asked(request)
+        answerers = () if question is None else tuple(self._answerers(workload, sent, question))
+        return Trace(caller=workload, request=request, sent=sent, answerers=answerers)
+
+    def _answerers(self, caller: str, sent: Sent, question: Asked) -> Iterator[Answerer]:
+        forwarded = forwarded_as(sent, question)
+        for destination in sent.destinations:
+            for reach in self.reaches(destination):
+                secure = destination.backend.tls == "mesh" and reach.meshed
+                source = self.listeners(caller).identity if secure else ANONYMOUS
+                received = self.takes(reach.workload, reach.port, source, forwarded) if reach.meshed else None
+                yield Answerer(destination=destination, reach=reach, secure=secure, received=received)
+
+    # --- places ----------------------------------------------------------------------------------------------------
+
+    def route_place(self, workload: str, key: str, rule: str = "") -> str:
+        origins = self.compiled.origins.get(self.manifest(workload).parts.get(key, ""))
+        return origins.rules.get(rule, "") if origins else ""
+
+    def _part_place(self, workload: str, key: str) -> str:
+        found = self.route_place(workload, key)
+        return found or self._mesh_place("spec.defaults.mtls")
+
+    def _mesh_place(self, path: str) -> str:
+        document = next((item for item in self.snapshot.documents.values() if item.kind == "Mesh"), None)
+        return document.place(path) if document and path in document.positions else ""
+
+    def policy(self, name: str) -> Document | None:
+        """The Authorization document that `<namespace>/<name>` means."""
+        return self.snapshot.documents.get(f"Authorization/{name}")
+
+    def policy_place(self, workload: str, policy: str, rule: int, *, allowed: bool) -> str:
+        document = self.policy(policy) if policy else None
+        if document is not None:
+            return document.place(f"spec.rules[{rule}]")
+        return "" if allowed else ", ".join(self.allowing(workload))
+
+    def allowing(self, workload: str) -> tuple[str, ...]:
+        """Places of the allow policies of a workload: together they are why nobody else gets in."""
+        policies = (item for item in self.policies(workload).authorization.policies if item.action == "allow")
+        documents = (self.policy(item.name) for item in policies)
+        return tuple(document.place("spec") for document in documents if document is not None)
+
+    def document_of(self, workload: str, key: str) -> Document | None:
+        """The Route that a routes part was made from."""
+        origins = self.compiled.origins.get(self.manifest(workload).parts.get(key, ""))
+        keys = [item for item in origins.documents if item.startswith("Route/")] if origins else []
+        return self.snapshot.documents.get(keys[0]) if keys else None
+
+    def setting_place(self, workload: str, sent: Sent, name: str, default: str = "") -> str:
+        """`file:line` of one setting of the rule that took a request (`timeouts.request`), or of the Mesh's default."""
+        document = self.document_of(workload, f"routes/{sent.host}")
+        path = f"spec.rules[{sent.index}].{name}"
+        if document is not None and path in document.positions:
+            return document.place(path)
+        return self._mesh_place(f"spec.defaults.{default}") if default else ""
+
+
+def world(snapshot: Snapshot, registry: Registry, cache: PartCache | None = None) -> World:
+    """Compile and ask. The snapshot must be valid for the registry, or its waiting documents taken out."""
+    return World(snapshot, registry, compile_mesh(snapshot, registry, cache))
+
+
+def refused_by_mode(mode: str, source: str) -> str:
+    """Why a connection is refused before a request is read; empty if it is taken."""
+    if mode == "strict" and source == ANONYMOUS:
+        return "plaintext-refused"
+    return "handshake-refused" if mode == "disable" and source != ANONYMOUS else ""
+
+
+def needs_prefix(rule: Rule) -> bool:
+    """Whether what a rule does depends on the prefix by which it took a request."""
+    rewrites = (rule.rewrite.path if rule.rewrite else None, rule.redirect.path if rule.redirect else None)
+    return any(path is not None and path.kind == "prefix" for path in rewrites)
+
+
+def forwarded_as(sent: Sent, question: Asked) -> Asked:
+    """The request as the destination gets it."""
+    return question
+
+
+def _host(table: RouteTable) -> str:
+    return f"{table.routes.host}:{table.routes.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """All that applies to one workload, for `describe`."""
+
+    workload: str
+    identity: str
+    ports: tuple[InboundPort, ...]
+    mtls_place: str
+    policies: tuple[tuple[str, str, str], ...] = ()
+    """(`<namespace>/<name>`, action, place)"""
+    reaches: tuple[tuple[str, str], ...] = ()
+    """(`host:port`, place of its Route)"""
+    callers: Mapping[str, str] = field(default_factory=dict)
+    """Workload that may reach it -> `all`, `some` or `none` of the requests that its policies tell apart."""

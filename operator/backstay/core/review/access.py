@@ -1,0 +1,395 @@
+"""Who gains and who loses access: what the proxies of two compiled meshes take in, compared workload by workload.
+
+A workload is looked into only if its policies or its listeners differ. Callers are a dimension like any other: identities
+of the registry, those that policies name, any other of each namespace that is named, and plaintext.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeAlias
+
+from backstay.config.authorize import AuthorizationTable, namespace_of
+from backstay.config.model import Authorization, InboundPort, Operation, Policy, PolicyRule, Source
+from backstay.core.evaluate import ANONYMOUS, Asked, Received, World, refused_by_mode
+from backstay.core.review.questions import (
+    METHOD,
+    PATH,
+    SOURCE,
+    header_dimension,
+    method_dimension,
+    path_dimension,
+    sample,
+    value_dimensions,
+)
+from backstay.core.review.routes import box_words, value_of
+from backstay.core.review.space import (
+    Box,
+    Decisions,
+    Dimension,
+    Entry,
+    Question,
+    TooManyPieces,
+    Unknowable,
+    differences,
+)
+
+Verdict: TypeAlias = Literal["allowed", "denied", "plaintext-refused", "handshake-refused"]
+_Takes: TypeAlias = Callable[[bytes | None], bool]
+Direction: TypeAlias = Literal["gains", "loses", "refused otherwise"]
+
+_KNOWN_OPERATION: Final = frozenset(("methods", "paths", "headers", "ports"))
+_KNOWN_SOURCE: Final = frozenset(("principals", "namespaces", "not_principals", "not_namespaces"))
+_KNOWN_RULE: Final = frozenset(("sources", "operations"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessClass:
+    """Requests to one port of some workloads that are let in, or kept out, otherwise than before."""
+
+    servers: tuple[str, ...]
+    port: int
+    protocol: str
+    direction: Direction
+    boxes: tuple[Box, ...]
+    """Empty where nothing could be proven."""
+    dimensions: Mapping[str, Dimension]
+    before: Received
+    """What one of these requests met."""
+    after: Received
+    sources: tuple[str, ...]
+    """Identities of workloads that are concerned; others are in the words."""
+    doubt: str = ""
+
+    def holds(self, server: str, port: int, source: str, question: Asked) -> bool:
+        """Whether a request of this caller is one of these."""
+        if server not in self.servers or port != self.port:
+            return False
+        return not self.boxes or any(
+            all(
+                self.dimensions[name].holds(mask, source.encode() if name == SOURCE else value_of(name, question))
+                for name, mask in box.items()
+            )
+            for box in self.boxes
+        )
+
+    def samples(self) -> Iterator[tuple[str, Asked]]:
+        """(caller, request) out of every box."""
+        for box in self.boxes:
+            yield from _samples(self.dimensions, box)
+
+    def words(self) -> list[str]:
+        """Which requests of whom, one text a box."""
+        return [_words(box, self.dimensions) for box in self.boxes]
+
+
+def _samples(dimensions: Mapping[str, Dimension], box: Box) -> Iterator[tuple[str, Asked]]:
+    question = sample({name: item for name, item in dimensions.items() if name != SOURCE}, box, b"")
+    source = dimensions[SOURCE].one_of(box.get(SOURCE, dimensions[SOURCE].all))
+    if question is not None:
+        yield (source or b"").decode(), question
+
+
+def _words(box: Box, dimensions: Mapping[str, Dimension]) -> str:
+    callers = callers_text(dimensions[SOURCE], box.get(SOURCE, dimensions[SOURCE].all))
+    asked = box_words({name: mask for name, mask in box.items() if name != SOURCE}, dimensions) or "any request"
+    return f"{callers}: {asked}"
+
+
+_OTHER: Final = "other"
+"""Stands for names that no document and no workload has."""
+
+
+def callers_text(dimension: Dimension, mask: int) -> str:
+    """`shop/sa-webapp, any other of namespace legacy, plaintext callers`."""
+    if mask == dimension.all:
+        return "everybody"
+    told = [_caller_text(value or b"") for place, value in enumerate(dimension.values) if mask >> place & 1]
+    ordered = sorted(dict.fromkeys(told), key=lambda text: ("other" in text, text))
+    return ", ".join(ordered[:8]) + (f" and {len(ordered) - 8} more" if len(ordered) > 8 else "")
+
+
+def _caller_text(value: bytes) -> str:
+    if not value:
+        return "plaintext callers"
+    text = value.decode()
+    namespace, account = namespace_of(text), text.rpartition("/")[2]
+    domain = text.removeprefix("spiffe://").partition("/")[0]
+    if namespace == _OTHER or namespace.endswith(f"-{_OTHER}"):
+        begun = namespace.removesuffix(_OTHER).removesuffix("-")
+        return f"others of {domain}" + (f" in namespaces {begun}..." if begun else "")
+    if account == _OTHER or account.endswith(f"-{_OTHER}"):
+        begun = account.removesuffix(_OTHER).removesuffix("-")
+        return f"others of namespace {namespace}" + (f" named {begun}..." if begun else "")
+    return f"{namespace}/{account}"
+
+
+# --- who is compared --------------------------------------------------------------------------------------------------
+
+
+def access_classes(before: World, after: World) -> list[AccessClass]:
+    """Every class of requests that a server's proxy would take in otherwise; what widens access comes first."""
+    found: dict[Hashable, AccessClass] = {}
+    memo: dict[Hashable, list[AccessClass]] = {}
+    for key in sorted(before.compiled.manifests.keys() & after.compiled.manifests.keys()):
+        for item in _of_workload(before, after, key, memo):
+            same = (item.port, item.direction, tuple(item.words()), item.before.reason, item.after.reason, item.doubt)
+            known = found.get(same, item)
+            found[same] = replace(item, servers=tuple(sorted({*known.servers, *item.servers})))
+    order = {"gains": 0, "refused otherwise": 2, "loses": 1}
+    return sorted(found.values(), key=lambda item: order[item.direction])
+
+
+def _of_workload(
+    before: World, after: World, key: str, memo: dict[Hashable, list[AccessClass]]
+) -> Iterator[AccessClass]:
+    old, new = before.manifest(key).parts, after.manifest(key).parts
+    if old["authorization"] == new["authorization"] and old["listeners"] == new["listeners"]:
+        return
+    for port in _ports(before, after, key):
+        sides = before.inbound(key, port), after.inbound(key, port)
+        same = (old["authorization"], new["authorization"], sides)
+        if same not in memo:
+            memo[same] = list(_compare(before, after, key, sides))
+        for item in memo[same]:
+            yield replace(item, servers=(key,))
+
+
+def _ports(before: World, after: World, key: str) -> list[int]:
+    return sorted({item.port for world in (before, after) for item in world.listeners(key).inbound})
+
+
+# --- one port ---------------------------------------------------------------------------------------------------------
+
+
+def _compare(before: World, after: World, key: str, ports: tuple[InboundPort, InboundPort]) -> Iterator[AccessClass]:
+    tables = before.policies(key).authorization, after.policies(key).authorization
+    if tables[0] == tables[1] and ports[0] == ports[1]:
+        return
+    try:
+        dimensions = _dimensions(before, after, tables)
+        lists = [decisions(table, port, dimensions) for table, port in zip(tables, ports, strict=True)]
+        found = differences(lists[0], lists[1], dimensions)
+    except TooManyPieces:
+        yield _unproven(
+            before, after, key, ports, "its rules cross each other in too many ways to be compared one by one"
+        )
+        return
+    except Unknowable as unknown:
+        yield _unproven(before, after, key, ports, str(unknown))
+        return
+    by_change: dict[tuple[Verdict, Verdict], list[Box]] = {}
+    for item in found:
+        if any(_samples(dimensions, item.box)):
+            by_change.setdefault((item.before, item.after), []).append(item.box)
+    for (old, new), boxes in by_change.items():
+        yield _class(before, after, key, ports[1], dimensions, tuple(boxes), _direction(old, new))
+
+
+def _direction(old: Verdict, new: Verdict) -> Direction:
+    if new == "allowed":
+        return "gains"
+    return "loses" if old == "allowed" else "refused otherwise"
+
+
+def _class(
+    before: World,
+    after: World,
+    key: str,
+    port: InboundPort,
+    dimensions: Mapping[str, Dimension],
+    boxes: tuple[Box, ...],
+    direction: Direction,
+) -> AccessClass:
+    source, question = next(_samples(dimensions, boxes[0]))
+    vague = sorted(name for name, dimension in dimensions.items() if not dimension.is_exact)
+    return AccessClass(
+        servers=(key,),
+        port=port.port,
+        protocol=port.protocol,
+        direction=direction,
+        boxes=boxes,
+        dimensions=dimensions,
+        before=before.takes(key, port.port, source, question),
+        after=after.takes(key, port.port, source, question),
+        sources=tuple(sorted(_identities(after, dimensions[SOURCE], boxes))),
+        doubt=f"patterns in {', '.join(vague)} were compared by examples" if vague else "",
+    )
+
+
+def _identities(world: World, dimension: Dimension, boxes: Iterable[Box]) -> set[str]:
+    """Identities of the registry's workloads that lie in any of the boxes."""
+    domain = world.snapshot.mesh.trust_domain
+    known = {workload.identity(domain) for workload in world.registry.workloads.values()}
+    masks = [box.get(SOURCE, dimension.all) for box in boxes]
+    return {identity for identity in known if any(dimension.holds(mask, identity.encode()) for mask in masks)}
+
+
+def _unproven(before: World, after: World, key: str, ports: tuple[InboundPort, InboundPort], doubt: str) -> AccessClass:
+    anything = Asked(b"GET", b"", b"/", b"", ())
+    return AccessClass(
+        servers=(key,),
+        port=ports[1].port,
+        protocol=ports[1].protocol,
+        direction="gains",
+        boxes=(),
+        dimensions={},
+        before=before.takes(key, ports[0].port, ANONYMOUS, anything),
+        after=after.takes(key, ports[1].port, ANONYMOUS, anything),
+        sources=(),
+        doubt=doubt,
+    )
+
+
+# --- dimensions -------------------------------------------------------------------------------------------------------
+
+
+def _dimensions(before: World, after: World, tables: tuple[Authorization, Authorization]) -> dict[str, Dimension]:
+    rules = [rule for table in tables for policy in table.policies if policy.action != "audit" for rule in policy.rules]
+    for rule in rules:
+        _check_known(rule)
+    operations = [operation for rule in rules for operation in rule.operations]
+    headers = [item for operation in operations for item in operation.headers]
+    found = [
+        _source_dimension((before, after), [source for rule in rules for source in rule.sources]),
+        method_dimension(method for operation in operations for method in operation.methods),
+        path_dimension((), (path for operation in operations for path in operation.paths)),
+        *value_dimensions((), (), headers),
+    ]
+    return {dimension.name: dimension for dimension in found}
+
+
+def _check_known(rule: PolicyRule) -> None:
+    for struct, known in (
+        (rule, _KNOWN_RULE),
+        *((item, _KNOWN_SOURCE) for item in rule.sources),
+        *((item, _KNOWN_OPERATION) for item in rule.operations),
+    ):
+        plain = type(struct)()
+        for name in struct.__struct_fields__:
+            if name not in known and getattr(struct, name) != getattr(plain, name):
+                raise Unknowable(f"policies by {name.replace('_', ' ')} cannot be compared yet")
+
+
+def _source_dimension(worlds: Iterable[World], sources: list[Source]) -> Dimension:
+    questions: dict[Hashable, Question] = {
+        source: Question(name="named callers", negated="other callers", takes=_takes_source(source))
+        for source in dict.fromkeys(sources)
+    }
+    questions[ANONYMOUS] = Question(
+        name="plaintext callers", negated="callers with a certificate", takes=lambda value: not value
+    )
+    known = [
+        workload.identity(world.snapshot.mesh.trust_domain)
+        for world in worlds
+        for workload in world.registry.workloads.values()
+    ]
+    # Every identity of the registry is kept: what they are called is what a review is about.
+    for identity in dict.fromkeys(known):
+        questions["is", identity] = _is(identity)
+    domains = dict.fromkeys(world.snapshot.mesh.trust_domain for world in worlds)
+    return Dimension(SOURCE, (b"", *map(str.encode, identities(known, sources, domains))), questions)
+
+
+def _is(identity: str) -> Question:
+    encoded = identity.encode()
+    return Question(name=identity, negated=f"not {identity}", takes=lambda value: value == encoded)
+
+
+def _takes_source(source: Source) -> _Takes:
+    policy = Policy(name="any", action="allow", rules=(PolicyRule(sources=(source,)),))
+    table = AuthorizationTable(Authorization(policies=(policy,)))
+
+    def takes(value: bytes | None) -> bool:
+        identity = (value or b"").decode()
+        return table.decide(identity, namespace_of(identity), b"GET", b"/", (), 0).allowed
+
+    return takes
+
+
+def identities(known: Iterable[str], sources: Iterable[Source], domains: Iterable[str]) -> Iterator[str]:
+    """Identities that show every combination of answers to what sources ask: all of the registry, all that are named,
+    and for each trust domain and namespace that is named or begun one that nobody has."""
+    sources = list(sources)
+    principals = {name for source in sources for name in (*source.principals, *source.not_principals)}
+    yield from known
+    yield from (name for name in sorted(principals) if not name.endswith("*"))
+    trees = [name.removesuffix("*").removeprefix("spiffe://").split("/") for name in sorted(principals)]
+    spaces = {name for source in sources for name in (*source.namespaces, *source.not_namespaces)}
+    spaces |= {namespace_of(name) for name in known} | {tree[2] for tree in trees if len(tree) > 2}
+    for root in sorted(_completed({*domains, *(tree[0] for tree in trees)})):
+        for space in sorted(_completed(spaces)):
+            named = {tree[4] for tree in trees if len(tree) > 4 and tree[0] == root and tree[2] == space}
+            for account in sorted(_completed(named)):
+                yield f"spiffe://{root}/ns/{space}/sa/{account}"
+
+
+def _completed(names: Iterable[str]) -> set[str]:
+    """Names as they are, each continued (a pattern may have ended in its middle), and one that nobody uses."""
+    found = set(names) - {""}
+    return found | {f"{name}-other" for name in found if not name.endswith("-")} | {"other"}
+
+
+# --- policies as lists ------------------------------------------------------------------------------------------------
+
+
+def decisions(table: Authorization, port: InboundPort, dimensions: Mapping[str, Dimension]) -> Decisions[Verdict]:
+    """What decides on one port: how connections are taken, then deny rules, then allow rules, then the rest."""
+    entries = list(_mode_entries(port, dimensions[SOURCE]))
+    for action, verdict in (("deny", "denied"), ("allow", "allowed")):
+        for policy in table.policies:
+            if policy.action == action:
+                for rule in policy.rules:
+                    boxes = _boxes(rule, port, dimensions, unseen=action == "deny")
+                    entries += [Entry(box=box, outcome=_verdict(verdict)) for box in boxes]
+    is_open = all(policy.action != "allow" for policy in table.policies)
+    return Decisions(entries=tuple(entries), default="allowed" if is_open else "denied")
+
+
+def _verdict(text: str) -> Verdict:
+    return "allowed" if text == "allowed" else "denied"
+
+
+def _mode_entries(port: InboundPort, source: Dimension) -> Iterator[Entry[Verdict]]:
+    plain = source.masks[ANONYMOUS]
+    if refused_by_mode(port.mtls, ANONYMOUS):
+        yield Entry(box={SOURCE: plain}, outcome="plaintext-refused")
+    if refused_by_mode(port.mtls, "spiffe://any"):
+        yield Entry(box={SOURCE: source.all & ~plain}, outcome="handshake-refused")
+
+
+def _boxes(rule: PolicyRule, port: InboundPort, dimensions: Mapping[str, Dimension], *, unseen: bool) -> Iterator[Box]:
+    """A rule as boxes. Where nobody reads requests (TCP) what cannot be seen matches if `unseen`."""
+    base: dict[str, int] = {}
+    if rule.sources:
+        base[SOURCE] = 0
+        for source in rule.sources:
+            base[SOURCE] |= dimensions[SOURCE].masks[source]
+        if not base[SOURCE]:
+            return
+    for operation in rule.operations or (Operation(),):
+        if operation.ports and port.port not in operation.ports:
+            continue
+        if port.protocol == "tcp":
+            reads = bool(operation.methods or operation.paths or operation.headers)
+            if unseen or not reads:
+                yield base
+            continue
+        box = _operation_box(operation, dimensions)
+        if all(box.values()):
+            yield {**base, **box}
+
+
+def _operation_box(operation: Operation, dimensions: Mapping[str, Dimension]) -> dict[str, int]:
+    box: dict[str, int] = {}
+    if operation.methods:
+        box[METHOD] = 0
+        for method in operation.methods:
+            box[METHOD] |= dimensions[METHOD].masks[method]
+    if operation.paths:
+        box[PATH] = 0
+        for path in operation.paths:
+            box[PATH] |= dimensions[PATH].masks["pattern", path]
+    for item in operation.headers:
+        dimension = dimensions[header_dimension(item.name)]
+        box[dimension.name] = box.get(dimension.name, dimension.all) & dimension.masks[item]
+    return box

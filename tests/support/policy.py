@@ -1,0 +1,259 @@
+"""Random repositories, registries and requests for the properties of evaluation and review.
+
+Names, paths and values come from small sets, so that rules meet, shadow and contradict each other all the time.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from hypothesis import strategies as st
+
+from backstay.core.documents import parse
+from backstay.core.evaluate import Request, World, world
+from backstay.core.registry import Instance, Registry, Service, ServicePort, Workload
+from backstay.core.snapshot import Snapshot
+
+Json: TypeAlias = dict[str, Any]
+NAMESPACE = "shop"
+SERVICES = ("web", "api")
+VERSIONS = ("v1", "v2")
+CLIENTS = ("client", "batch")
+PATHS = ("/", "/a", "/a/b", "/ab", "/c")
+VALUES = ("1", "12", "2", "")
+METHODS = ("GET", "POST")
+PORT = 8080
+
+
+def registry(*, replicas: int = 1) -> Registry:
+    """Two services in two versions each, two clients; everything declares nothing and may reach all."""
+    services = {
+        f"{name}.{NAMESPACE}": Service(name=name, namespace=NAMESPACE, ports=(ServicePort(port=80, target_port=PORT),))
+        for name in SERVICES
+    }
+    workloads, instances = {}, {}
+    for name in SERVICES:
+        for version in VERSIONS:
+            item = Workload(
+                name=f"{name}-{version}",
+                namespace=NAMESPACE,
+                service_account=name,
+                services=(f"{name}.{NAMESPACE}",),
+                ports=((PORT, "http"),),
+            )
+            workloads[item.key] = item
+            for number in range(replicas):
+                id = f"{name}-{version}-{number}"
+                instances[id] = Instance(id=id, workload=item.key, address="127.0.0.1", labels={"version": version})
+    for name in CLIENTS:
+        item = Workload(name=name, namespace=NAMESPACE, service_account=name)
+        workloads[item.key] = item
+        instances[name] = Instance(id=name, workload=item.key, address="127.0.0.1")
+    return Registry(services=services, workloads=workloads, instances=instances)
+
+
+def document(kind: str, name: str, spec: Mapping[str, Any]) -> Json:
+    return {
+        "apiVersion": "backstay.dev/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": dict(spec),
+    }
+
+
+def snapshot(documents: Sequence[Json], revision: str = "main@sha1:1") -> Snapshot:
+    """A snapshot with each document in a file of its own.
+
+    Only shapes are checked: rules that nobody reaches and the like are refused in a commit, but mean something all the same.
+    """
+    files = {f"{number:02}.yaml": json.dumps(item, indent=1).encode() for number, item in enumerate(documents)}
+    parsed = parse(files, default_namespace=NAMESPACE)
+    assert parsed.problems == ()
+    return Snapshot(revision=revision, documents={item.key: item for item in parsed.documents})
+
+
+def compiled(documents: Sequence[Json], known: Registry | None = None) -> World:
+    return world(snapshot(documents), known or registry())
+
+
+# --- strategies -------------------------------------------------------------------------------------------------------
+
+
+def _value_matches(names: Sequence[str], field: str) -> st.SearchStrategy[list[Json]]:
+    kinds = st.sampled_from(("Exact", "Prefix", "Present", "Absent"))
+
+    @st.composite
+    def one(draw: st.DrawFn) -> Json:
+        kind = draw(kinds)
+        found: Json = {"name": draw(st.sampled_from(names)), "type": kind}
+        if kind in ("Exact", "Prefix"):
+            found["value"] = draw(st.sampled_from(VALUES[:3]))
+        return found
+
+    return st.lists(one(), max_size=2, unique_by=lambda item: item["name"]).map(lambda items: items or [])
+
+
+@st.composite
+def matches(draw: st.DrawFn) -> Json:
+    found: Json = {}
+    if draw(st.booleans()):
+        kind = draw(st.sampled_from(("Exact", "PathPrefix")))
+        found["path"] = {"type": kind, "value": draw(st.sampled_from(PATHS))}
+    if draw(st.booleans()):
+        found["method"] = draw(st.sampled_from(METHODS))
+    headers = draw(_value_matches(("x-a", "x-b"), "headers"))
+    if headers:
+        found["headers"] = headers
+    query = draw(_value_matches(("p", "q"), "queryParams"))
+    if query:
+        found["queryParams"] = query
+    return found
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Json:
+    refs = draw(
+        st.lists(
+            st.tuples(st.sampled_from(SERVICES), st.sampled_from((None, *VERSIONS))),
+            min_size=1,
+            max_size=2,
+            unique=True,
+        )
+    )
+    weights = draw(st.sampled_from(((1, 1), (90, 10), (100, 0), (0, 100))))
+    backends = []
+    for (name, subset), weight in zip(refs, weights, strict=False):
+        ref: Json = {"name": name, "port": 80, "weight": weight}
+        if subset:
+            ref["subset"] = subset
+        backends.append(ref)
+    if len(backends) == 1:
+        backends[0]["weight"] = 1
+    found: Json = {"backendRefs": backends}
+    wanted = draw(st.lists(matches(), max_size=2))
+    if wanted:
+        found["matches"] = wanted
+    if draw(st.booleans()):
+        found["timeouts"] = {"request": draw(st.sampled_from(("3s", "7s")))}
+    return found
+
+
+@st.composite
+def routes(draw: st.DrawFn, service: str) -> Json:
+    return document("Route", service, {"hosts": [service], "rules": draw(st.lists(rules(), min_size=1, max_size=4))})
+
+
+def _identities() -> st.SearchStrategy[str]:
+    own = f"spiffe://backstay.local/ns/{NAMESPACE}/sa/"
+    return st.sampled_from(
+        (f"{own}client", f"{own}batch", f"{own}*", f"{own}c*", "*", "spiffe://backstay.local/ns/other/*")
+    )
+
+
+@st.composite
+def policy_rules(draw: st.DrawFn) -> Json:
+    found: Json = {}
+    sources = []
+    for _ in range(draw(st.integers(0, 2))):
+        source: Json = {}
+        if draw(st.booleans()):
+            source["principals"] = draw(st.lists(_identities(), min_size=1, max_size=2))
+        if draw(st.booleans()):
+            source["serviceAccounts"] = [draw(st.sampled_from(CLIENTS))]
+        if draw(st.booleans()):
+            source["namespaces"] = [draw(st.sampled_from((NAMESPACE, "other")))]
+        if draw(st.integers(0, 3)) == 0:
+            source["notPrincipals"] = [draw(_identities())]
+        sources.append(source)
+    if sources:
+        found["from"] = sources
+    operations = []
+    for _ in range(draw(st.integers(0, 2))):
+        operation: Json = {}
+        if draw(st.booleans()):
+            operation["methods"] = draw(st.lists(st.sampled_from(METHODS), min_size=1, max_size=2, unique=True))
+        if draw(st.booleans()):
+            operation["paths"] = draw(
+                st.lists(st.sampled_from(("/a", "/a*", "/a/*", "*b", "*", "/c")), min_size=1, max_size=2, unique=True)
+            )
+        headers = draw(_value_matches(("x-a", "x-b"), "headers"))
+        if headers:
+            operation["headers"] = headers
+        operations.append(operation)
+    if operations:
+        found["to"] = operations
+    return found
+
+
+@st.composite
+def policies(draw: st.DrawFn, name: str) -> Json:
+    spec: Json = {
+        "selector": {
+            "workloads": draw(st.lists(st.sampled_from(("web-v1", "web-v2", "api-v1")), unique=True, max_size=2))
+        },
+        "action": draw(st.sampled_from(("Allow", "Allow", "Deny", "Audit"))),
+        "rules": draw(st.lists(policy_rules(), max_size=3)),
+    }
+    return document("Authorization", name, spec)
+
+
+@st.composite
+def authentications(draw: st.DrawFn) -> Json:
+    mode = draw(st.sampled_from(("STRICT", "PERMISSIVE")))
+    return document("Authentication", "all", {"selector": {"workloads": ["web-v1"]}, "mtls": {"mode": mode}})
+
+
+BACKENDS = [
+    document(
+        "Backend",
+        name,
+        {"service": name, "subsets": [{"name": version, "labels": {"version": version}} for version in VERSIONS]},
+    )
+    for name in SERVICES
+]
+
+
+@st.composite
+def repositories(draw: st.DrawFn) -> list[Json]:
+    """Documents that are valid together."""
+    found = list(BACKENDS)
+    found += [draw(routes(service)) for service in SERVICES if draw(st.booleans())]
+    found += [draw(policies(f"policy-{number}")) for number in range(draw(st.integers(0, 3)))]
+    if draw(st.booleans()):
+        found.append(draw(authentications()))
+    return found
+
+
+@st.composite
+def changed(draw: st.DrawFn, documents: list[Json]) -> list[Json]:
+    """Another repository, most often one that differs in a document or two."""
+    other = draw(repositories())
+    if draw(st.integers(0, 3)) == 0:
+        return other
+    chosen = draw(st.sets(st.integers(0, max(len(other) - 1, 0)), max_size=2))
+    taken = {(item["kind"], item["metadata"]["name"]): item for item in documents}
+    for number in chosen:
+        item = other[number]
+        taken[item["kind"], item["metadata"]["name"]] = item
+    if draw(st.booleans()) and len(taken) > len(BACKENDS):
+        gone = draw(st.sampled_from([key for key in taken if key[0] != "Backend"]))
+        del taken[gone]
+    return list(taken.values())
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Request:
+    paths = (*PATHS, "/a/", "/a/b/c", "/a/xb", "/other", "/a/../c", "/abc")
+    headers = [
+        (name, draw(st.sampled_from((*VALUES, "other")))) for name in ("x-a", "X-B", "x-unused") if draw(st.booleans())
+    ]
+    query = "&".join(
+        f"{name}={draw(st.sampled_from((*VALUES, 'other')))}" for name in ("p", "q", "r") if draw(st.booleans())
+    )
+    return Request(
+        method=draw(st.sampled_from((*METHODS, "PUT"))),
+        authority=draw(st.sampled_from(("web", "web.shop", "api:80", "API.shop.svc", "elsewhere.example"))),
+        path=draw(st.sampled_from(paths)),
+        query=query,
+        headers=tuple(headers),
+    )

@@ -1,0 +1,127 @@
+"""Access gained and lost: complete and true for any caller, and silent where nothing changes."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.policy import PORT, changed, compiled, document, repositories, requests
+
+from backstay.core.evaluate import ANONYMOUS, World, asked
+from backstay.core.review.access import access_classes
+
+DOMAIN = "spiffe://backstay.local"
+SOURCES = (
+    ANONYMOUS,
+    f"{DOMAIN}/ns/shop/sa/client",
+    f"{DOMAIN}/ns/shop/sa/batch",
+    f"{DOMAIN}/ns/shop/sa/cleaner",
+    f"{DOMAIN}/ns/other/sa/client",
+    f"{DOMAIN}/ns/elsewhere/sa/x",
+    "spiffe://foreign/ns/shop/sa/client",
+)
+SERVERS = ("shop/web-v1", "shop/web-v2", "shop/api-v1")
+BOUNDED = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def outcome(world: World, server: str, source: str, request: Any) -> str:
+    question = asked(request)
+    assert question is not None
+    received = world.takes(server, PORT, source, question)
+    return "allowed" if received.allowed else received.reason
+
+
+@BOUNDED
+@given(st.data())
+def test_no_access_changes_unsaid(data: st.DataObject) -> None:
+    first = data.draw(repositories())
+    before, after = compiled(first), compiled(data.draw(changed(first)))
+    classes = access_classes(before, after)
+    for _ in range(12):
+        request, server, source = data.draw(st.tuples(requests(), st.sampled_from(SERVERS), st.sampled_from(SOURCES)))
+        old, new = (outcome(world, server, source, request) for world in (before, after))
+        question = asked(request)
+        assert question is not None
+        holding = [found.direction for found in classes if found.holds(server, PORT, source, question)]
+        wanted = (
+            []
+            if old == new
+            else ["gains" if new == "allowed" else "loses" if old == "allowed" else "refused otherwise"]
+        )
+        assert holding == wanted, (str(request), request.headers, server, source)
+
+
+@BOUNDED
+@given(st.data())
+def test_every_class_is_about_requests_that_really_change(data: st.DataObject) -> None:
+    first = data.draw(repositories())
+    before, after = compiled(first), compiled(data.draw(changed(first)))
+    for found in access_classes(before, after):
+        samples = list(found.samples())
+        assert len(samples) == len(found.boxes)
+        for server in found.servers:
+            for source, question in samples:
+                assert found.holds(server, PORT, source, question)
+                old, new = before.takes(server, PORT, source, question), after.takes(server, PORT, source, question)
+                assert (old.allowed, old.reason) != (new.allowed, new.reason)
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def allow(*rules: dict[str, Any], action: str = "Allow") -> dict[str, Any]:
+    return document(
+        "Authorization", "web", {"selector": {"workloads": ["web-v1"]}, "action": action, "rules": list(rules)}
+    )
+
+
+def told(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    return [(item.direction, item.words()) for item in access_classes(compiled(before), compiled(after))]
+
+
+CLIENT = {"from": [{"serviceAccounts": ["client"]}]}
+
+
+def test_a_new_rule_says_who_gains_what() -> None:
+    rule = {"from": [{"serviceAccounts": ["batch"]}], "to": [{"methods": ["POST"], "paths": ["/a/*"]}]}
+    assert told([allow(CLIENT)], [allow(CLIENT, rule)]) == [("gains", ["shop/batch: POST starting with /a/"])]
+
+
+def test_the_first_allow_policy_says_who_loses() -> None:
+    (found,) = access_classes(compiled([]), compiled([allow(CLIENT)]))
+    assert found.direction == "loses"
+    assert found.words() == [
+        "plaintext callers, shop/api, shop/batch, shop/web, others of backstay.local, others of namespace shop: any request"
+    ]
+
+
+def test_strict_refuses_plaintext() -> None:
+    strict = document("Authentication", "all", {"mtls": {"mode": "STRICT"}})
+    assert {item for _, words in told([], [strict]) for item in words} == {"plaintext callers: any request"}
+
+
+def test_a_denial_that_becomes_a_closed_connection_is_neither_gain_nor_loss() -> None:
+    strict = document("Authentication", "all", {"selector": {"workloads": ["web-v1"]}, "mtls": {"mode": "STRICT"}})
+    assert told([allow()], [allow(), strict]) == [("refused otherwise", ["plaintext callers: any request"])]
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [allow({"from": [{"serviceAccounts": ["client"]}], "to": [{"methods": ["GET"]}, {"methods": ["POST"]}]})],
+        [
+            allow(
+                {"from": [{"serviceAccounts": ["client"]}], "to": [{"methods": ["POST"]}]},
+                {"from": [{"principals": [f"{DOMAIN}/ns/shop/sa/client"]}], "to": [{"methods": ["GET"]}]},
+            )
+        ],
+    ],
+    ids=["operations", "rules"],
+)
+def test_a_rule_written_otherwise_changes_nothing(after: list[dict[str, Any]]) -> None:
+    rule = {"from": [{"serviceAccounts": ["client"]}], "to": [{"methods": ["GET", "POST"]}]}
+    assert told([allow(rule)], after) == []
+
+
+def test_audit_changes_no_access() -> None:
+    assert told([], [allow(CLIENT, action="Audit")]) == []

@@ -1,0 +1,138 @@
+"""Changed requests: none is left out, none is made up, and what only looks different is not reported."""
+
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.policy import BACKENDS, CLIENTS, changed, compiled, document, repositories, requests
+
+from backstay.core.evaluate import World, asked
+from backstay.core.review.routes import RouteClass, effect, route_classes
+
+CALLERS = tuple(f"shop/{name}" for name in CLIENTS)
+BOUNDED = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@BOUNDED
+@given(st.data())
+def test_no_request_changes_unsaid(data: st.DataObject) -> None:
+    first = data.draw(repositories())
+    before, after = compiled(first), compiled(data.draw(changed(first)))
+    classes = route_classes(before, after)
+    for _ in range(12):
+        request = data.draw(requests())
+        question = asked(request)
+        assert question is not None
+        differs = effect(before.chooses(CALLERS[0], question)) != effect(after.chooses(CALLERS[0], question))
+        holding = [found for found in classes if found.holds(CALLERS[0], question)]
+        assert bool(holding) == differs, (str(request), request.headers)
+        for found in holding:
+            assert effect(found.before) == effect(before.chooses(CALLERS[0], question))
+            assert effect(found.after) == effect(after.chooses(CALLERS[0], question))
+
+
+@BOUNDED
+@given(st.data())
+def test_every_class_holds_a_request_that_really_changes(data: st.DataObject) -> None:
+    first = data.draw(repositories())
+    before, after = compiled(first), compiled(data.draw(changed(first)))
+    for found in route_classes(before, after):
+        assert found.doubt == ""
+        samples = list(found.samples())
+        assert len(samples) == len(found.boxes)
+        for caller in found.callers:
+            for question in samples:
+                assert found.holds(caller, question)
+                assert effect(before.chooses(caller, question)) == effect(found.before)
+                assert effect(after.chooses(caller, question)) == effect(found.after)
+                assert effect(found.before) != effect(found.after)
+
+
+# --- refactoring ------------------------------------------------------------------------------------------------------
+
+
+def web(*rules: dict[str, Any]) -> World:
+    return compiled([*BACKENDS, document("Route", "web", {"hosts": ["web"], "rules": list(rules)})])
+
+
+def rule(*matches: dict[str, Any], to: str = "web", **more: Any) -> dict[str, Any]:
+    return {"matches": list(matches), "backendRefs": [{"name": to, "port": 80}], **more}
+
+
+def path(value: str, kind: str = "PathPrefix", **more: Any) -> dict[str, Any]:
+    return {"path": {"type": kind, "value": value}, **more}
+
+
+def told(before: World, after: World) -> list[tuple[list[str], str, str]]:
+    return [(found.words(), found.before.kind, found.after.kind) for found in route_classes(before, after)]
+
+
+def test_a_rule_split_in_two_changes_nothing() -> None:
+    whole = web(rule(path("/a"), path("/b"), to="api"))
+    split = web(rule(path("/a"), to="api", name="one"), rule(path("/b"), to="api", name="two"))
+    assert told(whole, split) == []
+
+
+def test_the_order_of_rules_that_do_not_meet_changes_nothing() -> None:
+    one, two = rule(path("/a"), to="api"), rule(path("/b"))
+    assert told(web(one, two), web(two, one)) == []
+
+
+def test_the_order_of_rules_that_meet_changes_what_is_in_both() -> None:
+    one, two = rule(path("/a"), to="api"), rule({"method": "POST"})
+    assert told(web(one, two), web(two, one)) == [(["POST under /a"], "route", "route")]
+
+
+def test_a_rule_that_is_shadowed_changes_nothing() -> None:
+    assert told(web(rule(path("/a"))), web(rule(path("/a")), rule(path("/a/b"), to="api"))) == []
+
+
+def test_a_new_name_of_a_subset_changes_nothing() -> None:
+    def world(name: str) -> World:
+        subset = {"name": name, "labels": {"version": "v1"}}
+        to = {"name": "web", "port": 80, "subset": name}
+        return compiled(
+            [
+                document("Backend", "web", {"service": "web", "subsets": [subset]}),
+                document("Route", "web", {"hosts": ["web"], "rules": [{"backendRefs": [to]}]}),
+            ]
+        )
+
+    assert told(world("v1"), world("stable")) == []
+
+
+def test_an_exception_is_said_as_one() -> None:
+    before = web(rule(path("/a")))
+    after = web(rule(path("/a/b", "Exact"), to="api"), rule(path("/a")))
+    assert told(before, after) == [(["at /a/b"], "route", "route")]
+
+
+def test_a_smaller_prefix_is_said_with_what_is_kept() -> None:
+    assert told(web(rule(path("/a"))), web(rule(path("/a/b")))) == [
+        (["under /a and not under /a/b"], "route", "no-route")
+    ]
+
+
+def test_a_change_of_a_backend_concerns_all_requests_to_it() -> None:
+    slow = compiled([document("Backend", "web", {"service": "web", "connections": {"connectTimeout": "1s"}})])
+    assert told(compiled([]), slow) == [([""], "route", "route")]
+
+
+def test_a_host_of_ones_own_is_passed_through_before() -> None:
+    after = compiled([document("Route", "old", {"hosts": ["old.example"], "rules": [rule()]})])
+    found = route_classes(compiled([]), after)
+    assert [(item.host, item.before.kind, item.after.kind) for item in found] == [
+        ("old.example:80", "pass-through", "route")
+    ]
+
+
+def test_egress_concerns_all_hosts_outside() -> None:
+    closed = compiled([document("Mesh", "mesh", {"egress": "REGISTRY_ONLY"})])
+    found = route_classes(compiled([]), closed)
+    assert [(item.host, item.before.kind, item.after.kind) for item in found] == [("", "pass-through", "unknown-host")]
+
+
+def test_callers_of_one_kind_are_named_together() -> None:
+    (found,) = route_classes(web(rule()), web(rule(to="api")))
+    assert isinstance(found, RouteClass)
+    assert set(CALLERS) <= set(found.callers)
