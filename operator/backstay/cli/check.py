@@ -52,11 +52,11 @@ def check(session: Session, pre: bool, output: str) -> None:
     """Find out what is wrong with an installation. Exit code 1 if any check fails."""
     facts = [*machine_facts(session.state_dir), *([] if pre else operator_facts(session))]
     data = {"apiVersion": "backstay.dev/v1alpha1", "kind": "CheckResult", "facts": [asdict(fact) for fact in facts]}
-    emit(output, data, lambda _: "\n".join(line for fact in facts for line in _lines(fact)))
+    emit(output, data, lambda _: "\n".join(line for fact in facts for line in lines(fact)))
     sys.exit(Exit.NO if any(fact.level == "fail" for fact in facts) else Exit.OK)
 
 
-def _lines(fact: Fact) -> Iterator[str]:
+def lines(fact: Fact) -> Iterator[str]:
     sign, color = _SIGNS[fact.level]
     yield f"{click.style(sign, fg=color)} {fact.name}: {fact.message}"
     if fact.hint and fact.level != "ok":

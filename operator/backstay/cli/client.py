@@ -33,8 +33,9 @@ class _UnixConnection(http.client.HTTPConnection):
 class Client:
     """One connection per request: a person types slower than a socket opens."""
 
-    def __init__(self, state_dir: Path, *, timeout: float = 10.0) -> None:
+    def __init__(self, state_dir: Path, *, timeout: float = 10.0, actor: str = "") -> None:
         self._path: Final = state_dir / SOCKET_NAME
+        self._actor: Final = actor
         self._timeout: Final = timeout
 
     def get(self, path: str, **query: str) -> Json:
@@ -50,7 +51,7 @@ class Client:
 
     def act(self, verb: str, *, reason: str = "", args: Mapping[str, str] | None = None) -> Json:
         """Give an order. Raises Failed with exit code 1 when the operator says no."""
-        body = json.dumps({"verb": verb, "actor": actor(), "reason": reason, "args": dict(args or {})})
+        body = json.dumps({"verb": verb, "actor": self._actor or actor(), "reason": reason, "args": dict(args or {})})
         return _object(self._ask("POST", "/v1/actions", body.encode()).read())
 
     def events(self, *, after: int = 0, since: float = 0.0, follow: bool = False) -> Iterator[Json]:

@@ -20,6 +20,8 @@ class Session:
     state_dir: Path
     verbosity: int = 0
     """-1: only errors and what was asked for; 1: more."""
+    actor: str = ""
+    """Who gives orders; empty: the user of this machine. `kubectl backstay` says whom the API server knows."""
 
     def say(self, text: str) -> None:
         """Talk: for people, on stderr, never mixed with data."""
@@ -29,7 +31,7 @@ class Session:
     def client(self, *, timeout: float = 10.0) -> "Client":
         from backstay.cli.client import Client  # late: 20 ms for HTTP that `version` need not pay
 
-        return Client(self.state_dir, timeout=timeout)
+        return Client(self.state_dir, timeout=timeout, actor=self.actor)
 
 
 pass_session: Final = click.make_pass_decorator(Session)
