@@ -1,17 +1,25 @@
 """`python -m backstay.sidecar`: reads settings, sets up log and loop, and turns signals into events."""
 
 import asyncio
+import importlib
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from backstay.redact import clean
 from backstay.sidecar.settings import Settings, parse
 
+PROGRAMS: Final = {"redirect": "backstay.sidecar.redirect", "wait": "backstay.sidecar.waiting"}
+"""What else a pod runs of this image, by its first argument: before the proxy, and beside it."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    settings = parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in PROGRAMS:
+        return _other_program(arguments[0], arguments[1:])
+    settings = parse(arguments)
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
@@ -22,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"backstay sidecar: {clean(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _other_program(name: str, arguments: Sequence[str]) -> int:
+    program: Callable[[Sequence[str]], int] = importlib.import_module(PROGRAMS[name]).main
+    return program(arguments)
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:

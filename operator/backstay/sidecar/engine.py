@@ -8,7 +8,7 @@ engine cannot serve it refuses by ContentRefused, and then keeps serving what it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from backstay.config.model import Config
 from backstay.config.wire import Endpoint, PeerRow, RefusalExpected, Row
@@ -29,6 +29,11 @@ class ExplicitListener:
     listen: int
     host: str
     port: int
+
+
+APP_SOURCES: Final = {4: "127.0.0.6", 6: "::6"}
+"""Where a proxy asks its application from, by IP version, when connections are redirected: what comes from there is left
+alone. Istio's addresses, so that applications see the caller they know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from backstay.sidecar.engine import Address, ExplicitListener
+from backstay.sidecar.engine import Address, ExplicitListener, Redirected
 
 ENVIRONMENT_PREFIX: Final = "BACKSTAY_SIDECAR_"
 
@@ -44,6 +44,8 @@ class Settings:
     health_port: int = 15021
     prometheus_port: int = 15090
     """/stats/prometheus, at `health_host`."""
+    app_probes: str = ""
+    """JSON as probes.py reads it: pages of the health port that ask the application."""
     drain_s: float = 30.0
     """Longest wait for open requests after SIGTERM; the default of Kubernetes' grace period."""
     report_s: float = 1.0
@@ -87,12 +89,14 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("app-host", "where the application listens", "127.0.0.1")
     flag("app-ports", "APP_PORT=REAL_PORT, comma separated: where the application really listens, if not there")
     flag("outbound", "HTTP proxy port for the application", "15001")
+    flag("intercept", "true, or OUTBOUND_PORT,INBOUND_PORT: where the kernel redirects the application's connections to")
     flag("explicit", "LISTEN_PORT=HOST:PORT, comma separated: one host without proxy settings")
     flag("admin-host", "address of the admin port", "127.0.0.1")
     flag("admin-port", "admin port, 0 is off", "15000")
     flag("health-host", "address of the health and Prometheus ports", "127.0.0.1")
     flag("health-port", "health port, 0 is off", "15021")
     flag("prometheus-port", "Prometheus port, 0 is off", "15090")
+    flag("app-probes", "JSON: path on the health port -> what to ask the application when it is asked")
     flag("drain", "seconds to finish open requests after SIGTERM", "30")
     flag("report-interval", "seconds between reports", "1")
     flag("log-level", "debug, info, warning or error", "info")
@@ -101,6 +105,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
 
 def _settings(found: argparse.Namespace) -> Settings:
     host, port = operator_address(found.operator) if found.operator else ("", 0)
+    redirected = redirected_ports(found.intercept)
     return Settings(
         proxy=found.proxy,
         state=Path(found.state),
@@ -109,8 +114,9 @@ def _settings(found: argparse.Namespace) -> Settings:
             inbound=inbound_ports(found.inbound),
             app_host=found.app_host,
             app_ports=inbound_ports(found.app_ports, "--app-ports"),
-            outbound=_port(found.outbound, "--outbound"),
+            outbound=_proxy_port(_port(found.outbound, "--outbound"), redirected),
             explicit=explicit_listeners(found.explicit),
+            redirected=redirected,
         ),
         operator_host=host,
         operator_port=port,
@@ -124,6 +130,7 @@ def _settings(found: argparse.Namespace) -> Settings:
         health_host=found.health_host,
         health_port=_port(found.health_port, "--health-port"),
         prometheus_port=_port(found.prometheus_port, "--prometheus-port"),
+        app_probes=found.app_probes,
         drain_s=_seconds(found.drain, "--drain"),
         report_s=_seconds(found.report_interval, "--report-interval"),
         log_level=found.log_level,
@@ -145,6 +152,26 @@ def inbound_ports(text: str, flag: str = "--inbound") -> dict[int, int]:
         application, _, listen = item.partition("=")
         ports[_port(application, flag)] = _port(listen or application, flag)
     return ports
+
+
+_NO, _YES = ("", "false", "no", "0"), ("true", "yes", "1")
+
+
+def redirected_ports(text: str) -> Redirected | None:
+    """`true`, or `15001,15006` as outbound and inbound port; None where nothing is redirected. Raises ValueError."""
+    if text.lower() in _NO:
+        return None
+    if text.lower() in _YES:
+        return Redirected()
+    outbound, comma, inbound = text.partition(",")
+    if not comma:
+        raise ValueError(f"--intercept: {text!r} is neither true nor of the form OUTBOUND_PORT,INBOUND_PORT")
+    return Redirected(outbound=_port(outbound.strip(), "--intercept"), inbound=_port(inbound.strip(), "--intercept"))
+
+
+def _proxy_port(port: int, redirected: Redirected | None) -> int:
+    """The HTTP proxy's port; none where the application's connections come by themselves to the same port."""
+    return 0 if redirected is not None and port == redirected.outbound else port
 
 
 def explicit_listeners(text: str) -> tuple[ExplicitListener, ...]:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from backstay.sidecar.engine import Address, ExplicitListener
+from backstay.sidecar.engine import Address, ExplicitListener, Redirected
 from backstay.sidecar.settings import Settings, parse
 
 NEEDED = ["--proxy", "a-1", "--state", "/s", "--operator", "https://10.0.0.1:15012"]
@@ -28,6 +28,7 @@ def test_all_defaults() -> None:
         drain_s=30.0,
         report_s=1.0,
         log_level="info",
+        app_probes="",
     )
 
 
@@ -61,4 +62,25 @@ def test_what_cannot_be_read_is_named(more: list[str], sentence: str, capsys: py
     with pytest.raises(SystemExit) as caught:
         parse([*NEEDED, *more], {})
     assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"backstay sidecar: error: {sentence}"
+
+
+def test_where_connections_are_redirected_there_is_no_http_proxy_at_the_same_port() -> None:
+    found = parse([*NEEDED, "--intercept", "true"], {}).address
+    assert (found.redirected, found.outbound) == (Redirected(outbound=15001, inbound=15006), 0)
+    found = parse([*NEEDED, "--intercept", "1001, 1006"], {}).address
+    assert (found.redirected, found.outbound) == (Redirected(outbound=1001, inbound=1006), 15001)
+    assert parse([*NEEDED, "--intercept", "false"], {}).address.redirected is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("15001", "--intercept: '15001' is neither true nor of the form OUTBOUND_PORT,INBOUND_PORT"),
+        ("1,x", "--intercept: 'x' is not a port number"),
+    ],
+)
+def test_an_interception_that_cannot_be_read(text: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([*NEEDED, "--intercept", text], {})
     assert capsys.readouterr().err.splitlines()[-1] == f"backstay sidecar: error: {sentence}"
