@@ -192,7 +192,10 @@ class PythonEngine:
             ("backstay_access_log_dropped", float(server.log.dropped)),
         ]
         ledger = server.ledger
-        return render(ledger.sums(), workload=workload, gauges=gauges, audited=ledger.audited, refused=ledger.refused)
+        return render(
+            ledger.sums(), workload=workload, gauges=gauges, audited=ledger.audited, refused=ledger.refused,
+            copies=ledger.all_copies(),
+        )  # fmt: skip
 
     async def drain(self, timeout: float) -> None:
         server = self.server

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import httptools
 
-from backstay.sidecar.engines.python.flow import Exchange, local_answer
+from backstay.sidecar.engines.python.failures import local_response
+from backstay.sidecar.engines.python.flow import Exchange
 from backstay.sidecar.engines.python.framing import (
     CHUNK_OVERHEAD_PER_BYTE,
     MAX_CHUNK_OVERHEAD,
@@ -294,7 +295,9 @@ class Downstream(asyncio.Protocol):
         elif self.transport is not None:
             self.transport.resume_reading()
 
-    def answer(self, exchange: Exchange, status: int, reason: str) -> None:
+    def answer(
+        self, exchange: Exchange, status: int, reason: str, fields: Fields | None = None, body: bytes | None = None
+    ) -> None:
         """Write an answer of the mesh's own and end the exchange; a connection nobody parses is just closed."""
         if not exchange.version:
             self.abort()
@@ -304,7 +307,11 @@ class Downstream(asyncio.Protocol):
         )
         if close:
             exchange.keep_alive = False
-        self.write(local_answer(status, reason, close=close, method=exchange.method))
+        self.write(
+            local_response(
+                status, reason, close=close, with_body=exchange.method != b"HEAD", fields=fields or (), body=body
+            )
+        )
         self.exchange_ended(exchange)
 
     def write(self, data: bytes) -> None:

@@ -3,6 +3,7 @@
 Bodies name the kind of failure and nothing else: no policy, no address, no file (those are in the access log).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -26,6 +27,8 @@ FAILURES: Final = {
     "plaintext-refused": Failure(status=0, bad="plaintext-refused", flag="DC", is_refusal=True),
     "handshake-refused": Failure(status=0, bad="handshake-refused", flag="DC", is_refusal=True),
     "fault": Failure(status=503, bad="fault", flag="FI", is_refusal=True),
+    "rate-limited": Failure(status=429, bad="rate-limited", flag="RL", is_refusal=True),
+    "bad-rewrite": Failure(status=400, bad="no-route", flag="NR", is_refusal=True),
     "no-healthy-upstream": Failure(status=503, bad="no-healthy-upstream", flag="UH"),
     "no-backend": Failure(status=503, bad="no-healthy-upstream", flag="UH"),
     "overflow": Failure(status=503, bad="overflow", flag="UO"),
@@ -42,13 +45,27 @@ FAILURES: Final = {
 """Statuses as Envoy's (`connect-failure`, `reset` 503; a malformed answer 502; registry-only 502)."""
 
 
-def local_response(status: int, reason: str, *, close: bool, with_body: bool = True) -> bytes:
-    """A whole answer made by the proxy itself."""
-    body = reason.encode() + b"\n"
-    head = b"HTTP/1.1 %d %b\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n%b\r\n" % (
-        status, phrase(status), len(body), b"Connection: close\r\n" if close else b"",
+def local_response(
+    status: int,
+    reason: str,
+    *,
+    close: bool,
+    with_body: bool = True,
+    fields: Sequence[tuple[bytes, bytes]] = (),
+    body: bytes | None = None,
+) -> bytes:
+    """A whole answer made by the proxy itself: `body` with these fields, or a line of text that names the reason."""
+    kind = b"Content-Type: text/plain\r\n" if body is None else b""
+    content = reason.encode() + b"\n" if body is None else body
+    length = b"" if status in _WITHOUT_BODY else b"Content-Length: %d\r\n" % len(content)
+    head = b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (
+        status, phrase(status), b"".join(b"%b: %b\r\n" % field for field in fields), kind, length,
+        b"Connection: close\r\n" if close else b"",
     )  # fmt: skip
-    return head + body if with_body else head
+    return head + content if with_body and length else head
+
+
+_WITHOUT_BODY: Final = frozenset((204, 304))
 
 
 def phrase(status: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from backstay.sidecar.engines.python.dial import seek
 from backstay.sidecar.engines.python.exchange import CODES, Phase
-from backstay.sidecar.engines.python.failures import FAILURES, STATUS_LINES, Failure, local_response
+from backstay.sidecar.engines.python.failures import FAILURES, STATUS_LINES, Failure
 from backstay.sidecar.engines.python.framing import (
     CHUNKED,
     LAST_CHUNK,
@@ -24,6 +24,8 @@ from backstay.sidecar.engines.python.framing import (
     upgrade_head,
     wants_websocket,
 )  # fmt: skip
+from backstay.sidecar.engines.python.limits import told
+from backstay.sidecar.engines.python.mirror import send_copies
 from backstay.sidecar.engines.python.pool import Group, Pool
 from backstay.sidecar.engines.python.retry import (
     FAILOVERS,
@@ -39,6 +41,7 @@ from backstay.sidecar.engines.python.tunnel import splice
 from backstay.sidecar.engines.python.upstream import SWITCHING, Upstream
 
 if TYPE_CHECKING:
+    from backstay.sidecar.engines.python.actions import Actions, LocalAnswer
     from backstay.sidecar.engines.python.downstream import Downstream
     from backstay.sidecar.engines.python.runtime import Lane, Runtime
     from backstay.sidecar.engines.python.server import Server
@@ -56,7 +59,7 @@ class Exchange:
         "downstream", "server",  # connection
         "body", "broken", "complete", "fields", "head", "keep_alive", "method", "raw", "size", "target", "upgrade",
         "version",  # what the client sent
-        "audited", "lane", "policy", "reason", "runtime", "started",  # what was decided
+        "audited", "cookie", "lane", "policy", "reason", "runtime", "started",  # what was decided
         "end_sent", "failovers", "fresh", "phase", "pool", "retrying", "sent", "timer", "tried", "tries", "upstream",
         "waiting",  # tries
         "response", "response_bytes", "status",
@@ -104,6 +107,8 @@ class Exchange:
         self.policy = ""
         self.audited: tuple[str, ...] = ()
         """Audit rules that this request matched."""
+        self.cookie = b""
+        """The value of a sticky cookie that the client does not have yet."""
 
     @property
     def counters(self) -> "Counters":
@@ -116,8 +121,57 @@ class Exchange:
         self.lane = lane
         lane.counters.open += 1
         lane.deadlines.add(self)
-        if lane.fault is None or not self._inject():
+        if lane.is_plain:
             self.attempt()
+        else:
+            self._follow(lane)
+
+    def _follow(self, lane: "Lane") -> None:
+        """What a rule says besides where to: answers of its own, limits, faults, changes, copies; in Envoy's order."""
+        actions = lane.actions if self.head is not None else None
+        if actions is not None and self._answered_at_once(actions):
+            return
+        if lane.fault is None or not self._inject():
+            self._set_out()
+
+    def _answered_at_once(self, actions: "Actions") -> bool:
+        answer = actions.preflight(self.head)
+        if answer is not None:
+            self._answer(answer)
+            return True
+        bucket = actions.bucket
+        verdict = bucket.take(monotonic()) if bucket is not None else None
+        if bucket is None or verdict is None or verdict.passes:
+            return False
+        self.fail("rate-limited", fields=told(bucket.limit, verdict))
+        return True
+
+    def _set_out(self) -> None:
+        """No fault is in the way: answer, or change the request, send its copies, and make the first try."""
+        self.timer = None
+        actions = self.lane.actions if self.head is not None else None  # type: ignore[union-attr]
+        if actions is not None:
+            answer = actions.answer(self.head, secure=self.downstream.secure)
+            if answer is not None:
+                self._answer(answer)
+                return
+            if actions.reshapes and not self._reshape(actions):
+                self.fail("bad-rewrite")
+                return
+            if actions.copies and self.complete:
+                send_copies(self, actions)
+        self.attempt()
+
+    def _reshape(self, actions: "Actions") -> bool:
+        block = actions.reshaped(self.head)
+        if block is not None:
+            self.head.block = block
+        return block is not None
+
+    def _answer(self, answer: "LocalAnswer") -> None:
+        self.status = answer.status
+        self._end()
+        self.downstream.answer(self, answer.status, "", answer.fields, answer.body)
 
     def _inject(self) -> bool:
         """Draw the fault of this lane; True if the exchange goes on later or is over."""
@@ -125,7 +179,7 @@ class Exchange:
         random = self.server.random
         delayed = fault.delay_ms > 0 and random() * 100 < fault.delay_percent  # type: ignore[union-attr]
         aborted = fault.abort_status > 0 and random() * 100 < fault.abort_percent  # type: ignore[union-attr]
-        then = self._abort if aborted else self.attempt
+        then = self._abort if aborted else self._set_out
         if delayed:
             self._move(_DELAYED)
             self.timer = self.server.loop.call_later(fault.delay_ms / 1000, then)  # type: ignore[union-attr]
@@ -242,6 +296,8 @@ class Exchange:
         """Bytes of the request arrived."""
         if self.upstream is not None and not self.end_sent:
             self._push(self.upstream, [])
+        if self.complete and self.tries and self.lane.actions is not None:  # type: ignore[union-attr]
+            send_copies(self, self.lane.actions)  # type: ignore[union-attr]
         self.downstream.update_reading()
 
     def _push(self, upstream: Upstream, out: list[bytes]) -> None:
@@ -342,8 +398,10 @@ class Exchange:
                 return None
         client_http11 = self.version == "1.1"
         line = STATUS_LINES.get(status)
+        actions = self.lane.actions  # type: ignore[union-attr]
+        fields = upstream.fields if actions is None else actions.response(self.head, upstream.fields, self.cookie)
         head = read_response(
-            status, line or b"", upstream.fields, self.method, upstream.keep_alive, client_http11
+            status, line or b"", fields, self.method, upstream.keep_alive, client_http11
         ) if line else Refusal(status=502, reason="bad-status")  # fmt: skip
         if isinstance(head, Refusal):
             self.fail("bad-response")
@@ -397,7 +455,9 @@ class Exchange:
             return
         self._move(_TUNNEL)
         self.status = SWITCHING
-        head = upgrade_head(STATUS_LINES[SWITCHING], upstream.fields)
+        actions = self.lane.actions  # type: ignore[union-attr]
+        fields = upstream.fields if actions is None else actions.response(self.head, upstream.fields, self.cookie)
+        head = upgrade_head(STATUS_LINES[SWITCHING], fields)
         self.upstream = None
         self._end()
         upstream.exchange = None
@@ -456,7 +516,7 @@ class Exchange:
         """The time for the whole exchange is over."""
         self.fail("timeout")
 
-    def fail(self, reason: str, status: int = 0) -> None:
+    def fail(self, reason: str, status: int = 0, fields: Fields | None = None) -> None:
         """End with an answer of the mesh's own, or by cutting off a response that has begun."""
         failure = FAILURES[reason]
         self.reason = reason
@@ -469,7 +529,7 @@ class Exchange:
         if responding or not self.status:
             self.downstream.abort()
         else:
-            self.downstream.answer(self, self.status, failure_text(reason))
+            self.downstream.answer(self, self.status, failure_text(reason), fields)
 
     def refuse(self, reason: str, counters: "Counters", policy: str = "") -> None:
         """The rules of the mesh say no before any lane was chosen."""
@@ -537,7 +597,3 @@ class Exchange:
 
 def failure_text(reason: str) -> str:
     return "access denied" if reason == "denied" else reason
-
-
-def local_answer(status: int, reason: str, *, close: bool, method: bytes) -> bytes:
-    return local_response(status, reason, close=close, with_body=method != b"HEAD")

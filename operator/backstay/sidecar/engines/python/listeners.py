@@ -8,8 +8,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from backstay.config.actions import sticky_point, sticky_value
 from backstay.sidecar.engines.python.framing import is_authority
-from backstay.sidecar.engines.python.runtime import Lane, Runtime
+from backstay.sidecar.engines.python.runtime import CompiledRule, Lane, Runtime
 from backstay.sidecar.engines.python.stats import Counters
 
 if TYPE_CHECKING:
@@ -120,13 +121,26 @@ class Outbound(Listener):
         table = runtime.hosts.find(head.authority)
         if table is None:
             return self._unknown(runtime, head.authority)
-        index = table.pick(head.method, head.path, head.query, head.fields)
+        index = table.pick(head.method, head.path, head.query, head.fields, head.authority)
         host = runtime.host(table)
         if index is None:
             return Refused(reason="no-route", counters=host.no_route)
         rule = host.rules[index]
-        lane = rule.only or rule.draw(self.server.random())
+        lane = rule.only or rule.draw(
+            self.server.random() if rule.sticky is None else self._sticky_draw(rule, exchange)
+        )
         return lane or Refused(reason="no-backend", counters=rule.counters)
+
+    def _sticky_draw(self, rule: CompiledRule, exchange: "Exchange") -> float:
+        """A draw that follows from what the request carries; by chance if it carries nothing."""
+        assert rule.sticky is not None  # noqa: S101 - the caller looks
+        header, cookie, ttl = rule.sticky
+        value = sticky_value(exchange.head.fields, header, cookie) or exchange.cookie
+        if not value:
+            value = b"%016x" % int(self.server.random() * 2**64)
+            if ttl >= 0:
+                exchange.cookie = value
+        return sticky_point(value)
 
     def _unknown(self, runtime: Runtime, authority: bytes) -> Lane | Refused:
         if runtime.registry_only:

@@ -17,6 +17,7 @@ def render(
     gauges: Iterable[tuple[str, float]],
     audited: Mapping[str, int] = MappingProxyType({}),
     refused: Mapping[tuple[int, str], int] = MappingProxyType({}),
+    copies: Iterable[Counters] = (),
 ) -> bytes:
     """The whole exposition. `workload` is `<namespace>/<name>` of the proxy's own workload."""
     ordered = sorted(sums, key=lambda counters: (counters.direction, counters.route, counters.backend))
@@ -31,6 +32,7 @@ def render(
         *_family("backstay_upstream_tries_total", "counter", (line for c in ordered for line in _tries(c, workload))),
         *_family("backstay_audited_requests_total", "counter", _audited(audited, workload)),
         *_family("backstay_refused_connections_total", "counter", _refused(refused, workload)),
+        *_family("backstay_mirrored_requests_total", "counter", _copied(copies, workload)),
     ]
     for name, value in gauges:
         lines += (f"# TYPE {name} gauge", f"{name} {value:g}")
@@ -76,6 +78,13 @@ def _refused(refused: Mapping[tuple[int, str], int], workload: str) -> Iterator[
     for (port, reason), count in sorted(refused.items()):
         labels = f'{_own(workload, "destination")},route="inbound:{port}",reason={_quoted(reason)}'
         yield f"backstay_refused_connections_total{{{labels}}} {count}"
+
+
+def _copied(copies: Iterable[Counters], workload: str) -> Iterator[str]:
+    for counters in sorted(copies, key=lambda counters: (counters.route, counters.backend)):
+        labels = _labels(counters, workload)
+        for code, count in sorted(counters.codes.items()):
+            yield f'backstay_mirrored_requests_total{{{labels},response_code="{code}"}} {count}'
 
 
 def _own(workload: str, role: str) -> str:

@@ -7,7 +7,9 @@ under this config's digest) are made when its first request comes.
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
 from backstay.config.authorize import AuthorizationTable
 from backstay.config.match import HostTable, RouteTable
@@ -19,18 +21,22 @@ from backstay.config.model import (
     HostRoutes,
     InboundPort,
     Listeners,
+    Mirror,
     Part,
+    RateLimit,
     Retry,
     Rule,
+    Sticky,
     WeightedBackend,
 )  # fmt: skip
 from backstay.sidecar.engine import ContentRefused
+from backstay.sidecar.engines.python.actions import Actions, Copies, has_actions
 from backstay.sidecar.engines.python.balance import weighted
-from backstay.sidecar.engines.python.pool import group_key
+from backstay.sidecar.engines.python.limits import Bucket
+from backstay.sidecar.engines.python.pool import Group, group_key
 from backstay.sidecar.engines.python.stats import Counters, Direction
 
 if TYPE_CHECKING:
-    from backstay.sidecar.engines.python.pool import Group
     from backstay.sidecar.engines.python.server import Deadlines, Server
 
 UNKNOWN_ROUTE: Final = "#"
@@ -38,7 +44,7 @@ UNKNOWN_ROUTE: Final = "#"
 
 
 class Lane:
-    __slots__ = ("counters", "deadlines", "digest", "fault", "group", "retry", "try_seconds")
+    __slots__ = ("actions", "counters", "deadlines", "digest", "fault", "group", "is_plain", "retry", "try_seconds")
 
     def __init__(
         self,
@@ -50,6 +56,7 @@ class Lane:
         try_seconds: float = 0.0,
         retry: Retry | None = None,
         fault: Fault | None = None,
+        actions: Actions | None = None,
     ) -> None:
         self.digest = digest
         self.counters = counters
@@ -58,21 +65,28 @@ class Lane:
         self.try_seconds = try_seconds
         self.retry = retry if retry is not None and retry.attempts > 0 else None
         self.fault = fault
+        self.actions = actions
+        self.is_plain = fault is None and actions is None
+        """True: a request only has to be sent."""
 
 
 class CompiledRule:
     """A rule's lanes with the running sum of their weights."""
 
-    __slots__ = ("_cumulative", "_lanes", "counters", "only")
+    __slots__ = ("_cumulative", "_lanes", "counters", "only", "sticky")
 
-    def __init__(self, rule: Rule, lanes: Sequence[Lane], counters: Counters) -> None:
+    def __init__(
+        self, weights: Sequence[int], lanes: Sequence[Lane], counters: Counters, sticky: Sticky | None = None
+    ) -> None:
         self._lanes = tuple(lanes)
-        self._cumulative = tuple(accumulate(backend.weight for backend in rule.backends)) or (0,)
-        usable = [lane for lane, backend in zip(lanes, rule.backends, strict=True) if backend.weight > 0]
+        self._cumulative = tuple(accumulate(weights)) or (0,)
+        usable = [lane for lane, weight in zip(lanes, weights, strict=True) if weight > 0]
         self.only = usable[0] if len(usable) == 1 else None
         """The lane of a rule that has just one, so that most requests need no draw."""
         self.counters = counters
         """For requests that no lane takes (all weights 0)."""
+        self.sticky = (sticky.header.encode(), sticky.cookie.encode(), sticky.cookie_ttl_s) if sticky else None
+        """(header, cookie, life of a cookie made here) by which callers keep their lane."""
 
     def draw(self, draw: float) -> Lane | None:
         index = weighted(self._cumulative, draw)
@@ -116,7 +130,12 @@ class Runtime:
         parts = _by_kind(config.parts.values())
         self.listeners = next(iter(parts.listeners), _NO_LISTENERS)
         self.backends = {f"{backend.service}:{backend.port}": backend for backend in parts.backends}
-        self.hosts: HostTable = HostTable(self.listeners.namespace, parts.routes, [runtime.hosts for runtime in former])
+        self.hosts: HostTable = HostTable(
+            self.listeners.namespace, parts.routes, [runtime.hosts for runtime in former], config.manifest.workload
+        )
+        self._buckets: WeakValueDictionary[tuple[str, RateLimit], Bucket] = (
+            former[0]._buckets if former else WeakValueDictionary()
+        )
         self._check(former)
         self.authorization = _authorization(next(iter(parts.authorizations), Authorization()), former)
         self._compiled: dict[RouteTable, CompiledHost] = {}
@@ -136,15 +155,52 @@ class Runtime:
         return self._compiled.get(table) or self._compile_host(table)
 
     def _compile_host(self, table: RouteTable) -> CompiledHost:
-        rules = [self._compile_rule(f"{table.key}#{rule.name}", rule) for rule in table.routes.rules]
+        rules = [self._compile_rule(table, index, rule) for index, rule in enumerate(table.routes.rules)]
         made = self._compiled[table] = CompiledHost(rules, self._counters("out", f"{table.key}#", ""))
         return made
 
-    def _compile_rule(self, route: str, rule: Rule) -> CompiledRule:
-        lanes = [self._lane(route, rule, target) for target in rule.backends]
-        return CompiledRule(rule, lanes, self._counters("out", route, ""))
+    def _compile_rule(self, table: RouteTable, index: int, rule: Rule) -> CompiledRule:
+        route = f"{table.key}#{rule.name}"
+        actions = self._actions(table, index, rule, route) if has_actions(rule) else None
+        counters = self._counters("out", route, "")
+        if rule.redirect is not None or rule.direct is not None:
+            return CompiledRule((1,), (self._own_lane(counters, actions),), counters)
+        lanes = [self._lane(route, rule, target, actions) for target in rule.backends]
+        return CompiledRule([target.weight for target in rule.backends], lanes, counters, rule.sticky)
 
-    def _lane(self, route: str, rule: Rule, target: WeightedBackend) -> Lane:
+    def _own_lane(self, counters: Counters, actions: Actions | None) -> Lane:
+        """Of a rule that answers itself: it leads to no endpoint."""
+        group = Group(Backend(service="", port=0), (), self._server.random)
+        return Lane(
+            digest=self.digest,
+            counters=counters,
+            group=group,
+            deadlines=self._server.deadlines_of(0.0),
+            actions=actions,
+        )
+
+    def _actions(self, table: RouteTable, index: int, rule: Rule, route: str) -> Actions:
+        copies = [Copies(self._mirror_lane(route, rule, mirror), mirror.percent / 100) for mirror in rule.mirrors]
+        bucket = self._bucket(route, rule.rate_limit) if rule.rate_limit is not None else None
+        return Actions(rule, table, index, bucket, copies)
+
+    def _bucket(self, route: str, limit: RateLimit) -> Bucket:
+        """One for all configs that say the same: a swap fills no bucket."""
+        found = self._buckets.get((route, limit))
+        if found is None:
+            found = self._buckets[route, limit] = Bucket(limit, monotonic())
+        return found
+
+    def _mirror_lane(self, route: str, rule: Rule, mirror: Mirror) -> Lane:
+        backend = self.backends[mirror.backend]
+        return Lane(
+            digest=self.digest,
+            counters=self._server.ledger.copies(route, f"{mirror.backend}/{mirror.subset}"),
+            group=self._server.pools.group(backend, _labels(backend, mirror.subset) or ()),
+            deadlines=self._server.deadlines_of(rule.timeout_ms / 1000),
+        )
+
+    def _lane(self, route: str, rule: Rule, target: WeightedBackend, actions: Actions | None) -> Lane:
         backend = self.backends[target.backend]
         labels = _labels(backend, target.subset) or ()
         return Lane(
@@ -155,6 +211,7 @@ class Runtime:
             try_seconds=rule.try_timeout_ms / 1000,
             retry=rule.retry,
             fault=rule.fault,
+            actions=actions,
         )
 
     def _compile_ports(self) -> dict[int, CompiledPort]:
@@ -222,7 +279,8 @@ def _authorization(part: Authorization, former: Iterable[Runtime]) -> Authorizat
 
 def _check_host(table: RouteTable, backends: Mapping[str, Backend]) -> None:
     for rule in table.routes.rules:
-        for target in rule.backends:
+        targets: tuple[WeightedBackend | Mirror, ...] = (*rule.backends, *rule.mirrors)
+        for target in targets:
             backend, route = backends.get(target.backend), f"{table.key}#{rule.name}"
             if backend is None:
                 raise ContentRefused(

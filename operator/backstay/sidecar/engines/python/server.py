@@ -129,6 +129,8 @@ class Server:
         if exchange.head is None:
             return False
         chosen = exchange.downstream.listener.decide(self.stable, exchange)
+        if exchange.reason == "rate-limited":
+            return isinstance(chosen, Lane) and _shares_bucket(chosen, exchange.lane)
         if exchange.reason != "fault":
             return not isinstance(chosen, Lane)
         return isinstance(chosen, Lane) and _aborts_at_least(chosen, exchange.lane)
@@ -235,3 +237,10 @@ def _aborts_at_least(stable: Lane, candidate: Lane | None) -> bool:
     if stable.fault is None or candidate is None or candidate.fault is None:
         return False
     return stable.fault.abort_status > 0 and stable.fault.abort_percent >= candidate.fault.abort_percent
+
+
+def _shares_bucket(stable: Lane, candidate: Lane | None) -> bool:
+    """True if stable would have counted this request in the same bucket, and refused it as well."""
+    if stable.actions is None or candidate is None or candidate.actions is None:
+        return False
+    return stable.actions.bucket is candidate.actions.bucket

@@ -152,6 +152,7 @@ class Ledger:
         """Requests by the audit rule that they matched."""
         self.refused: dict[tuple[int, str], int] = {}
         """Connections turned away by inbound port and reason, whether or not that is evidence."""
+        self._copies: dict[tuple[str, str], Counters] = {}
         self.illegal_transitions = 0
         self.protocol_errors = 0
 
@@ -161,6 +162,13 @@ class Ledger:
         if found is None:
             found = self._counters[key] = Counters(config, direction, route, backend)
         return found
+
+    def copies(self, route: str, backend: str) -> Counters:
+        """Of mirrored requests: shown by `metrics`, never reported, whichever config sent them."""
+        return self._copies.setdefault((route, backend), Counters("", "out", route, backend))
+
+    def all_copies(self) -> list[Counters]:
+        return list(self._copies.values())
 
     def note_audited(self, rules: Iterable[str]) -> None:
         for rule in rules:
