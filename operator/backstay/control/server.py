@@ -98,6 +98,8 @@ class ControlServer:
         self.fenced = False
         """A proxy has refused us because it has seen a greater epoch: another operator rules."""
         self.limiter = AttemptLimiter()
+        self.elsewhere: Callable[[], str | None] = _here
+        """Where streams are held: None here, `host:port` of the one who leads, "" where nobody is known to lead."""
         self._ca = ca
         self._enroller = enroller
         self._epoch = epoch
@@ -162,10 +164,16 @@ class ControlServer:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    def lead(self, epoch: int) -> None:
+        """Speak with this epoch from now on: what was a standby holds streams itself."""
+        self._epoch = epoch
+
     # --- the port Fleet ---
 
-    def drain(self) -> Sequence[FleetEvent]:
-        events, self._events = self._events, []
+    def drain(self, mine: Callable[[str], bool] | None = None) -> Sequence[FleetEvent]:
+        """Everything heard since the last call; with `mine` only of those workloads, the rest waits for others."""
+        events = self._events if mine is None else [event for event in self._events if mine(event.workload)]
+        self._events = [] if mine is None else [event for event in self._events if not mine(event.workload)]
         for event in events:
             record = self._records.get(event.proxy)
             if record is not None:
@@ -198,6 +206,27 @@ class ControlServer:
         link = self._links.get(proxy)
         if link is not None:
             link.send(encode(ReportAck(epoch=self._epoch, sequence=sequence)))
+
+    # --- where several meshes share one control port ---
+
+    def waiting(self) -> set[str]:
+        """Workloads of which something waits to be drained."""
+        return {event.workload for event in self._events}
+
+    def newcomers(self) -> list[tuple[str, str]]:
+        """(proxy, workload) of connected proxies that have no config and were never given one."""
+        return [
+            (proxy, link.identity.workload)
+            for proxy, link in self._links.items()
+            if link.record.desired is None and not link.record.believed
+        ]
+
+    def recall(self, mine: Callable[[str], bool]) -> None:
+        """Have these workloads' proxies connect anew: somebody else listens to them from now on, and must hear what they
+        serve and every report that was not acknowledged."""
+        for link in self._links.values():
+            if mine(link.identity.workload):
+                link.cut("Recalled", "another part of the operator takes over")
 
     # --- for status and benchmarks ---
 
@@ -283,6 +312,9 @@ class ControlServer:
     # --- the stream ---
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
+        leader = self.elsewhere()
+        if leader is not None:
+            raise _redirection(leader)
         if peer_of(request.transport) is None:
             raise _refusal(web.HTTPUnauthorized, "CertificateNeeded")
         socket = web.WebSocketResponse(
@@ -512,6 +544,18 @@ _NOBODY: Final = Identity(proxy="", workload="", spiffe_id="")
 
 def _nobody() -> None:
     """Before anybody listens, events wait for the first drain."""
+
+
+def _here() -> str | None:
+    """Where there is one operator, streams are held by it."""
+    return None
+
+
+def _redirection(leader: str) -> web.HTTPException:
+    """To the one who leads; whoever answers there must prove to be the operator as well."""
+    if not leader:
+        return web.HTTPServiceUnavailable(headers={"Retry-After": "1"}, text='{"reason": "NoLeader"}')
+    return web.HTTPTemporaryRedirect(f"https://{leader}{STREAM_PATH}")
 
 
 def _in_play(records: Iterable[ProxyRecord]) -> set[str]:

@@ -1168,8 +1168,72 @@ _OPERATOR: Final = (
     ),
 )
 
+_TENANCY: Final = (
+    Explanation(
+        "BS5201",
+        "NamespaceClaimed",
+        "Another MeshRepository owns this namespace",
+        "A namespace follows one repository; of two that want it, the older one keeps it, and the other is not read at "
+        "all.",
+        "",
+        "Delete one of the two, or take the namespace out of `spec.allow.namespaces` of one.",
+    ),
+    Explanation(
+        "BS5202",
+        "NamespaceNotGranted",
+        "A namespace has not granted itself to this repository",
+        "A repository may speak for its own namespace. For another one, whoever runs the cluster has to say so on the "
+        "Namespace itself, which people of other namespaces cannot edit.",
+        "",
+        "`kubectl annotate namespace NAME backstay.dev/repository=NAMESPACE/REPOSITORY`.",
+    ),
+    Explanation(
+        "BS5203",
+        "NamespaceNotAllowed",
+        "A document is in a namespace of somebody else",
+        "Documents of a MeshRepository may be in the namespaces it owns; one document elsewhere makes the whole commit "
+        "invalid, so that no half of it takes effect.",
+        "metadata: {name: sa-logic, namespace: not-ours}",
+        "Move the document into a namespace of this repository, or have the namespace granted and listed in "
+        "`spec.allow.namespaces`.",
+    ),
+    Explanation(
+        "BS5204",
+        "KindNotAllowed",
+        "A document of a kind that this repository may not hold",
+        "`spec.allow.kinds` of the MeshRepository lists what may be in it.",
+        "",
+        "Move the document to the repository that may hold it, or list its kind.",
+    ),
+    Explanation(
+        "BS5205",
+        "PruneGuard",
+        "A commit removes too many documents at once",
+        "Most of what was there is gone: usually a folder was moved or a wrong path is configured. Nothing was changed.",
+        "",
+        "Bring the documents back; if they are to go, raise `spec.pruneGuard.maxPercent` for that commit.",
+    ),
+    Explanation(
+        "BS5206",
+        "HandEdited",
+        "A projection of git was changed by hand",
+        "MeshIntents and MeshRollouts are written by the operator; what is changed there by hand takes no effect and was "
+        "put back.",
+        "kubectl edit meshintent route.sa-logic",
+        "Change the document in git; give orders by `kubectl backstay rollout` or the annotation `backstay.dev/order`.",
+    ),
+    Explanation(
+        "BS5207",
+        "SpecInvalid",
+        "A MeshRepository cannot be understood",
+        "It was written before its schema was there, or by a newer version.",
+        "",
+        "Apply it again; the API server then says what is wrong.",
+    ),
+)
+
 EXPLANATIONS: Final[tuple[Explanation, ...]] = (
-    *_FILES, *_SHAPE, *_REFERENCES, *_ROUTES, *_SECURITY, *_SETTINGS, *_SOURCE, *_ROLLOUT, *_PROXIES, *_OPERATOR,
+    *_FILES, *_SHAPE, *_REFERENCES, *_ROUTES, *_SECURITY, *_SETTINGS, *_SOURCE, *_ROLLOUT, *_PROXIES, *_OPERATOR, *_TENANCY,
 )  # fmt: skip
 
 CODES: Final[Mapping[str, Explanation]] = {explanation.code: explanation for explanation in EXPLANATIONS}

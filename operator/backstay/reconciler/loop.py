@@ -29,6 +29,7 @@ from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry, has_lost_half
 from backstay.core.rollout.model import ProxyView
 from backstay.core.snapshot import Snapshot
+from backstay.core.tenancy import Scope, removes_too_much
 from backstay.core.validate import Cache, validate
 from backstay.core.view import MeshView
 from backstay.reconciler.book import FleetBook, Heard
@@ -64,6 +65,18 @@ class LoopSettings:
     default_namespace: str = "default"
     trust_domain: str = "backstay.local"
     """The CA's; a Mesh document that says another cannot be served."""
+    generation: int = 1
+    """Of these settings; the Kubernetes API counts them."""
+    observed_generation: int = 0
+    """The generation that an operator before this one has worked with; 0: none."""
+    handled_reconcile: str = ""
+    """The last reconcile request that an operator before this one has honoured."""
+    scope: Scope | None = None
+    """What documents may be about; None: anything."""
+    prune_percent: int = 100
+    """Share of the documents that one commit may remove."""
+    inherited: Callable[[], Mapping[str, bytes]] = dict
+    """Documents of others that count here as well (a platform's Mesh and Guardrails): path -> text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +113,7 @@ class Reconciler:
         self._orders = Orders(
             self._keeper, self._journal, self._conductor, self._watch, ports.source, ports.clock, namespace
         )
+        self._orders.handled_reconcile = settings.handled_reconcile
         self._facts = Facts(
             mesh=settings.mesh,
             url=settings.url,
@@ -107,6 +121,7 @@ class Reconciler:
             path=settings.path,
             interval=settings.interval,
             started_at=ports.clock.wall(),
+            generation=settings.generation,
         )
         self._wake = asyncio.Event()
         self._flushed = asyncio.Event()
@@ -264,17 +279,29 @@ class Reconciler:
 
     def _validate(self, found: Found, revision: str) -> Snapshot | None:
         """The commit as a snapshot, or None when anything in it is wrong."""
+        inherited = self._settings.inherited()
         result = validate(
-            found.tree.files,
+            {**inherited, **found.tree.files},
             revision=revision,
             registry=self._registry,
             default_namespace=self._settings.default_namespace,
             refused=found.tree.refused,
             cache=self._documents,
         )
-        foreign = self._foreign_trust_domain(result.snapshot)
-        self._problems = (*result.problems, *foreign)
-        return None if foreign else result.snapshot
+        own = [document for document in result.documents if document.file not in inherited]
+        scope = self._settings.scope
+        refused = scope.outside(own) if scope else ()
+        refused += self._foreign_trust_domain(result.snapshot) + self._removal(result.snapshot)
+        self._problems = (*result.problems, *refused)
+        return None if refused else result.snapshot
+
+    def _removal(self, snapshot: Snapshot | None) -> tuple[Problem, ...]:
+        """Most of what there was is gone: a folder moved by mistake, more often than not."""
+        before = self._keeper.snapshot(self._keeper.state.desired_documents)
+        if snapshot is None or before is None:
+            return ()
+        problem = removes_too_much(before.documents, snapshot.documents, self._settings.prune_percent)
+        return () if problem is None else (problem,)
 
     def _foreign_trust_domain(self, snapshot: Snapshot | None) -> tuple[Problem, ...]:
         """The CA has one trust domain; another one would take away every proxy's identity."""
@@ -354,11 +381,19 @@ class Reconciler:
             source=self._watch.condition,
             problems=self._problems,
             fault=self._fault,
+            observed_generation=self._observed_generation(),
             handled_reconcile=self._orders.handled_reconcile,
             registry=self._registry,
             book=self._book,
             views=views,
         )
+
+    def _observed_generation(self) -> int:
+        """A generation is observed once git was looked at with its settings and what was found is taken up."""
+        if self._watch.is_taken_up or self._keeper.state.suspended:
+            return self._settings.generation
+        known = 1 if self._settings.generation == 1 and self._keeper.state.attempted_revision else 0
+        return max(self._settings.observed_generation, known)
 
     # --- for the API --------------------------------------------------------------------------------------------------
 

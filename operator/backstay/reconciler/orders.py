@@ -60,7 +60,7 @@ class Orders:
             case "rollback":
                 return await self._rollback(actor, reason, args, registry)
             case "reconcile":
-                self.handled_reconcile = f"{self._clock.wall():.3f}"
+                self.handled_reconcile = args.get("requestedAt", "") or f"{self._clock.wall():.3f}"
                 self._watch.again()
                 return "looking at git now"
             case "suspend" | "unsuspend":

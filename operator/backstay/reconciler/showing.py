@@ -25,6 +25,7 @@ class Facts:
     path: str
     interval: float
     started_at: float
+    generation: int = 1
 
 
 def show(
@@ -36,6 +37,7 @@ def show(
     source: SourceCondition,
     problems: tuple[Problem, ...],
     fault: str,
+    observed_generation: int,
     handled_reconcile: str,
     registry: Registry,
     book: FleetBook,
@@ -51,7 +53,8 @@ def show(
         ref=facts.ref,
         path=facts.path,
         interval=facts.interval,
-        observed_generation=1 if state.attempted_revision else 0,
+        generation=facts.generation,
+        observed_generation=observed_generation,
         handled_reconcile=handled_reconcile,
         source=source,
         problems=problems,

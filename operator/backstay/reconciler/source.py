@@ -68,6 +68,11 @@ class SourceWatch:
         self._known = ""
         self.hint()
 
+    @property
+    def is_taken_up(self) -> bool:
+        """There was a look, and what it found has been fetched from here."""
+        return self.condition.at > 0 and self._found is None
+
     def take(self) -> Found | None:
         found, self._found = self._found, None
         return found

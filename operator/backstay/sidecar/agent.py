@@ -55,6 +55,7 @@ from backstay.sidecar.backoff import Backoff
 from backstay.sidecar.connect import (
     Channel,
     ChannelClosed,
+    OperatorElsewhere,
     OperatorRefused,
     OperatorUnreachable,
     ask_certificate,
@@ -291,7 +292,7 @@ class Agent:
         while True:
             try:
                 await self._make_sure_of_identity()
-                await self._one_stream(backoff)
+                await self._follow_stream(backoff)
             except OperatorRefused as error:
                 self._refusals += error.status in _REFUSED
                 _log.warning("stream.refused error=%s", clean(str(error)))
@@ -309,10 +310,21 @@ class Agent:
             self._refusals = 0
             await self._enrol()
 
-    async def _one_stream(self, backoff: Backoff) -> None:
+    async def _follow_stream(self, backoff: Backoff) -> None:
+        """One stream, at the replica that holds streams; one that is sent on twice waits for the next attempt."""
+        try:
+            await self._one_stream(backoff, self.settings.operator_host, self.settings.operator_port)
+        except OperatorElsewhere as elsewhere:
+            _log.info("stream.elsewhere host=%s port=%d", elsewhere.host, elsewhere.port)
+            try:
+                await self._one_stream(backoff, elsewhere.host, elsewhere.port)
+            except OperatorElsewhere as again:
+                raise OperatorUnreachable(f"{elsewhere} and not there: {again}") from again
+
+    async def _one_stream(self, backoff: Backoff, host: str, port: int) -> None:
         channel = await Channel.open(
-            self.settings.operator_host,
-            self.settings.operator_port,
+            host,
+            port,
             context=self._context(self.store.identity),
             trust_domain=self.settings.trust_domain,
         )

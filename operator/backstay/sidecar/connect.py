@@ -7,6 +7,7 @@ import asyncio
 import ssl
 from collections import deque
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 from websockets.client import ClientProtocol
@@ -34,6 +35,7 @@ MAX_ANSWER: Final = 1024 * 1024
 PING_AFTER: Final = 5.0  # seconds without anything heard
 DEAD_AFTER: Final = 15.0  # three pings; a quarter of the default lease
 MAX_UNSENT: Final = 8 * 1024 * 1024  # two minutes of the largest reports; more means the operator has stopped reading
+REDIRECT: Final = 307
 _READ: Final = 64 * 1024
 
 
@@ -47,6 +49,14 @@ class OperatorRefused(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class OperatorElsewhere(Exception):
+    """Another replica of the operator holds the streams. It proves to be the operator like any other."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"streams are held at {host}:{port}")
+        self.host, self.port = host, port
 
 
 class ChannelClosed(Exception):
@@ -108,6 +118,15 @@ def _response(data: bytes) -> tuple[int, bytes]:
     return int(line[1]), body
 
 
+def _follow(error: InvalidStatus) -> None:
+    """Raises OperatorElsewhere where the answer names another replica."""
+    location = error.response.headers.get("Location", "")
+    if error.response.status_code == REDIRECT and location.startswith("https://"):
+        where = urlsplit(location)
+        if where.hostname and where.port:
+            raise OperatorElsewhere(where.hostname, where.port)
+
+
 # --- the stream -----------------------------------------------------------------------------------
 
 
@@ -126,7 +145,7 @@ class Channel:
 
     @classmethod
     async def open(cls, host: str, port: int, *, context: ssl.SSLContext, trust_domain: str) -> "Channel":
-        """Connect and upgrade. Raises OperatorUnreachable, OperatorRefused."""
+        """Connect and upgrade. Raises OperatorUnreachable, OperatorRefused, OperatorElsewhere."""
         reader, writer = await _open(host, port, context, trust_domain)
         protocol = ClientProtocol(parse_uri(f"wss://{host}:{port}{STREAM_PATH}"), max_size=MAX_MESSAGE_BYTES)
         channel = cls(reader, writer, protocol)
@@ -149,6 +168,7 @@ class Channel:
             await self._hear()
             error = self._protocol.handshake_exc
             if isinstance(error, InvalidStatus):
+                _follow(error)
                 raise OperatorRefused(error.response.status_code, f"stream: {error}")
             if error is not None:
                 raise ChannelClosed(str(error))
