@@ -214,6 +214,14 @@ BACKENDS = [
 
 
 @st.composite
+def meshes(draw: st.DrawFn) -> Json:
+    spec: Json = {"egress": draw(st.sampled_from(("ALLOW_ANY", "REGISTRY_ONLY")))}
+    if draw(st.booleans()):
+        spec["defaults"] = {"timeout": draw(st.sampled_from(("5s", "9s")))}
+    return document("Mesh", "mesh", spec)
+
+
+@st.composite
 def repositories(draw: st.DrawFn) -> list[Json]:
     """Documents that are valid together."""
     found = list(BACKENDS)
@@ -221,6 +229,8 @@ def repositories(draw: st.DrawFn) -> list[Json]:
     found += [draw(policies(f"policy-{number}")) for number in range(draw(st.integers(0, 3)))]
     if draw(st.booleans()):
         found.append(draw(authentications()))
+    if draw(st.booleans()):
+        found.append(draw(meshes()))
     return found
 
 

@@ -1,8 +1,8 @@
 """Every reason that Backstay gives, its stable code, and what to do about it: `backstay explain BS1403`.
 
 Reasons are what conditions, events and problems carry; codes are what people search for. Blocks: 11xx files and YAML,
-12xx shape, 13xx references, 14xx routes, 15xx security, 16xx rollout settings, 2xxx source, 3xxx rollout, 4xxx proxies,
-5xxx operator.
+12xx shape, 13xx references, 14xx routes, 15xx security, 16xx rollout settings, 17xx gateways, 17xx guardrails and expectations, 2xxx
+source, 3xxx rollout, 4xxx proxies, 5xxx operator.
 
 Rule: a code is never used again for something else, and a reason has exactly one. Tests assert that every reason a
 Problem or a Source exception carries is here.
@@ -677,6 +677,128 @@ _SETTINGS: Final = (
     ),
 )
 
+_JUDGING: Final = (
+    Explanation(
+        "BS1701",
+        "GuardrailExpression",
+        "A guardrail's condition is no CEL",
+        "The expression cannot be compiled, names something that is not there, or gives something else than true or false.",
+        "expression: object.spec.rules.all(r, r.retry.attempts <= )",
+        "Mend the expression; `object`, `oldObject`, `operation` and `change` are what it may name.",
+    ),
+    Explanation(
+        "BS1702",
+        "GuardrailDenied",
+        "A guardrail forbids this change",
+        "A Guardrail that is live says of a changed document that it must not be so. The message names its line.",
+        "",
+        "Change the document, or the guardrail in a commit of its own.",
+    ),
+    Explanation(
+        "BS1703",
+        "GuardrailWarned",
+        "A guardrail warns of this change",
+        "A Guardrail of severity `Warn` does not hold for a changed document. The commit is valid all the same.",
+        "",
+        "Read the guardrail's message; nothing has to be done.",
+    ),
+    Explanation(
+        "BS1704",
+        "GuardrailAudited",
+        "A guardrail notes this change",
+        "A Guardrail of severity `Audit` does not hold for a changed document. It is only noted.",
+        "",
+        "Nothing has to be done.",
+    ),
+    Explanation(
+        "BS1705",
+        "ExpectationFailed",
+        "A request would not go where the repository expects it to",
+        "An Expectation says what must become of a request, and with this commit something else would. The message names "
+        "the line that decides.",
+        "expect: {outcome: Routed, timeout: 3s}",
+        "`backstay route test` shows the whole way of the request. Mend the route or policy, or the Expectation.",
+    ),
+    Explanation(
+        "BS1706",
+        "ExpectationWaiting",
+        "An Expectation cannot be checked yet",
+        "It is about the requests of a workload that the registry does not have.",
+        "",
+        "Check the name in `spec.from`; if it is right, nothing has to be done.",
+    ),
+)
+
+_GATEWAYS: Final = (
+    Explanation(
+        "BS1701",
+        "DuplicateListener",
+        "Two listeners of one name",
+        "Routes and counters name listeners, so names differ within a Gateway.",
+        "listeners: [{name: web, port: 8080}, {name: web, port: 8081}]",
+        "Rename one of them.",
+    ),
+    Explanation(
+        "BS1702",
+        "PortConflict",
+        "A port that is taken",
+        "A port speaks one protocol, belongs to one Gateway of a workload, and is none of the proxy's own (15000, 15001, "
+        "15006, 15021, 15090).",
+        "listeners: [{name: a, port: 8080}, {name: b, port: 8080, protocol: TLS}]",
+        "Use another port, or put both listeners into one Gateway with one protocol.",
+    ),
+    Explanation(
+        "BS1703",
+        "DuplicateListenerHost",
+        "A host twice at one port",
+        "Listeners of a port are told apart by their hosts; a listener without hosts serves `*`.",
+        "listeners: [{name: a, port: 8080}, {name: b, port: 8080}]",
+        "Give them different hosts.",
+    ),
+    Explanation(
+        "BS1704",
+        "ListenerTls",
+        "A listener's TLS settings do not fit its protocol",
+        "HTTPS needs the name of a secret, the other protocols have no use for one. Only plaintext HTTP can be redirected, and "
+        "only to an HTTPS listener of the same Gateway. Keys never stand in git.",
+        "listeners: [{name: web, port: 8443, protocol: HTTPS}]",
+        "Add `tls: {secretRef: {name: ...}}`, or change the protocol.",
+    ),
+    Explanation(
+        "BS1705",
+        "NotAGateway",
+        "No gateway opens these ports",
+        "A Gateway's ports are opened by gateway workloads: on one machine those with `gateway: true` in the workloads file.",
+        "selector: {workloads: [sa-webapp]}",
+        "Name a gateway workload of the document's namespace.",
+    ),
+    Explanation(
+        "BS1706",
+        "UnknownGateway",
+        "A Route names a Gateway or listener that is not there",
+        "parentRefs name Gateways of the same commit by name, namespace and, if wanted, sectionName (a listener).",
+        "parentRefs: [{name: pubilc}]",
+        "Mend the name, or add the Gateway.",
+    ),
+    Explanation(
+        "BS1707",
+        "HostNotServed",
+        "No listener serves a Route's host",
+        "A Route holds where its hosts and those of a listener overlap; this host overlaps with none.",
+        "hosts: [shop.example.org] at a listener with hosts: ['*.example.com']",
+        "Add the host to a listener, or take it out of the Route.",
+    ),
+    Explanation(
+        "BS1708",
+        "PassthroughRule",
+        "A rule that would have to read what is passed through",
+        "A listener of protocol TLS sees the name in the handshake and nothing else: paths, headers and retries mean nothing "
+        "there.",
+        "rules: [{matches: [{path: {value: /a}}], backendRefs: [{name: a}]}]",
+        "Leave only backendRefs, or let the gateway end TLS (protocol HTTPS).",
+    ),
+)
+
 _SOURCE: Final = (
     Explanation(
         "BS2001",
@@ -1233,7 +1355,7 @@ _TENANCY: Final = (
 )
 
 EXPLANATIONS: Final[tuple[Explanation, ...]] = (
-    *_FILES, *_SHAPE, *_REFERENCES, *_ROUTES, *_SECURITY, *_SETTINGS, *_SOURCE, *_ROLLOUT, *_PROXIES, *_OPERATOR, *_TENANCY,
+    *_FILES, *_SHAPE, *_REFERENCES, *_ROUTES, *_SECURITY, *_SETTINGS, *_JUDGING, *_SOURCE, *_ROLLOUT, *_PROXIES, *_OPERATOR, *_TENANCY,
 )  # fmt: skip
 
 CODES: Final[Mapping[str, Explanation]] = {explanation.code: explanation for explanation in EXPLANATIONS}

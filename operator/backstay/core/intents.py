@@ -33,6 +33,16 @@ Host = Annotated[
         examples=["sa-logic", "sa-logic.shop"],
     ),
 ]
+HostPattern = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|(\*\.)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*)$",
+        max_length=253,
+        description="A host name in lower case; `*.example.com` is every name below it, `*` every name. A name without "
+        "dots is a service of the document's own namespace; `service.namespace` is one of another.",
+        examples=["sa-logic", "sa-logic.shop", "*.example.com"],
+    ),
+]
 Duration = Annotated[
     str,
     Meta(
@@ -501,10 +511,27 @@ def service_refs(rule: RouteRule) -> Iterator[tuple[str, ServiceRef]]:
             yield f"filters[{index}].requestMirror.backendRef", item.request_mirror.backend_ref
 
 
+class ParentRef(Node, frozen=True, kw_only=True):
+    """Where a Route holds: at a Gateway's listeners, or in the mesh (at every caller's proxy)."""
+
+    kind: Annotated[Literal["Gateway", "Mesh"], Meta(description="`Mesh` has no name: there is one.")] = "Gateway"
+    name: Annotated[Name | None, Meta(description="Name of the Gateway.")] = None
+    namespace: Annotated[Name | None, Meta(description="Namespace of the Gateway; left out: the Route's.")] = None
+    section_name: Annotated[
+        Name | None, Meta(description="One listener of the Gateway; left out: every one that serves the host.")
+    ] = None
+
+
 class RouteSpec(Node, frozen=True, kw_only=True):
     """Where requests to a host go."""
 
-    hosts: Annotated[tuple[Host, ...], Meta(min_length=1, max_length=32, description="Hosts this route is for.")]
+    parent_refs: Annotated[
+        tuple[ParentRef, ...],
+        Meta(max_length=16, description="Gateways that this route is for; left out: the mesh."),
+    ] = ()
+    hosts: Annotated[
+        tuple[HostPattern, ...], Meta(min_length=1, max_length=32, description="Hosts this route is for.")
+    ]
     port: Annotated[Port | None, Meta(description="Only this port of the hosts; left out: every HTTP port.")] = None
     rules: Annotated[tuple[RouteRule, ...], Meta(min_length=1, max_length=256)]
     rollout: TrafficSteps = TrafficSteps()
@@ -636,6 +663,136 @@ class AuthorizationSpec(Node, frozen=True, kw_only=True):
     rollout: DocumentRollout = DocumentRollout()
 
 
+# --- Guardrail, Expectation -------------------------------------------------------------------------------------------
+
+
+class GuardrailValidation(Node, frozen=True, kw_only=True):
+    """One condition that a changed document must meet."""
+
+    expression: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=2048,
+            description="CEL, true where all is well. `object` is the document as it would be (defaults filled in), "
+            "`oldObject` as it is live (null for a new one), `operation` is `CREATE`, `UPDATE` or `DELETE`, and "
+            "`change.weightStep` the greatest move of traffic in percentage points.",
+            examples=["object.spec.rules.all(r, r.retry == null || r.retry.attempts <= 3)"],
+        ),
+    ]
+    message: Annotated[str, Meta(max_length=512, description="What to tell the author.")] = ""
+
+
+class GuardrailSpec(Node, frozen=True, kw_only=True):
+    """Conditions for documents and for their changes, judged in review and by the operator.
+
+    Live guardrails judge a commit, also one that changes the guardrails: loosening one takes a commit of its own.
+    """
+
+    kinds: Annotated[
+        tuple[Literal["Mesh", "Route", "Backend", "Gateway", "Authentication", "Authorization", "ExternalService",
+              "Telemetry", "Guardrail", "Expectation"], ...],
+        Meta(description="Kinds of documents that are looked at; none is every kind.", max_length=16),
+    ] = ()  # fmt: skip
+    namespaces: Annotated[tuple[Name, ...], Meta(description="Only these namespaces; none is all.", max_length=64)] = ()
+    operations: Annotated[
+        tuple[Literal["CREATE", "UPDATE", "DELETE"], ...],
+        Meta(description="Changes that are looked at; `object` is null when a document is deleted.", min_length=1),
+    ] = ("CREATE", "UPDATE")
+    severity: Annotated[
+        Literal["Deny", "Warn", "Audit"],
+        Meta(description="`Deny` makes the commit invalid; `Warn` and `Audit` are only said, `Audit` in reviews only."),
+    ] = "Deny"
+    validations: Annotated[tuple[GuardrailValidation, ...], Meta(min_length=1, max_length=32)]
+    failure_policy: Annotated[
+        Literal["Fail", "Ignore"],
+        Meta(description="What an expression that cannot be evaluated for a document means (a missing field, say)."),
+    ] = "Fail"
+
+
+class ExpectedRequest(Node, frozen=True, kw_only=True):
+    method: Method = "GET"
+    url: Annotated[
+        str,
+        Meta(pattern=r"^(http://)?[^\s/?#@]+(/[^\s#]*)?$", max_length=2048, examples=["http://sa-logic/analyse"]),
+    ]
+    headers: Annotated[dict[str, str], Meta(max_length=32)] = {}
+
+
+class ExpectedShare(Node, frozen=True, kw_only=True):
+    name: Annotated[Host, Meta(description="The service.")]
+    port: Port | None = None
+    subset: Name | None = None
+    percent: Percent = 100.0
+
+
+class Expected(Node, frozen=True, kw_only=True):
+    """What must become of a request; what is left out may be anything."""
+
+    outcome: Annotated[
+        Literal["Routed", "Redirected", "Answered", "NoRoute", "PassedThrough", "Refused", "Denied", ""],
+        Meta(
+            description="`Routed`: somebody would answer. `Denied`: whoever it is sent to refuses it. `Answered`: by the "
+            "proxy itself. `Refused`: the caller's own proxy does not let it out."
+        ),
+    ] = ""
+    rule: Annotated[str, Meta(max_length=64, description="Name of the rule that takes it.")] = ""
+    destinations: Annotated[
+        tuple[ExpectedShare, ...], Meta(max_length=32, description="All destinations with their shares.")
+    ] = ()
+    timeout: Annotated[Duration | None, Meta(description="Of the whole exchange.")] = None
+    retries: Annotated[int | None, Meta(description="Tries after the first.")] = None
+
+
+class ExpectationSpec(Node, frozen=True, kw_only=True):
+    """A request and what must become of it: a repository's own tests. A commit that breaks one is invalid."""
+
+    from_: Annotated[str, Meta(description="Whose request it is: a workload, `name` or `namespace/name`.")] = (
+        msgspec.field(name="from")
+    )
+    request: ExpectedRequest
+    expect: Expected
+
+
+# --- Gateway ----------------------------------------------------------------------------------------------------------
+
+
+class SecretRef(Node, frozen=True, kw_only=True):
+    """A certificate with its key, kept outside of git: on Kubernetes a Secret of type `kubernetes.io/tls` in the Gateway's
+    namespace, on one machine the folder `<secrets>/<namespace>/<name>` with `tls.crt` and `tls.key`."""
+
+    name: Name
+
+
+class GatewayTls(Node, frozen=True, kw_only=True):
+    secret_ref: Annotated[SecretRef | None, Meta(description="Needed for protocol HTTPS.")] = None
+    min_version: Literal["1.2", "1.3"] = "1.2"
+
+
+class GatewayListener(Node, frozen=True, kw_only=True):
+    """One port, or some of the hosts of one: listeners of a port are told apart by SNI and Host."""
+
+    name: Name
+    port: Annotated[int, Meta(ge=1, le=65535, description="The port that the gateway listens on.", examples=[8080])]
+    protocol: Annotated[
+        Literal["HTTP", "HTTPS", "TLS"],
+        Meta(description="`HTTPS` ends TLS here. `TLS` passes it through to the service that the SNI's Route names."),
+    ] = "HTTP"
+    hosts: Annotated[tuple[HostPattern, ...], Meta(max_length=64, description="Left out: every host.")] = ()
+    tls: Annotated[GatewayTls | None, Meta(description="For protocol HTTPS.")] = None
+    redirect_to_https: Annotated[
+        bool, Meta(description="Answer 301 with the same place under https; for protocol HTTP.")
+    ] = False
+
+
+class GatewaySpec(Node, frozen=True, kw_only=True):
+    """Ports at which callers from outside reach the mesh, and the workloads that open them."""
+
+    selector: WorkloadSelector = WorkloadSelector()
+    listeners: Annotated[tuple[GatewayListener, ...], Meta(min_length=1, max_length=64)]
+    rollout: DocumentRollout = DocumentRollout()
+
+
 # --- envelope ---------------------------------------------------------------------------------------------------------
 
 
@@ -646,7 +803,16 @@ class Metadata(Node, frozen=True, kw_only=True):
     annotations: Annotated[dict[str, str], Meta(description="For people.")] = {}
 
 
-Spec: TypeAlias = MeshSpec | RouteSpec | BackendSpec | AuthenticationSpec | AuthorizationSpec
+Spec: TypeAlias = (
+    MeshSpec
+    | RouteSpec
+    | BackendSpec
+    | AuthenticationSpec
+    | AuthorizationSpec
+    | GatewaySpec
+    | GuardrailSpec
+    | ExpectationSpec
+)
 
 KINDS: Final[dict[str, Any]] = {
     "Mesh": MeshSpec,
@@ -654,5 +820,8 @@ KINDS: Final[dict[str, Any]] = {
     "Backend": BackendSpec,
     "Authentication": AuthenticationSpec,
     "Authorization": AuthorizationSpec,
+    "Gateway": GatewaySpec,
+    "Guardrail": GuardrailSpec,
+    "Expectation": ExpectationSpec,
 }
 """Kind -> type of its spec. A new kind is added here and nowhere else first: schemas, docs and CLI follow."""

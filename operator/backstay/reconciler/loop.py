@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from backstay import __version__
+from backstay.core.judging import Judged, judge
 from backstay.core.ports import (
     CertificateAuthority,
     Clock,
@@ -292,8 +293,17 @@ class Reconciler:
         scope = self._settings.scope
         refused = scope.outside(own) if scope else ()
         refused += self._foreign_trust_domain(result.snapshot) + self._removal(result.snapshot)
-        self._problems = (*result.problems, *refused)
+        judged = self._judge(result.snapshot) if not refused else Judged()
+        refused += judged.errors
+        self._problems = (*result.problems, *judged.remarks, *refused)
         return None if refused else result.snapshot
+
+    def _judge(self, snapshot: Snapshot | None) -> Judged:
+        """What live guardrails and the commit's own expectations say."""
+        if snapshot is None:
+            return Judged()
+        live = self._keeper.snapshot(self._keeper.state.stable_documents)
+        return judge(live, snapshot, self._registry)
 
     def _removal(self, snapshot: Snapshot | None) -> tuple[Problem, ...]:
         """Most of what there was is gone: a folder moved by mistake, more often than not."""

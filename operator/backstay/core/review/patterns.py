@@ -5,7 +5,7 @@ says of every pattern that it was looked at by examples only.
 """
 
 import re
-import re._constants as _sre
+import re._constants as _sre  # type: ignore[import-not-found]
 from collections.abc import Iterator
 from itertools import islice, product
 from re import _parser  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from typing import Final
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry
 from backstay.core.snapshot import Document
-from backstay.core.validate import filters, patterns, references, routes, security, settings
+from backstay.core.validate import filters, gateways, patterns, references, routes, security, settings
 from backstay.core.validate.facts import Rule, gather
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -50,11 +50,24 @@ RULES: Final[tuple[Rule, ...]] = (
     filters.rate_limit_periods,
     filters.cors_for_everybody,
     filters.sticky_headers,
+    gateways.listener_names,
+    gateways.listener_ports,
+    gateways.listener_hosts,
+    gateways.listener_tls,
+    gateways.redirects_to_nowhere,
+    gateways.shared_ports,
+    gateways.selected_workloads,
+    gateways.parent_names,
+    gateways.unknown_gateways,
+    gateways.hosts_not_served,
+    gateways.conflicting_routes,
+    gateways.passthrough_routes,
     security.overlapping_authentication,
     security.duplicate_mtls_ports,
     security.tls_conflicts,
     security.foreign_trust_domains,
     security.policies_without_effect,
+    security.bad_guardrails,
     settings.step_order,
     settings.step_end,
     settings.traffic_with_immediate,

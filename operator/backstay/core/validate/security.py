@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from backstay.core.compile.index import selects
+from backstay.core.guardrails import bad_expressions
 from backstay.core.intents import AuthenticationSpec, AuthorizationSpec, BackendSpec, Mtls
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Workload
@@ -127,3 +128,12 @@ def policies_without_effect(facts: Facts) -> Iterator[Problem]:
         if spec.action != "Allow" and not spec.rules:
             message = f"{spec.action} without rules does nothing, expected rules; `- {{}}` is every request"
             yield problem(document, "spec.rules", "PolicyWithoutEffect", message, Severity.WARNING)
+
+
+# --- guardrails -------------------------------------------------------------------------------------------------------
+
+
+def bad_guardrails(facts: Facts) -> Iterator[Problem]:
+    """Conditions that are no CEL would be met by nothing, or by everything."""
+    for document, path, why in bad_expressions(facts.documents):
+        yield problem(document, path, "GuardrailExpression", f"{why}, expected a condition in CEL")

@@ -91,7 +91,7 @@ def test_the_first_allow_policy_says_who_loses() -> None:
     (found,) = access_classes(compiled([]), compiled([allow(CLIENT)]))
     assert found.direction == "loses"
     assert found.words() == [
-        "plaintext callers, shop/api, shop/batch, shop/web, others of backstay.local, others of namespace shop: any request"
+        "plaintext callers, shop/api, shop/batch, shop/web, others of backstay.local: any request"
     ]
 
 

@@ -124,6 +124,25 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             {"from": [{"principals": ["*"], "serviceAccounts": ["a/b"]}], "to": [{"paths": ["/a*"], "ports": [1]}]}
         ],
     },
+    "Guardrail": {
+        "kinds": ["Route"],
+        "namespaces": ["shop"],
+        "operations": ["UPDATE"],
+        "severity": "Warn",
+        "validations": [{"expression": "change.weightStep <= 25.0", "message": "too fast"}],
+        "failurePolicy": "Ignore",
+    },
+    "Expectation": {
+        "from": "shop/sa-webapp",
+        "request": {"method": "POST", "url": "http://sa-logic/analyse?x=1", "headers": {"x-version": "v2"}},
+        "expect": {
+            "outcome": "Routed",
+            "rule": "main",
+            "destinations": [{"name": "sa-logic", "port": 80, "subset": "v1", "percent": 90}],
+            "timeout": "3s",
+            "retries": 2,
+        },
+    },
 }
 ODD = st.sampled_from(
     [0, -1, 1.0, 0.5, 1e9, 2**40, True, "", "x", "5s", "A b", "*", "/x", [], ["x"], [1], {}, {"x": 1}]

@@ -1,0 +1,146 @@
+"""What the evaluator says is what real sidecars do: random repositories and requests over real sockets, mTLS included.
+
+A client's proxy and the proxies of four workloads run the compiled configs; every application answers with its name. The
+proxies' draws are fixed, so that a weighted choice has one right answer as well.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from fractions import Fraction
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.policy import PORT, Json, compiled, repositories, requests
+
+from backstay.config.model import assemble
+from backstay.config.wire import Endpoint
+from backstay.core import live
+from backstay.core.evaluate import Request, Trace, World
+from backstay.core.registry import Registry
+from backstay.sidecar.engine import Address
+from backstay.sidecar.engines.python import PythonEngine, new_event_loop
+
+from .mesh import LOCALHOST, Authority, application, free_port, replying, send
+
+DOMAIN = "backstay.local"
+CALLER = "shop/client"
+SERVERS = ("shop/web-v1", "shop/web-v2", "shop/api-v1", "shop/api-v2")
+REFUSED = {"no-route": 404, "no-backend": 503, "unknown-host": 502, "bad-request": 400}
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"), DOMAIN)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    documents=repositories(),
+    asked=st.lists(requests(), min_size=1, max_size=10),
+    draw=st.sampled_from((0.0, 0.45, 0.92, 0.99)),
+)
+def test_the_evaluator_says_what_sidecars_do(
+    authority: Authority, documents: list[Json], asked: list[Request], draw: float
+) -> None:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_compare(authority, compiled(documents), asked, draw))
+
+
+async def _compare(authority: Authority, world: World, asked: list[Request], draw: float) -> None:
+    async with _mesh(authority, world, draw) as outbound:
+        for request in asked:
+            trace = world.trace(CALLER, request)
+            if trace.sent.kind == "pass-through":
+                continue  # nothing of the mesh is asked, and the name would have to be looked up
+            answer = await send(outbound, _bytes(request))
+            said = (answer.status, answer.body.decode() if answer.status == 200 else "")
+            assert said in _expected(trace, draw), (str(request), request.headers, trace)
+
+
+def _bytes(request: Request) -> bytes:
+    target = request.path + (f"?{request.query}" if request.query else "")
+    lines = [f"{request.method} {target} HTTP/1.1", f"Host: {request.authority}", "Content-Length: 0"]
+    return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in request.headers), "", ""]).encode()
+
+
+def _expected(trace: Trace, draw: float) -> set[tuple[int, str]]:
+    """(status, who answers) that the evaluation allows, at this draw: one for each instance that may answer."""
+    if trace.sent.kind != "route":
+        return {(REFUSED[trace.sent.kind], "")}
+    chosen, edge = None, Fraction(0)
+    for destination in trace.sent.destinations:
+        edge += destination.share
+        if draw < edge:
+            chosen = destination
+            break
+    found = set()
+    for item in trace.answerers:
+        assert item.received is not None
+        if item.destination == chosen:
+            found.add((200, item.reach.workload) if item.received.allowed else (403, ""))
+    return found
+
+
+# --- a mesh of one machine --------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _mesh(authority: Authority, world: World, draw: float) -> AsyncIterator[int]:
+    """The client proxy's outbound port."""
+    async with contextlib.AsyncExitStack() as stack:
+        inbound: dict[str, int] = {}
+        engines: dict[str, PythonEngine] = {}
+        for key in SERVERS:
+            app = await stack.enter_async_context(application(replying(key.encode())))
+            inbound[key] = free_port()
+            address = Address(host=LOCALHOST, inbound={PORT: inbound[key]}, app_ports={PORT: app}, outbound=0)
+            engines[key] = await stack.enter_async_context(_engine(authority, world, key, address, draw))
+        outbound = free_port()
+        address = Address(host=LOCALHOST, inbound={}, outbound=outbound)
+        client = await stack.enter_async_context(_engine(authority, world, CALLER, address, draw))
+        client.endpoints(_endpoints(world.registry, inbound), full=True)
+        yield outbound
+
+
+@contextlib.asynccontextmanager
+async def _engine(
+    authority: Authority, world: World, key: str, address: Address, draw: float
+) -> AsyncIterator[PythonEngine]:
+    engine = PythonEngine(log=len, random=lambda: draw)
+    await engine.start(address)
+    try:
+        engine.identity(authority.issue(world.listeners(key).identity))
+        engine.trust({DOMAIN: authority.pem}, [])
+        engine.apply(assemble(world.manifest(key), world.compiled.parts), None, 0)
+        yield engine
+    finally:
+        await engine.drain(0)
+
+
+def _endpoints(known: Registry, inbound: Mapping[str, int]) -> dict[str, list[Endpoint]]:
+    """Live data as the operator makes it, at the ports of this test."""
+    found = live.endpoints(known, DOMAIN)
+    by_id = {item.id: inbound[item.workload] for item in known.instances.values() if item.workload in inbound}
+    return {
+        service: [
+            Endpoint(id=e.id, address=LOCALHOST, port=by_id[e.id], identity=e.identity, labels=e.labels)
+            for e in endpoints
+        ]
+        for service, endpoints in found.items()
+    }
+
+
+def test_strategies_reach_every_kind_of_answer() -> None:
+    """The property above would hold of requests that all end in 404 as well."""
+    seen: set[str] = set()
+
+    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(documents=repositories(), request=requests())
+    def look(documents: list[Json], request: Request) -> None:
+        trace = compiled(documents).trace(CALLER, request)
+        seen.add("denied" if trace.is_denied else trace.sent.kind)
+
+    look()
+    assert {"route", "no-route", "denied", "pass-through"} <= seen
