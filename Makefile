@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help images demo test check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-startup
+.PHONY: help images demo test cluster cluster-down test-cluster check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-startup
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +18,16 @@ demo: $(VENV)/.stamp-demo ## Play the story: good and bad commits under steady t
 	@KEEP="$(KEEP)" $(BIN)/python example-repo/demo.py
 
 test: $(VENV)/.stamp-dev ## Run all tests. ARGS='...' goes to pytest.
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not long' $(ARGS)
+
+cluster: $(VENV)/.stamp-dev ## Start a real Kubernetes here (Linux, root, Go; minutes once); prints KUBECONFIG.
+	@$(BIN)/python tests/cluster up
+
+cluster-down: $(VENV)/.stamp-dev ## Stop it and remove every trace.
+	@$(BIN)/python tests/cluster down
+
+test-cluster: $(VENV)/.stamp-dev ## The long scenarios on KUBECONFIG or on that cluster.
+	$(BIN)/python -m pytest -m long tests/e2e/kubernetes $(ARGS)
 
 check: $(VENV)/.stamp-dev ## Format, lint, types, layers, schema drift.
 	$(BIN)/ruff format --check $(SOURCES)
@@ -49,11 +58,12 @@ bench-startup: $(VENV)/.stamp-dev ## Start-up of the command line over bare Pyth
 	@$(BIN)/python tests/bench/startup.py
 
 lock: $(VENV)/.stamp-dev ## Write requirements/ anew from pyproject.toml. UPGRADE=1 takes newer versions.
-	@rm -f $(if $(UPGRADE),requirements/dev.txt requirements/demo.txt requirements/operator.txt requirements/sidecar.txt requirements/pip.txt)
+	@rm -f $(if $(UPGRADE),requirements/dev.txt requirements/demo.txt requirements/operator.txt requirements/sidecar.txt requirements/sample.txt requirements/pip.txt)
 	$(COMPILE) --extra dev -o requirements/dev.txt
 	$(COMPILE) --extra demo --extra build -c requirements/dev.txt -o requirements/demo.txt
 	$(COMPILE) --extra kubernetes -c requirements/dev.txt -o requirements/operator.txt
 	$(COMPILE_LIST) requirements/sidecar.in -c requirements/dev.txt -o requirements/sidecar.txt
+	$(COMPILE_LIST) requirements/sample.in -c requirements/dev.txt -o requirements/sample.txt
 	$(COMPILE_LIST) requirements/pip.in -o requirements/pip.txt
 
 COMPILE_LIST = $(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \

@@ -1,4 +1,4 @@
-"""`python tests/cluster up|down|status|build|stop|start|run`: the test cluster by hand.
+"""`python tests/cluster up|down|status|build|load|stop|start|run`: the test cluster by hand.
 
 `up` prints one line for the shell, `export KUBECONFIG=...`; everything else goes to standard error.
 """
@@ -13,7 +13,7 @@ from typing import Final
 if __package__ in {None, ""}:  # called by its folder's name: the package is one level up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cluster import build, lifecycle
+from cluster import build, builds, lifecycle
 from cluster.lifecycle import Cluster, Level
 from cluster.place import CannotStart
 
@@ -48,8 +48,12 @@ def status(_: argparse.Namespace) -> int:
 
 
 def build_all(_: argparse.Namespace) -> int:
+    """Programs, and images where there are the tools for it: what the tests then need not wait for."""
     for name in build.PROGRAMS:
         build.build(name, say)
+    if builds.lacking() is None:
+        for name in builds.IMAGES:
+            builds.archive(name, say)
     return 0
 
 
@@ -63,11 +67,24 @@ def start(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def load(arguments: argparse.Namespace) -> int:
+    """Build images of this checkout and hand them to the running cluster."""
+    lacks = builds.lacking()
+    if lacks:
+        say(f"building images needs {lacks}")
+        return 1
+    cluster = Cluster()
+    for name in arguments.image or builds.IMAGES:
+        cluster.load(builds.archive(name, say))
+        say(f"loaded {builds.IMAGES[name].tag}")
+    return 0
+
+
 Verb = Callable[[argparse.Namespace], int]
 PLAIN: Final[tuple[tuple[str, Verb, str], ...]] = (
     ("down", down, "stop and remove everything"),
     ("status", status, "say how much of it is up"),
-    ("build", build_all, "build the programs only"),
+    ("build", build_all, "build programs and images, start nothing"),
 )
 ON_A_PART: Final[tuple[tuple[str, Verb, str], ...]] = (
     ("stop", stop, "end one part"),
@@ -91,13 +108,16 @@ def main() -> int:
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("part", help="kube-apiserver, kubelet, ...")
         verb.set_defaults(run=action)
+    verb = verbs.add_parser("load", help="build this checkout's images and import them into the node")
+    verb.add_argument("image", nargs="*", choices=[*builds.IMAGES, []], help="operator, sidecar, sample; all if none")
+    verb.set_defaults(run=load)
     verb = verbs.add_parser("run", help="run a command in the cluster's namespaces")
     verb.add_argument("command", nargs="+")
     verb.set_defaults(run=run)
     arguments = parser.parse_args()
     try:
         return int(arguments.run(arguments))
-    except (build.CannotBuild, CannotStart) as error:
+    except (build.CannotBuild, builds.CannotBuildImage, CannotStart) as error:
         say(str(error))
         return 1
 

@@ -162,8 +162,13 @@ class Cluster:
         return done.stdout
 
     def load(self, archive: Path) -> None:
-        """Import an image archive into the node's container runtime."""
+        """Import an image archive into the node's container runtime, unless this very one was the last of its name."""
+        mark = self.folder / "loaded" / archive.name.rpartition("-")[0]
+        if mark.exists() and mark.read_text(encoding="utf-8") == archive.name:
+            return
         images.load(archive, self.inside, self._layout(self._must_run()).containerd_socket)
+        mark.parent.mkdir(exist_ok=True)
+        mark.write_text(archive.name, encoding="utf-8")
 
     # --- starting ---------------------------------------------------------------------------------------------------
 

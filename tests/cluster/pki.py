@@ -79,6 +79,14 @@ def kubeconfig(layout: Layout, name: str) -> str:
     )
 
 
+def serving(names: tuple[str, ...]) -> tuple[str, str, str]:
+    """A server's certificate from an authority of its own: the authority, the certificate and its key, PEM."""
+    authority = _authority()
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _signed(authority, key, names[0], (), x509.SubjectAlternativeName([x509.DNSName(n) for n in names]))
+    return _pem(authority.certificate).decode(), _pem(certificate).decode(), _key_pem(key).decode()
+
+
 def _server_names(layout: Layout) -> x509.SubjectAlternativeName:
     addresses = sorted({layout.address, SERVICE_API, "127.0.0.1"})
     names = [x509.DNSName(name) for name in (*SERVER_NAMES, "kubernetes.default.svc.cluster.local")]
@@ -112,13 +120,23 @@ def _pair(
     path: Path, authority: Authority, user: str, groups: tuple[str, ...], names: x509.SubjectAlternativeName | None
 ) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
+    path.with_suffix(".crt").write_bytes(_pem(_signed(authority, key, user, groups, names)))
+    _write_key(path.with_suffix(".key"), key)
+
+
+def _signed(
+    authority: Authority,
+    key: ec.EllipticCurvePrivateKey,
+    user: str,
+    groups: tuple[str, ...],
+    names: x509.SubjectAlternativeName | None,
+) -> x509.Certificate:
     purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH])
     builder = _builder(_name(user, groups), authority.certificate.subject, key.public_key())
     builder = builder.add_extension(purposes, critical=False)
     if names is not None:
         builder = builder.add_extension(names, critical=False)
-    path.with_suffix(".crt").write_bytes(_pem(builder.sign(authority.key, hashes.SHA256())))
-    _write_key(path.with_suffix(".key"), key)
+    return builder.sign(authority.key, hashes.SHA256())
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
@@ -145,6 +163,10 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     path.touch(mode=0o600)
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(_key_pem(key))
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

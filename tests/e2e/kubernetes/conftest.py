@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import builds
 from cluster.lifecycle import Level
 from cluster.reach import NoCluster, Reach, at_least
 
@@ -53,6 +54,22 @@ def cluster(_whole: Reach | str) -> Reach:
     if isinstance(_whole, str):
         pytest.skip(_whole)
     return _whole
+
+
+@pytest.fixture(scope="session")
+def images(cluster: Reach) -> Reach:
+    """The cluster, with this checkout's operator, sidecar and sample images on its node.
+
+    Somebody else's cluster is believed to have them: how images get there is between its owner and a registry.
+    """
+    if cluster.ours is None:
+        return cluster
+    lacks = builds.lacking()
+    if lacks is not None:
+        pytest.skip(f"building images needs {lacks}")
+    for name in builds.IMAGES:
+        cluster.ours.load(builds.archive(name, print))
+    return cluster
 
 
 @pytest.fixture(scope="session")
