@@ -58,3 +58,42 @@ class LocalSettings:
 
 LOCAL_POLL_INTERVAL = 0.2
 """Seconds between looks at a folder of this machine: a look costs a few stat calls while nothing has moved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesSettings:
+    """`backstay operator`."""
+
+    pod: str
+    """Name of this replica."""
+    namespace: str = "backstay-system"
+    """The operator's own: its state, its Lease and its Secrets are here."""
+    name: str = "backstay-operator"
+    """Of its Service and of its Lease."""
+    trust_domain: str = "backstay.local"
+    sidecar_image: str = "backstay-sidecar:dev"
+    cluster_domain: str = "cluster.local"
+    kubeconfig: Path | None = None
+    """Outside a cluster; else the pod's own account is used."""
+    context: str = ""
+    cache_dir: Path = Path("/var/lib/backstay")
+    """Mirrors of repositories: made again where they are lost."""
+    run_dir: Path = Path("/run/backstay")
+    """The socket of each mesh, as `<namespace>/<name>/`, and files of credentials: best in memory."""
+    host: str = "0.0.0.0"  # noqa: S104 - the API server and the proxies come from outside the pod
+    control_port: int = 15012
+    injection_port: int = 15017
+    metrics_port: int = 15014
+    hooks_port: int = 15018
+    operator_url: str = ""
+    """Where proxies find the operator; empty: its Service."""
+    allow_file: bool = False
+    """Let repositories be folders of this machine: for tests outside a cluster, never in one."""
+
+    @property
+    def service_host(self) -> str:
+        return f"{self.name}.{self.namespace}.svc"
+
+    @property
+    def control_url(self) -> str:
+        return self.operator_url or f"https://{self.service_host}:{self.control_port}"

@@ -1,15 +1,9 @@
-"""Composition root: the only module that names adapters and settings together.
-
-Nothing is decided here. `LocalOperator` is the embedded default: one mesh, local processes, SQLite, a CA in the state
-folder, all in one process.
-"""
+"""The embedded default: one mesh, local processes, SQLite, a CA in the state folder, all in one process."""
 
 import asyncio
 import logging
 import os
 import stat
-import time
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,12 +14,12 @@ from backstay.adapters.git import Credentials, GitSource, RefSpec
 from backstay.adapters.notifications import WebhookNotifier
 from backstay.adapters.processes import LocalPlatform, OperatorEndpoint
 from backstay.adapters.sqlite import SqliteStore
+from backstay.app.common import Facade, SystemClock
 from backstay.control import api
 from backstay.control.server import ControlServer
 from backstay.control.webhook import webhook_app
-from backstay.core.ports import Event, Fenced, SourceUnavailable, StateUnavailable
-from backstay.core.view import MeshView
-from backstay.reconciler.loop import LoopSettings, OrderRefused, Ports, Reconciler
+from backstay.core.ports import Fenced, SourceUnavailable, StateUnavailable
+from backstay.reconciler.loop import LoopSettings, Ports, Reconciler
 from backstay.redact import clean
 from backstay.settings import LOCAL_POLL_INTERVAL, STATE_FILE, LocalSettings, SourceSettings
 from backstay.tasks import spawn, stop
@@ -35,42 +29,6 @@ _log: Final = logging.getLogger("backstay.app")
 
 CA_CARE_INTERVAL: Final = 3600.0
 """Seconds between looks at what rotation is due: an hour is nothing to lifetimes of a year."""
-
-
-class SystemClock:
-    """The real clocks."""
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def wall(self) -> float:
-        return time.time()
-
-
-class Facade:
-    """The reconciler as the API sees it."""
-
-    def __init__(self, reconciler: Reconciler) -> None:
-        self._reconciler = reconciler
-
-    def view(self) -> MeshView:
-        return self._reconciler.view()
-
-    async def act(self, action: api.Action) -> api.ActionResult:
-        try:
-            done = await self._reconciler.order(action.verb, actor=action.actor, reason=action.reason, args=action.args)
-        except OrderRefused as refused:
-            return api.ActionResult(done=False, reason=refused.reason, message=str(refused))
-        return api.ActionResult(done=True, reason=action.verb.title().replace("-", ""), message=done)
-
-    async def events(self, *, after: int = 0, since: float = 0.0, limit: int = 1000) -> Sequence[Event]:
-        return await self._reconciler.events(after=after, since=since, limit=limit)
-
-    async def wait_for_event(self, after: int) -> None:
-        await self._reconciler.wait_for_event(after)
-
-    async def blobs(self, digests: Iterable[str]) -> Mapping[str, bytes]:
-        return await self._reconciler.blobs(digests)
 
 
 def git_source(settings: SourceSettings, mirror: Path) -> GitSource:
@@ -273,6 +231,3 @@ def _remembered_port(folder: Path) -> int:
 
 def _remember_port(folder: Path, port: int) -> None:
     _port_file(folder).write_text(str(port), encoding="ascii")
-
-
-__all__ = ["Facade", "Fenced", "LocalOperator", "SystemClock", "git_source"]
