@@ -52,7 +52,7 @@ class _Special(NamedTuple):
 class RouteTable:
     """The rules of one host in list order, as one workload sees them."""
 
-    __slots__ = ("_alternatives", "_takes_all", "aliases", "depends", "key", "names", "routes")
+    __slots__ = ("_alternatives", "_takes_all", "aliases", "depends", "key", "names", "routes", "wild")
 
     def __init__(self, routes: HostRoutes, namespace: str = "", workload: str = "") -> None:
         """`workload` is `<namespace>/<name>` of whose requests these are; matches about other sources are left out."""
@@ -60,11 +60,14 @@ class RouteTable:
         self.depends = any(match.sources for rule in routes.rules for match in rule.matches)
         """Whether another workload would see other rules."""
         self.key = routes.key
-        self.names = tuple(_authorities(routes.host, routes.port))
+        own = (routes.host.encode(),) if routes.gateway else tuple(_authorities(routes.host, routes.port))
+        self.names: tuple[bytes, ...] = () if routes.host.startswith("*") else own
         """Authorities that spell the host as its document does."""
-        self.aliases = tuple(
+        self.wild = own if routes.host.startswith("*") else ()
+        """`*.example.com:80`: those of a pattern."""
+        self.aliases = () if routes.gateway else tuple(
             authority for name in aliases(routes.host, namespace) for authority in _authorities(name, routes.port)
-        )
+        )  # fmt: skip
         """All others that mean it, as seen from `namespace`."""
         self._alternatives = tuple(_alternatives(routes, workload))
         self._takes_all = self._first_that_takes_all()
@@ -119,7 +122,7 @@ class RouteTable:
 class HostTable:
     """All routes of one config by authority, as seen from one namespace."""
 
-    __slots__ = ("_by_authority", "_by_key", "namespace", "tables", "workload")
+    __slots__ = ("_by_authority", "_by_key", "_wild", "namespace", "tables", "workload")
 
     def __init__(
         self, namespace: str, routes: Iterable[HostRoutes], former: "Sequence[HostTable]" = (), workload: str = ""
@@ -134,6 +137,7 @@ class HostTable:
         self.tables = tuple(self._by_key[key] for key in sorted(self._by_key))
         same = next((hosts for hosts in usable if hosts._by_key.keys() == self._by_key.keys()), None)
         self._by_authority = _by_authority(self.tables) if same is None else self._renamed(same)
+        self._wild = {authority: table for table in self.tables for authority in table.wild}
 
     def _renamed(self, former: "HostTable") -> dict[bytes, RouteTable]:
         """The index of a table of the same hosts, which share all names: a tenth of making it anew."""
@@ -149,10 +153,43 @@ class HostTable:
 
     def find(self, authority: bytes) -> RouteTable | None:
         """The routes for a Host header or the authority of a target; None if the mesh does not know it."""
-        return self._by_authority.get(authority) or self._by_authority.get(canonical(authority))
+        found = self._by_authority.get(authority) or self._by_authority.get(canonical(authority))
+        return self._of_pattern(canonical(authority)) if found is None and self._wild else found
+
+    def _of_pattern(self, authority: bytes) -> RouteTable | None:
+        """The table of the longest pattern that takes this name."""
+        name, colon, port = authority.partition(b":")
+        for pattern in patterns_of(name):
+            found = self._wild.get(pattern + colon + port)
+            if found is not None:
+                return found
+        return None
 
     def __len__(self) -> int:
         return len(self.tables)
+
+
+def patterns_of(name: bytes) -> Iterator[bytes]:
+    """Patterns that take a name, the most specific first: `*.b.c` and `*.c` for `a.b.c`, then `*`."""
+    rest = name
+    while b"." in rest:
+        _, _, rest = rest.partition(b".")
+        yield b"*." + rest
+    yield b"*"
+
+
+def covers(pattern: str, name: str) -> bool:
+    """Whether a host pattern takes a name, or every name of another pattern."""
+    if pattern == "*" or pattern == name:
+        return True
+    return pattern.startswith("*.") and name.endswith(pattern[1:])
+
+
+def narrower(one: str, other: str) -> str | None:
+    """What two host patterns have in common (as for a Gateway API listener and a route); None if that is nothing."""
+    if covers(one, other):
+        return other
+    return one if covers(other, one) else None
 
 
 def _by_authority(tables: Sequence[RouteTable]) -> dict[bytes, RouteTable]:

@@ -207,13 +207,17 @@ class HostRoutes(Base, frozen=True, kw_only=True, tag="routes", tag_field="part"
     """Outbound rules for one authority. No matching rule answers 404 `no-route`."""
 
     host: str
-    """Canonical name: `<service>.<namespace>` or a name with dots of the user's own."""
+    """Canonical name: `<service>.<namespace>`, a name with dots of the user's own, `*.<name>` for every name below one
+    that has no routes of its own, or `*`."""
     port: int
+    """At a gateway the port it listens on: what a request says of the port in its Host counts for nothing there."""
     rules: tuple[Rule, ...]
+    gateway: bool = False
+    """For requests that come in at a gateway's port, not for those that this workload makes."""
 
     @property
     def key(self) -> str:
-        return f"routes/{self.host}:{self.port}"
+        return f"{'gateway' if self.gateway else 'routes'}/{self.host}:{self.port}"
 
 
 class Subset(Base, frozen=True, kw_only=True):
@@ -294,6 +298,22 @@ class InboundPort(Base, frozen=True, kw_only=True):
     mtls: Literal["permissive", "strict", "disable"] = "permissive"
 
 
+class GatewayListener(Base, frozen=True, kw_only=True):
+    """One port of a gateway, or some of its hosts."""
+
+    name: str
+    """`<namespace>/<gateway>/<listener>`"""
+    port: int
+    protocol: Literal["http", "https", "tls"] = "http"
+    hosts: tuple[str, ...] = ("*",)
+    """Names, `*.<name>`, `*`; among all listeners of a port the most specific one takes a request."""
+    secret: str = ""
+    """`<namespace>/<name>` of certificate and key, which are live data."""
+    min_tls: Literal["1.2", "1.3"] = "1.2"
+    redirect_port: int = 0
+    """Of the https listener that plaintext requests are sent to; 0: they are served."""
+
+
 class Listeners(Base, frozen=True, kw_only=True, tag="listeners", tag_field="part"):
     """What the proxy itself is: whose it is, what it accepts, what it does with hosts it does not know."""
 
@@ -302,8 +322,12 @@ class Listeners(Base, frozen=True, kw_only=True, tag="listeners", tag_field="par
     """The workload's own SPIFFE ID."""
     trust_domain: str
     inbound: tuple[InboundPort, ...] = ()
+    other_ports: Literal["permissive", "strict", "disable"] = "permissive"
+    """mTLS mode of the application's ports that `inbound` does not name; connections to them reach it only where they are
+    redirected."""
     egress: Literal["allow_any", "registry_only"] = "allow_any"
     access_log: Literal["off", "failures", "all"] = "off"
+    gateway: tuple[GatewayListener, ...] = ()
 
     @property
     def key(self) -> str:

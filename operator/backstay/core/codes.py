@@ -1,7 +1,7 @@
 """Every reason that Backstay gives, its stable code, and what to do about it: `backstay explain BS1403`.
 
 Reasons are what conditions, events and problems carry; codes are what people search for. Blocks: 11xx files and YAML,
-12xx shape, 13xx references, 14xx routes, 15xx security, 16xx rollout settings, 17xx gateways, 17xx guardrails and expectations, 2xxx
+12xx shape, 13xx references, 14xx routes, 15xx security, 16xx rollout settings, 18xx gateways, 17xx guardrails and expectations, 2xxx
 source, 3xxx rollout, 4xxx proxies, 5xxx operator.
 
 Rule: a code is never used again for something else, and a reason has exactly one. Tests assert that every reason a
@@ -731,7 +731,7 @@ _JUDGING: Final = (
 
 _GATEWAYS: Final = (
     Explanation(
-        "BS1701",
+        "BS1801",
         "DuplicateListener",
         "Two listeners of one name",
         "Routes and counters name listeners, so names differ within a Gateway.",
@@ -739,8 +739,8 @@ _GATEWAYS: Final = (
         "Rename one of them.",
     ),
     Explanation(
-        "BS1702",
-        "PortConflict",
+        "BS1802",
+        "ListenerPortTaken",
         "A port that is taken",
         "A port speaks one protocol, belongs to one Gateway of a workload, and is none of the proxy's own (15000, 15001, "
         "15006, 15021, 15090).",
@@ -748,7 +748,7 @@ _GATEWAYS: Final = (
         "Use another port, or put both listeners into one Gateway with one protocol.",
     ),
     Explanation(
-        "BS1703",
+        "BS1803",
         "DuplicateListenerHost",
         "A host twice at one port",
         "Listeners of a port are told apart by their hosts; a listener without hosts serves `*`.",
@@ -756,7 +756,7 @@ _GATEWAYS: Final = (
         "Give them different hosts.",
     ),
     Explanation(
-        "BS1704",
+        "BS1804",
         "ListenerTls",
         "A listener's TLS settings do not fit its protocol",
         "HTTPS needs the name of a secret, the other protocols have no use for one. Only plaintext HTTP can be redirected, and "
@@ -765,7 +765,7 @@ _GATEWAYS: Final = (
         "Add `tls: {secretRef: {name: ...}}`, or change the protocol.",
     ),
     Explanation(
-        "BS1705",
+        "BS1805",
         "NotAGateway",
         "No gateway opens these ports",
         "A Gateway's ports are opened by gateway workloads: on one machine those with `gateway: true` in the workloads file.",
@@ -773,7 +773,7 @@ _GATEWAYS: Final = (
         "Name a gateway workload of the document's namespace.",
     ),
     Explanation(
-        "BS1706",
+        "BS1806",
         "UnknownGateway",
         "A Route names a Gateway or listener that is not there",
         "parentRefs name Gateways of the same commit by name, namespace and, if wanted, sectionName (a listener).",
@@ -781,7 +781,7 @@ _GATEWAYS: Final = (
         "Mend the name, or add the Gateway.",
     ),
     Explanation(
-        "BS1707",
+        "BS1807",
         "HostNotServed",
         "No listener serves a Route's host",
         "A Route holds where its hosts and those of a listener overlap; this host overlaps with none.",
@@ -789,7 +789,7 @@ _GATEWAYS: Final = (
         "Add the host to a listener, or take it out of the Route.",
     ),
     Explanation(
-        "BS1708",
+        "BS1808",
         "PassthroughRule",
         "A rule that would have to read what is passed through",
         "A listener of protocol TLS sees the name in the handshake and nothing else: paths, headers and retries mean nothing "
@@ -1355,7 +1355,8 @@ _TENANCY: Final = (
 )
 
 EXPLANATIONS: Final[tuple[Explanation, ...]] = (
-    *_FILES, *_SHAPE, *_REFERENCES, *_ROUTES, *_SECURITY, *_SETTINGS, *_JUDGING, *_SOURCE, *_ROLLOUT, *_PROXIES, *_OPERATOR, *_TENANCY,
+    *_FILES, *_SHAPE, *_REFERENCES, *_ROUTES, *_SECURITY, *_SETTINGS, *_JUDGING, *_GATEWAYS,
+    *_SOURCE, *_ROLLOUT, *_PROXIES, *_OPERATOR, *_TENANCY,
 )  # fmt: skip
 
 CODES: Final[Mapping[str, Explanation]] = {explanation.code: explanation for explanation in EXPLANATIONS}

@@ -529,9 +529,7 @@ class RouteSpec(Node, frozen=True, kw_only=True):
         tuple[ParentRef, ...],
         Meta(max_length=16, description="Gateways that this route is for; left out: the mesh."),
     ] = ()
-    hosts: Annotated[
-        tuple[HostPattern, ...], Meta(min_length=1, max_length=32, description="Hosts this route is for.")
-    ]
+    hosts: Annotated[tuple[HostPattern, ...], Meta(min_length=1, max_length=32, description="Hosts this route is for.")]
     port: Annotated[Port | None, Meta(description="Only this port of the hosts; left out: every HTTP port.")] = None
     rules: Annotated[tuple[RouteRule, ...], Meta(min_length=1, max_length=256)]
     rollout: TrafficSteps = TrafficSteps()

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 def qualify(host: str, namespace: str) -> str:
     """`sa-logic` -> `sa-logic.shop`; a name with dots is what it is."""
-    return host if "." in host else f"{host}.{namespace}"
+    return host if "." in host or host == "*" else f"{host}.{namespace}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

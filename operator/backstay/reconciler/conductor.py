@@ -470,7 +470,7 @@ class Conductor:
 
 def _routes_of(change: PartChange, origins: Origins, ports: Sequence[int]) -> dict[str, str]:
     """The names under which proxies report what one part decides, each with its line."""
-    if change.key.startswith("routes/"):
+    if change.key.startswith(("routes/", "gateway/")):
         return {f"{change.key}#{rule}": place for rule, place in origins.rules.items()}
     place = next(iter(origins.rules.values()), "")
     if change.key.startswith("backend/") and place:

@@ -57,7 +57,7 @@ def _text(name: str, flags: str) -> str:
 
 
 def _content(body: str, flags: str) -> bytes:
-    for kind in ("Route", "Backend", "Mesh", "Authentication", "Authorization"):
+    for kind in ("Route", "Backend", "Mesh", "Authentication", "Authorization", "Gateway"):
         envelope = f"apiVersion: backstay.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: a}}"
         body = body.replace(f"{{{kind.lower()}}}", envelope)
     if "escapes" in flags:

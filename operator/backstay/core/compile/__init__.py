@@ -107,7 +107,9 @@ def compile_mesh(snapshot: Snapshot, registry: Registry, cache: PartCache | None
             "listeners": _listeners(workload, facts, build),
             "authorization": _authorization(workload, facts, build),
         }
-        manifests[workload.key] = Manifest(workload=workload.key, parts=outbound[reaches] | own)
+        ingress = _ingress(workload.key, facts, build, backends)
+        makes = {} if workload.is_gateway and reaches is None else outbound[reaches]
+        manifests[workload.key] = Manifest(workload=workload.key, parts=makes | ingress | own)
     return Compiled(
         manifests=manifests,
         digests={key: config_digest(manifest) for key, manifest in manifests.items()},
@@ -174,6 +176,19 @@ def _outbound(
     return parts
 
 
+def _ingress(workload: str, facts: Index, build: _Build, backends: Mapping[str, str]) -> dict[str, str]:
+    """What a gateway needs: the routes that hold at its ports, and the backends those may choose. A gateway that does not
+    say what it calls itself calls nothing: it has no application."""
+    parts: dict[str, str] = {}
+    for wanted in facts.ingress(workload):
+        needs = tuple(sorted({f"backend/{name}" for name in wanted.backends()}))
+        inputs = (wanted.key, needs, _digest(wanted.document), facts.mesh_digest)
+        origins = _origins(facts, wanted.document, rule_places(wanted))
+        parts[wanted.key] = build.add(inputs, partial(host_routes, wanted, facts), origins)
+        parts.update((need, backends[need]) for need in needs if need in backends)
+    return parts
+
+
 def _reached(reaches: tuple[str, ...] | None, hosts: Mapping[str, object]) -> Iterable[str]:
     return hosts if reaches is None else [name for name in reaches if name in hosts]
 
@@ -187,10 +202,13 @@ def declared(workload: Workload) -> tuple[str, ...] | None:
 
 def _listeners(workload: Workload, facts: Index, build: _Build) -> str:
     document = facts.authentication.get(workload.key)
-    inputs = ("listeners", workload, _digest(document), facts.mesh_digest)
+    gateways = facts.gateways.get(workload.key, ())
+    inputs = ("listeners", workload, _digest(document), tuple((g.key, g.digest) for g in gateways), facts.mesh_digest)
     rules = {"": document.place("spec.mtls")} if document else {}
-    make = partial(listeners_part, workload, document, facts)
-    return build.add(inputs, make, _origins(facts, document, rules))
+    rules |= {f"{g.metadata.namespace}/{g.metadata.name}": g.place("spec.listeners") for g in gateways}
+    made = _origins(facts, document, rules)
+    origins = Origins(documents=(*(gateway.key for gateway in gateways), *made.documents), rules=rules)
+    return build.add(inputs, partial(listeners_part, workload, document, facts), origins)
 
 
 def _authorization(workload: Workload, facts: Index, build: _Build) -> str:

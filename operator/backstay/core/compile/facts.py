@@ -1,10 +1,11 @@
 """What one compilation knows: its documents and services by what they are about, and the hosts that need routes."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from backstay.core import intents
+from backstay.core.compile.gateway import routes_at
 from backstay.core.intents import MeshSpec
 from backstay.core.registry import Service, qualify
 from backstay.core.snapshot import Document
@@ -21,20 +22,44 @@ class Routed:
     port: int
     document: Document | None
 
+    gateway: bool = False
+    """At a gateway's port, not in the mesh."""
+    services: Mapping[str, Service] = field(default_factory=dict, repr=False)
+
     @property
     def spec(self) -> intents.RouteSpec | None:
         return self.document.spec if self.document and isinstance(self.document.spec, intents.RouteSpec) else None
 
+    @property
+    def namespace(self) -> str:
+        return self.document.metadata.namespace if self.document else ""
+
+    @property
+    def key(self) -> str:
+        return f"{'gateway' if self.gateway else 'routes'}/{self.host}:{self.port}"
+
     def backends(self) -> tuple[str, ...]:
-        """`service:port` of every backend its rules may choose."""
-        if self.spec is None or self.document is None:
+        """`service:port` of every backend its rules may choose, and of those that get copies."""
+        if self.spec is None:
             return (f"{self.host}:{self.port}",)
-        namespace = self.document.metadata.namespace
-        return tuple(
-            f"{qualify(ref.name, namespace)}:{ref.port or self.port}"
-            for rule in self.spec.rules
-            for _, ref in intents.service_refs(rule)
-        )
+        refs = (ref for rule in self.spec.rules for _, ref in intents.service_refs(rule))
+        return tuple(self.backend_name(ref) for ref in refs)
+
+    def backend_name(self, ref: intents.ServiceRef) -> str:
+        service = qualify(ref.name, self.namespace)
+        return f"{service}:{ref.port or self._default_port(service)}"
+
+    def _default_port(self, service: str) -> int:
+        """In the mesh the port that the caller asked for; a gateway's port says nothing about the service's."""
+        if not self.gateway:
+            return self.port
+        return default_port(self.services.get(service))
+
+
+def default_port(service: Service | None) -> int:
+    """The only port of a service, or 80."""
+    ports = [port.port for port in service.ports] if service else []
+    return ports[0] if len(ports) == 1 else DEFAULT_HTTP_PORT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +75,16 @@ class Index:
     authentication: Mapping[str, Document]
     """Workload -> the one policy that selects it most closely."""
     authorization: Mapping[str, tuple[Document, ...]]
+    gateways: Mapping[str, tuple[Document, ...]]
+    """Workload -> the Gateways whose ports it opens."""
+    attached: tuple[Document, ...]
+    """Routes that hold at gateways."""
+
+    def ingress(self, workload: str) -> Iterator[Routed]:
+        """Every (host, port) that a gateway workload gets a routes part for."""
+        for gateway in self.gateways.get(workload, ()):
+            for (host, port), document in routes_at(gateway, self.attached).items():
+                yield Routed(host=host, port=port, document=document, gateway=True, services=self.services)
 
     def routed(self) -> Iterator[Routed]:
         """Every (host, port) that gets a routes part: HTTP ports of services, then hosts of the user's own."""

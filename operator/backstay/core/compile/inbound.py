@@ -6,6 +6,7 @@ from typing import Literal
 from backstay.config import model
 from backstay.core import intents
 from backstay.core.compile.facts import Index
+from backstay.core.compile.gateway import listener_parts
 from backstay.core.compile.outbound import header_match
 from backstay.core.registry import Workload
 from backstay.core.snapshot import Document
@@ -31,8 +32,10 @@ def listeners_part(workload: Workload, document: Document | None, facts: Index) 
             model.InboundPort(port=port, protocol=protocol, mtls=_MODES[by_port.get(port, mode)])
             for port, protocol in sorted(workload.ports)
         ),
+        other_ports=_MODES[mode],
         egress="allow_any" if facts.mesh.egress == "ALLOW_ANY" else "registry_only",
         access_log=_LOGS[facts.mesh.access_log.mode],
+        gateway=listener_parts(facts.gateways.get(workload.key, ())),
     )
 
 

@@ -4,10 +4,12 @@ import msgspec
 
 from backstay.config.model import digest_of
 from backstay.core.compile.facts import Index
+from backstay.core.compile.gateway import is_for_mesh, selected
 from backstay.core.intents import (
     AuthenticationSpec,
     AuthorizationSpec,
     BackendSpec,
+    GatewaySpec,
     RouteSpec,
     WorkloadSelector,
 )
@@ -30,6 +32,8 @@ def index(snapshot: Snapshot, registry: Registry) -> Index:
             qualify(d.spec.service, d.metadata.namespace): d for d in documents if isinstance(d.spec, BackendSpec)
         },
         authentication=_authentication(documents, registry),
+        gateways=_gateways(documents, registry),
+        attached=tuple(d for d in documents if isinstance(d.spec, RouteSpec) and d.spec.parent_refs),
         authorization={w.key: _authorizations(documents, w) for w in registry.workloads.values()},
     )
 
@@ -37,10 +41,16 @@ def index(snapshot: Snapshot, registry: Registry) -> Index:
 def _routes(documents: list[Document]) -> dict[tuple[str, int], Document]:
     routes = {}
     for document in documents:
-        if isinstance(document.spec, RouteSpec):
+        if isinstance(document.spec, RouteSpec) and is_for_mesh(document.spec):
             for host in document.spec.hosts:
                 routes[(qualify(host, document.metadata.namespace), document.spec.port or 0)] = document
     return routes
+
+
+def _gateways(documents: list[Document], registry: Registry) -> dict[str, tuple[Document, ...]]:
+    gateways = [document for document in documents if isinstance(document.spec, GatewaySpec)]
+    found = {w.key: tuple(g for g in gateways if selected(g, w)) for w in registry.workloads.values()}
+    return {workload: chosen for workload, chosen in found.items() if chosen}
 
 
 def selects(selector: WorkloadSelector, namespace: str, workload: Workload) -> bool:

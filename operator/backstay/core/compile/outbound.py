@@ -8,7 +8,7 @@ from backstay.core import intents
 from backstay.core.compile.facts import Index, Routed
 from backstay.core.compile.filters import KINDS, filter_fields
 from backstay.core.durations import milliseconds
-from backstay.core.registry import Service, ServicePort, qualify
+from backstay.core.registry import Service, ServicePort
 from backstay.core.snapshot import Document
 
 _BALANCE: Mapping[str, Literal["round_robin", "least_request"]] = {
@@ -26,13 +26,12 @@ def host_routes(wanted: Routed, facts: Index) -> model.HostRoutes:
     """The rules of one host and port; without a Route, one rule that takes everything to the service itself."""
     if wanted.document is None or wanted.spec is None:
         return model.HostRoutes(host=wanted.host, port=wanted.port, rules=(_default_rule(wanted, facts),))
-    namespace = wanted.document.metadata.namespace
     rules = tuple(
-        _rule(rule_name(number, rule), rule, namespace, wanted.port, facts)
+        _rule(rule_name(number, rule), rule, wanted, facts)
         for number, rule in enumerate(wanted.spec.rules)
         if _is_for(rule, wanted.port)
     )
-    return model.HostRoutes(host=wanted.host, port=wanted.port, rules=rules)
+    return model.HostRoutes(host=wanted.host, port=wanted.port, rules=rules, gateway=wanted.gateway)
 
 
 def rule_name(number: int, rule: intents.RouteRule) -> str:
@@ -69,27 +68,23 @@ def _default_retry(retry: intents.MeshRetry) -> model.Retry | None:
     )
 
 
-def _rule(name: str, spec: intents.RouteRule, namespace: str, port: int, facts: Index) -> model.Rule:
+def _rule(name: str, spec: intents.RouteRule, wanted: Routed, facts: Index) -> model.Rule:
     defaults = facts.mesh.defaults
     return model.Rule(
         name=name,
-        matches=tuple(_match(match, namespace) for match in _at_port(spec, port)),
-        backends=tuple(_weighted(ref, namespace, port) for ref in spec.backend_refs),
+        matches=tuple(_match(match, wanted.namespace) for match in _at_port(spec, wanted.port)),
+        backends=tuple(_weighted(ref, wanted) for ref in spec.backend_refs),
         timeout_ms=milliseconds(spec.timeouts.request or defaults.timeout),
         try_timeout_ms=milliseconds(spec.timeouts.backend_request) if spec.timeouts.backend_request else 0,
         retry=_default_retry(defaults.retry) if spec.retry is None else _retry(spec.retry),
         fault=_fault(spec.fault) if spec.fault else None,
         sticky=_sticky(spec.session_persistence) if spec.session_persistence else None,
-        **filter_fields(spec.filters, lambda ref: backend_name(ref, namespace, port)),
+        **filter_fields(spec.filters, wanted.backend_name),
     )
 
 
-def backend_name(ref: intents.ServiceRef, namespace: str, port: int) -> str:
-    return f"{qualify(ref.name, namespace)}:{ref.port or port}"
-
-
-def _weighted(ref: intents.BackendRef, namespace: str, port: int) -> model.WeightedBackend:
-    return model.WeightedBackend(backend=backend_name(ref, namespace, port), subset=ref.subset or "", weight=ref.weight)
+def _weighted(ref: intents.BackendRef, wanted: Routed) -> model.WeightedBackend:
+    return model.WeightedBackend(backend=wanted.backend_name(ref), subset=ref.subset or "", weight=ref.weight)
 
 
 def _at_port(spec: intents.RouteRule, port: int) -> tuple[intents.HTTPRouteMatch, ...]:

@@ -7,11 +7,13 @@ What no document could mend is an error; what the registry may still bring is WA
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Final
 
-from backstay.core.compile.facts import DEFAULT_HTTP_PORT
+from backstay.core.compile.facts import DEFAULT_HTTP_PORT, default_port
+from backstay.core.compile.gateway import is_for_mesh
 from backstay.core.intents import (
     AuthenticationSpec,
     AuthorizationSpec,
     BackendSpec,
+    GatewaySpec,
     MeshSpec,
     RouteSpec,
     ServiceRef,
@@ -48,7 +50,7 @@ def conflicting_hosts(facts: Facts) -> Iterator[Problem]:
     namespaces = _namespaces(facts.registry) if facts.registry else frozenset()
     first: dict[tuple[str, int | None], tuple[Document, str]] = {}
     for document, spec in facts.of(RouteSpec):
-        for index, host in enumerate(spec.hosts):
+        for index, host in enumerate(spec.hosts if is_for_mesh(spec) else ()):
             path = f"spec.hosts[{index}]"
             is_own = facts.registry is not None and not _means_a_service(host, namespaces)
             key = (service_key(host, document), spec.port or (DEFAULT_HTTP_PORT if is_own else None))
@@ -130,7 +132,7 @@ def _service_names(facts: Facts, registry: Registry) -> Iterator[tuple[Document,
         yield document, "spec.service", backend.service
     namespaces = _namespaces(registry)
     for document, route in facts.of(RouteSpec):
-        for index, host in enumerate(route.hosts):
+        for index, host in enumerate(route.hosts if is_for_mesh(route) else ()):
             if _means_a_service(host, namespaces):
                 yield document, f"spec.hosts[{index}]", host
 
@@ -141,8 +143,8 @@ def _namespaces(registry: Registry) -> frozenset[str]:
 
 def _means_a_service(host: str, namespaces: Set[str]) -> bool:
     """A name without dots, or `name.namespace` of a namespace that has services; any other host is the user's own."""
-    _, dot, rest = host.partition(".")
-    return not dot or rest in namespaces
+    name, dot, rest = host.partition(".")
+    return name != "*" and (not dot or rest in namespaces)
 
 
 def unknown_ports(facts: Facts) -> Iterator[Problem]:
@@ -165,6 +167,9 @@ def _wanted_ports(
     """Where a backendRef says which ports it needs, in which words, and which."""
     if ref.port is not None:
         return f"{path}.port", "", {ref.port}
+    if not is_for_mesh(spec):
+        service = facts.service(ref.name, document)
+        return f"{path}.port", " (left out: the service's only one, or 80)", {default_port(service)}
     if spec.port is not None:
         return f"{path}.name", " (the route's port)", {spec.port}
     return f"{path}.name", " (a port of the route's host)", _http_ports_of_hosts(facts, document, spec)
@@ -252,7 +257,7 @@ def workloads_not_there(facts: Facts) -> Iterator[Problem]:
 
 def _selectors(facts: Facts) -> Iterator[tuple[Document, WorkloadSelector]]:
     for document in facts.documents:
-        if isinstance(document.spec, AuthenticationSpec | AuthorizationSpec):
+        if isinstance(document.spec, AuthenticationSpec | AuthorizationSpec | GatewaySpec):
             yield document, document.spec.selector
 
 

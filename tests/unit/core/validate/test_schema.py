@@ -118,6 +118,18 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "selector": {"workloads": ["a"]},
         "mtls": {"mode": "STRICT", "ports": [{"port": 1, "mode": "STRICT"}]},
     },
+    "Gateway": {
+        "selector": {"workloads": ["ingress"]},
+        "listeners": [
+            {
+                "name": "a",
+                "port": 8443,
+                "protocol": "HTTPS",
+                "hosts": ["*.example.com"],
+                "tls": {"secretRef": {"name": "b"}, "minVersion": "1.3"},
+            }
+        ],
+    },
     "Authorization": {
         "action": "Deny",
         "rules": [
