@@ -1,0 +1,108 @@
+"""Dockerfiles and their lists, as text; they are built for real in tests/e2e/kubernetes."""
+
+import ast
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+IMAGES = ROOT / "bootstrap" / "images"
+SOURCE = ROOT / "operator" / "backstay"
+DISTRIBUTIONS = {"google-re2": "re2"}
+"""Where the distribution's name is not the package's."""
+
+
+def prepare() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare", IMAGES / "prepare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def instructions(image: str) -> list[tuple[str, str]]:
+    text = (IMAGES / image / "Dockerfile").read_text(encoding="utf-8")
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+@pytest.mark.parametrize(("image", "user"), [("operator", "65532:65532"), ("sidecar", "1337:1337")])
+def test_an_image_is_built_in_stages_and_runs_as_nobody(image: str, user: str) -> None:
+    found = instructions(image)
+    assert [rest for word, rest in found if word == "FROM"] == ["${BASE} AS build", "${BASE}"]
+    assert [rest for word, rest in found if word == "USER"] == [user]
+    last_stage = found[max(place for place, (word, _) in enumerate(found) if word == "FROM") :]
+    assert [rest for word, rest in last_stage if word == "COPY"] == ["--from=build /opt/backstay /opt/backstay"]
+
+
+@pytest.mark.parametrize("image", ["operator", "sidecar"])
+def test_python_packages_come_from_the_context_only(image: str) -> None:
+    installs = [
+        line for word, rest in instructions(image) if word == "RUN" for line in rest.split(";") if "$pip " in line
+    ]
+    assert len(installs) == 2
+    assert [line for line in installs if "--no-index" not in line] == []
+    assert not [word for word, _ in instructions(image) if word == "ADD"]
+
+
+def test_the_sidecars_image_has_no_shell() -> None:
+    (removed,) = [rest for word, rest in instructions("sidecar") if word == "RUN" and rest.startswith('["rm"')]
+    assert {"/bin/sh", "/bin/bash", "/bin/dash"} <= set(re.findall(r'"(/[^"]+)"', removed))
+
+
+def pinned(name: str) -> dict[str, str]:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-zA-Z0-9._-]+)==([^\s;\\]+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["operator", "sidecar"])
+def test_images_hold_the_versions_that_are_tested(name: str) -> None:
+    assert pinned(name)
+    assert pinned(name).items() <= pinned("dev").items()
+
+
+def imports(path: Path) -> set[str]:
+    """Packages that a file imports, late imports as well."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_the_sidecars_list_holds_what_the_sidecar_imports() -> None:
+    files = [
+        *(SOURCE / "sidecar").rglob("*.py"),
+        *(SOURCE / "config").rglob("*.py"),
+        SOURCE / "tasks.py",
+        SOURCE / "redact.py",
+    ]
+    imported = set().union(*map(imports, files))
+    foreign = imported - sys.stdlib_module_names - {"backstay"}
+    listed = (ROOT / "requirements" / "sidecar.in").read_text(encoding="utf-8").splitlines()
+    packages = {DISTRIBUTIONS.get(line, line) for line in listed if line and not line.startswith("#")}
+    assert foreign <= packages
+    assert packages - foreign == {"click"}  # for `backstay sidecar`
+
+
+def test_wheels_are_asked_for_by_the_images_platform() -> None:
+    assert prepare().platforms("aarch64")[-2:] == ["manylinux_2_36_aarch64", "manylinux2014_aarch64"]
+
+
+def test_every_dependency_of_the_program_is_in_the_operators_list() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = text.partition("\ndependencies = [")[2].partition("]")[0]
+    wanted = {name.lower() for name in re.findall(r'"([A-Za-z0-9_.-]+)', block)}
+    assert wanted <= {name.lower() for name in pinned("operator")}
+
+
+def test_the_sidecars_wheels_are_pinned() -> None:
+    text = (ROOT / "requirements" / "sidecar.in").read_text(encoding="utf-8")
+    assert {line for line in text.splitlines() if line and not line.startswith("#")} <= set(pinned("sidecar"))
