@@ -45,6 +45,8 @@ _TOKEN_FOLDER: Final = "/var/run/secrets/backstay"  # noqa: S105 - a path
 _ROOTS_FOLDER: Final = "/var/run/backstay/roots"
 _STATE_FOLDER: Final = "/var/lib/backstay"
 
+_PROGRAM: Final = ["python", "-m", "backstay.sidecar"]  # `backstay sidecar` would load the command line as well
+
 NEVER_IN: Final = frozenset({"kube-system", "kube-public", "kube-node-lease"})
 """Namespaces that a cluster needs before any webhook can run."""
 
@@ -519,7 +521,7 @@ def _number(port: object, container: _Container) -> int | None:
 
 
 def _redirect_container(wishes: _Wishes, settings: InjectionSettings) -> Json:
-    arguments = ["sidecar", "redirect"]
+    arguments = ["redirect"]
     for flag, values in (
         ("--exclude-inbound", wishes.exclude_inbound),
         ("--exclude-outbound-ports", wishes.exclude_outbound),
@@ -531,7 +533,7 @@ def _redirect_container(wishes: _Wishes, settings: InjectionSettings) -> Json:
         "name": REDIRECT_CONTAINER,
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": ["backstay"],
+        "command": _PROGRAM,
         "args": arguments,
         # iptables keeps a lock file, and the root file system is read-only.
         "env": [{"name": "XTABLES_LOCKFILE", "value": "/dev/shm/xtables.lock"}],  # noqa: S108 - this pod's own memory
@@ -556,8 +558,7 @@ def _proxy_container(probes: Mapping[str, Json], wishes: _Wishes, settings: Inje
         "name": PROXY_CONTAINER,
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": ["backstay"],
-        "args": ["sidecar"],
+        "command": _PROGRAM,
         "env": _environment(probes, wishes, settings),
         "ports": [
             {"name": "backstay-health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
@@ -586,7 +587,7 @@ def _proxy_container(probes: Mapping[str, Json], wishes: _Wishes, settings: Inje
     if settings.native_sidecar:
         return container | {"restartPolicy": "Always"}
     # The kubelet starts ordinary containers in order and waits for this hook before the next.
-    hook = {"postStart": {"exec": {"command": ["backstay", "sidecar", "wait"]}}}
+    hook = {"postStart": {"exec": {"command": [*_PROGRAM, "wait"]}}}
     return container | {"lifecycle": hook}
 
 
