@@ -301,10 +301,14 @@ def namespace_facts(found: Object) -> NamespaceFacts:
     return NamespaceFacts(
         name=meta.name,
         labels=meta.labels or {},
-        # Others keep long things here; these two decide who injects.
-        annotations={key: value for key, value in (meta.annotations or {}).items() if "linkerd" in key},
+        # Others keep long things here (kubectl the whole object); ours and those that decide who injects are kept.
+        annotations={key: value for key, value in (meta.annotations or {}).items() if _matters(key)},
         is_leaving=meta.deletion_timestamp is not None,
     )
+
+
+def _matters(annotation: str) -> bool:
+    return annotation.startswith(("backstay.dev/", "linkerd.io/"))
 
 
 def _port(told: _ServicePort) -> PortFacts:

@@ -214,9 +214,16 @@ def test_zones_and_namespaces() -> None:
     assert node_zone({"metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "eu-1a"}}}) == "eu-1a"
     assert node_zone({"metadata": {"name": "n"}}) == ""
     found = namespace_facts(
-        {"metadata": {"name": "shop", "labels": {"a": "b"}, "annotations": {"linkerd.io/inject": "enabled", "x": "y"}}}
+        {
+            "metadata": {
+                "name": "shop",
+                "labels": {"a": "b"},
+                "annotations": {"linkerd.io/inject": "enabled", "backstay.dev/grants": "g", "long": "x" * 9999},
+            }
+        }
     )
-    assert (found.labels, found.annotations) == ({"a": "b"}, {"linkerd.io/inject": "enabled"})
+    assert found.labels == {"a": "b"}
+    assert found.annotations == {"linkerd.io/inject": "enabled", "backstay.dev/grants": "g"}
 
 
 @pytest.mark.parametrize(
