@@ -87,8 +87,6 @@ class KubernetesSettings:
     hooks_port: int = 15018
     operator_url: str = ""
     """Where proxies find the operator; empty: its Service."""
-    allow_file: bool = False
-    """Let repositories be folders of this machine: for tests outside a cluster, never in one."""
 
     @property
     def service_host(self) -> str:

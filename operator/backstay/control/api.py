@@ -86,8 +86,9 @@ class StatusBoard:
     """Keeps the memory of transition times. `observe` is called after every tick that changed something, so that
     lastTransitionTime is when it happened and not when somebody looked."""
 
-    def __init__(self) -> None:
-        self._memory: status.Memory = {}
+    def __init__(self, memory: status.Memory | None = None) -> None:
+        """`memory` is what another operator has kept before."""
+        self._memory: status.Memory = memory or {}
         self._view: MeshView | None = None
         self._objects: status.Objects | None = None
 
@@ -332,10 +333,14 @@ class ApiServer:
     """The API on `<state>/operator.sock`."""
 
     def __init__(
-        self, facade: OperatorFacade, state_dir: Path, streams: Callable[[], Sequence[StreamCount]] = tuple
+        self,
+        facade: OperatorFacade,
+        state_dir: Path,
+        streams: Callable[[], Sequence[StreamCount]] = tuple,
+        board: StatusBoard | None = None,
     ) -> None:
         self.path: Final = state_dir / SOCKET_NAME
-        self.board: Final = StatusBoard()
+        self.board: Final = board or StatusBoard()
         app = application(facade, self.board, streams)
         self._runner: Final = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
 

@@ -5,7 +5,8 @@ and phases, the connected proxies where their streams are counted, never revisio
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
@@ -28,6 +29,70 @@ class StreamCount(NamedTuple):
     acks: int
     acked_at: float
     """Unix time of its last ack; 0: none yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One mesh's share of the metrics of an operator that has several."""
+
+    mesh: str
+    """`namespace/name`, the label `repository`."""
+    view: MeshView
+    streams: Sequence[StreamCount] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorReading:
+    """What is counted of the whole process: metric -> values by labels, see OPERATOR_METRICS."""
+
+    facts: Mapping[str, Mapping[tuple[str, ...], float]]
+
+
+OPERATOR_METRICS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "backstay_leader": ("1 on the replica that leads.", ()),
+    "backstay_term": ("Term of the Lease this replica leads in; 0: it does not.", ()),
+    "backstay_process_start_time_seconds": ("Unix time this replica was started.", ()),
+    "backstay_api_requests_total": ("Requests to the API server; status 0: no answer.", ("verb", "status")),
+    "backstay_injections_total": ("Pods the webhook was asked about.", ("verdict", "reason")),
+    "backstay_enrolments_refused_total": ("Enrolments and streams that were not let in.", ("reason",)),
+}
+"""Metric -> what it says, its labels."""
+
+
+def render_all(readings: Sequence[Reading | OperatorReading]) -> tuple[bytes, str]:
+    """Exposition text of several meshes, each sample labelled with its repository, and its content type."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Several(readings))
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class _Several:
+    """The families of all meshes, each family once."""
+
+    def __init__(self, readings: Sequence[Reading | OperatorReading]) -> None:
+        self._readings = readings
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for reading in self._readings:
+            if isinstance(reading, OperatorReading):
+                yield from _of_the_process(reading)
+            else:
+                for family in _Collector(reading.view, reading.streams).collect():
+                    into = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                    for sample in family.samples:
+                        into.samples.append(sample._replace(labels={"repository": reading.mesh, **sample.labels}))
+        yield from families.values()
+
+
+def _of_the_process(reading: OperatorReading) -> Iterator[Metric]:
+    for name, values in reading.facts.items():
+        text, labels = OPERATOR_METRICS[name]
+        made = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+        family = made(name, text, labels=labels)
+        for key, value in values.items():
+            family.add_metric(key, value)
+        yield family
 
 
 def render(view: MeshView, streams: Sequence[StreamCount] = ()) -> tuple[bytes, str]:

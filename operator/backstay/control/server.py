@@ -168,6 +168,14 @@ class ControlServer:
         """Speak with this epoch from now on: what was a standby holds streams itself."""
         self._epoch = epoch
 
+    def stand_down(self) -> None:
+        """Another operator leads: its word counts for every proxy, and nothing of what was said here."""
+        for link in self._links.values():
+            link.cut("NotLeader", "another replica leads")
+        self._epoch, self.fenced = 0, False
+        self._events, self._records = [], {}
+        self._library, self._live = Library(), LiveSum(dict(self._ca.trust_bundle()))
+
     # --- the port Fleet ---
 
     def drain(self, mine: Callable[[str], bool] | None = None) -> Sequence[FleetEvent]:

@@ -35,7 +35,9 @@ class Share:
         self._server.assign(proxy, assignment, parts)
 
     def publish(self, live: Live) -> None:
-        self._server.publish(live)
+        """Trust and revocations only: endpoints are the whole cluster's, and one publisher's (see app/kubernetes.py)."""
+        if live.trust is not None or live.revoked is not None:
+            self._server.publish(Live(epoch=live.epoch, trust=live.trust, revoked=live.revoked))
 
     def acknowledge(self, proxy: str, sequence: int) -> None:
         self._server.acknowledge(proxy, sequence)

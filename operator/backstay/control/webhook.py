@@ -79,13 +79,15 @@ def webhook_app(
     secrets: SecretsOf,
     wake: Callable[[Knock], None],
     *,
+    route: str = _ROUTE,
     monotonic: Callable[[], float] = time.monotonic,
     wall: Callable[[], float] = time.time,
 ) -> web.Application:
-    """The application to run or to mount. `wake` is called once per believed knock and must not block."""
+    """The application to run or to mount. `wake` is called once per believed knock and must not block. `route` has a
+    variable `mesh`, by which secrets are asked for."""
     app = web.Application(client_max_size=MAX_BODY)
     app[COUNTS] = Counter()
-    app.router.add_post(_ROUTE, _handler(secrets, wake, Buckets(), monotonic, wall))
+    app.router.add_post(route, _handler(secrets, wake, Buckets(), monotonic, wall))
     return app
 
 

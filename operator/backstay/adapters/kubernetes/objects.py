@@ -96,9 +96,9 @@ def desired(shown: status.Objects, owner: Owner, *, orders: Mapping[str, Mapping
     return {wish.key: wish for wish in wishes}
 
 
-def refused(owner: Owner, conditions: Sequence[Mapping[str, Any]], generation: int) -> Wish:
-    """The status of a repository that is not worked with at all."""
-    shown = {"observedGeneration": generation, "conditions": list(conditions), "ref": owner.ref}
+def refused(owner: Owner, conditions: Sequence[Mapping[str, Any]], generation: int, before: Mapping[str, Any]) -> Wish:
+    """The status of a repository that is not worked with now; what was known of it before stays."""
+    shown = {**before, "observedGeneration": generation, "conditions": list(conditions), "ref": owner.ref}
     return Wish(kind=MESH_REPOSITORY, namespace=owner.namespace, name=owner.name, spec=None, status=shown)
 
 

@@ -36,6 +36,10 @@ SEGMENT: Final = 500
 SEGMENTS_KEPT: Final = 20
 """Ten thousand events: about a thousand commits."""
 TYPE: Final = "backstay.dev/state"
+STATE: Final = "backstay.dev/state"
+"""Label: head, pack or events."""
+NAMESPACE: Final = "backstay.dev/repository-namespace"
+NAME: Final = "backstay.dev/repository-name"
 _log: Final = logging.getLogger("backstay.state")
 
 
@@ -218,14 +222,6 @@ class KubernetesStore:
             self._epoch = 0
             await self._tenure.release()
 
-    async def forget(self) -> None:
-        """Remove everything: the MeshRepository is gone. Raises StateUnavailable."""
-        async with self._lock:
-            with _mapped(self._repository):
-                for item in (await self._client.list(self._path, labels=self._labels())).items:
-                    await self._remove(item["metadata"]["name"])
-                self._epoch, self._head, self._packs, self._index = 0, None, {}, {}
-
     # --- owning -------------------------------------------------------------------------------------------------------
 
     async def _own(self, epoch: int) -> _Head:
@@ -285,7 +281,7 @@ class KubernetesStore:
         self._packs, self._index, self._doubt = {}, {}, None
         if self._head is None:
             return
-        listed = await self._client.list(self._path, labels=self._labels("pack"))
+        listed = await self._client.list(self._path, labels=_labels(self._repository, "pack"))
         named = set(self._head.meta.packs)
         for item in listed.items:
             name = item["metadata"]["name"]
@@ -300,7 +296,7 @@ class KubernetesStore:
         """Remove what no head names: left by an owner that died between two writes."""
         assert self._head is not None  # noqa: S101 - called by claim
         named = {*self._head.meta.packs, *(segment.name for segment in self._head.meta.segments), self._base}
-        for item in (await self._client.list(self._path, labels=self._labels())).items:
+        for item in (await self._client.list(self._path, labels=_labels(self._repository))).items:
             if item["metadata"]["name"] not in named:
                 await self._remove(item["metadata"]["name"])
 
@@ -416,19 +412,13 @@ class KubernetesStore:
                 "name": name,
                 "labels": {
                     "app.kubernetes.io/managed-by": "backstay",
-                    "backstay.dev/state": kind,
-                    "backstay.dev/repository-namespace": self._owner_namespace,
-                    "backstay.dev/repository-name": self._owner_name,
+                    STATE: kind,
+                    NAMESPACE: self._owner_namespace,
+                    NAME: self._owner_name,
                 },
             },
             "data": {key: base64.b64encode(value).decode("ascii") for key, value in data.items()},
         }
-
-    def _labels(self, kind: str = "") -> str:
-        own = (
-            f"backstay.dev/repository-namespace={self._owner_namespace},backstay.dev/repository-name={self._owner_name}"
-        )
-        return f"{own},backstay.dev/state={kind}" if kind else f"{own},backstay.dev/state"
 
     def _data(self, item: Mapping[str, Any], key: str) -> bytes:
         try:
@@ -448,6 +438,36 @@ class KubernetesStore:
             raise StateUnavailable(
                 f"secret {name} would hold {size:,} bytes compressed, a Secret holds {MAX_OBJECT:,}: split the repository"
             )
+
+
+async def remembered(client: ApiClient, namespace: str) -> dict[str, int]:
+    """Repositories (`namespace/name`) that have a state here, with the epoch of their last owner. Raises ApiError."""
+    found = {}
+    for item in (await client.list(f"/api/v1/namespaces/{namespace}/secrets", labels=f"{STATE}=head")).items:
+        labels = item["metadata"]["labels"]
+        try:
+            meta = msgspec.json.decode(base64.b64decode(item["data"]["meta"]), type=_Meta)
+        except (KeyError, ValueError) as error:
+            _log.error("state.unreadable secret=%s error=%r", item["metadata"]["name"], error)
+            continue
+        found[f"{labels[NAMESPACE]}/{labels[NAME]}"] = meta.epoch
+    return found
+
+
+async def forget(client: ApiClient, namespace: str, repository: str) -> None:
+    """Remove everything that is kept for a repository. Raises ApiError."""
+    path = f"/api/v1/namespaces/{namespace}/secrets"
+    for item in (await client.list(path, labels=_labels(repository))).items:
+        try:
+            await client.delete(f"{path}/{item['metadata']['name']}")
+        except ApiError as error:
+            if not error.is_missing:
+                raise
+
+
+def _labels(repository: str, kind: str = "") -> str:
+    namespace, _, name = repository.partition("/")
+    return f"{NAMESPACE}={namespace},{NAME}={name},{STATE}{f'={kind}' if kind else ''}"
 
 
 # --- pure ---------------------------------------------------------------------------------------------------------------

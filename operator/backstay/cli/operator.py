@@ -1,0 +1,86 @@
+"""`backstay operator`: the operator in a Kubernetes cluster."""
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from backstay.cli.exits import Exit, Failed
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+def _default_pod() -> str:
+    return os.environ.get("HOSTNAME", "") or "operator"
+
+
+@click.command(context_settings={"auto_envvar_prefix": "BACKSTAY_OPERATOR", "show_default": True})
+@click.option("--pod", default=_default_pod, show_default="host name", help="Name of this replica's pod.")
+@click.option("--namespace", default="backstay-system", help="The operator's own namespace: state, Lease, Secrets.")
+@click.option("--name", default="backstay-operator", help="Name of its Service and of its Lease.")
+@click.option("--trust-domain", default="backstay.local", help="Of the identities it issues.")
+@click.option("--sidecar-image", default="backstay-sidecar:dev", help="What the webhook puts into pods.")
+@click.option("--cluster-domain", default="cluster.local", help="DNS suffix of the cluster.")
+@click.option("--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="Outside a cluster only.")
+@click.option("--context", default="", help="Of the kubeconfig.")
+@click.option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("/var/lib/backstay"))
+@click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("/run/backstay"))
+@click.option("--host", default="0.0.0.0", help="Address to listen on.")  # noqa: S104 - callers come from outside the pod
+@click.option("--control-port", default=15012, help="Where proxies enrol and hold their streams.")
+@click.option("--injection-port", default=15017, help="Where the API server asks about new pods.")
+@click.option("--metrics-port", default=15014, help="/metrics, /healthz, /readyz.")
+@click.option("--hooks-port", default=15018, help="Where forges knock.")
+@click.option("--operator-url", default="", help="Where proxies find the operator, if not at its Service.")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info")
+def operator(log_level: str, **options: Any) -> None:
+    """Run the operator in a Kubernetes cluster.
+
+    Two or more replicas may run: all inject and enrol, the one that holds the Lease leads. Every option can be given as
+    BACKSTAY_OPERATOR_<OPTION> in the environment.
+    """
+    from backstay.settings import KubernetesSettings  # late: `--help` need not pay for an operator
+
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    asyncio.run(serve(KubernetesSettings(**options)))
+
+
+async def serve(settings: "Any") -> None:
+    """Start, run until a signal, close. Raises Failed for what cannot start or go on."""
+    from backstay.adapters.certificates import CertificatesUnusable
+    from backstay.adapters.kubernetes.client import ApiError
+    from backstay.app.kubernetes import KubernetesOperator
+    from backstay.tasks import spawn, stop
+
+    ending = asyncio.Event()
+    _take_signals(ending)
+    try:
+        running = KubernetesOperator(settings, took_signals=lambda: _take_signals(ending))
+    except ApiError as error:
+        raise Failed(error.message, hint="run in a cluster, or give --kubeconfig") from error
+    waiting = spawn(ending.wait(), name="signals")
+    working = spawn(_work(running), name="operator")
+    try:
+        await asyncio.wait({waiting, working}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    except (OSError, ApiError, CertificatesUnusable) as error:
+        raise Failed(str(error), hint="`kubectl backstay check` looks at the installation") from error
+    finally:
+        await stop(waiting, working)
+        await running.close()
+
+
+async def _work(running: "Any") -> None:
+    await running.start()
+    await running.run()
+    raise Failed("the operator has ended by itself", code=Exit.TROUBLE)
+
+
+def _take_signals(ending: asyncio.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
