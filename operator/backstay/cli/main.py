@@ -42,6 +42,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "completion": ("completion", "Print the completion script for a shell."),
     "version": ("version", "Print the version."),
     "sidecar": ("sidecar", "Run one proxy beside one workload instance."),
+    "operator": ("operator", "Run the operator in a Kubernetes cluster."),
 }
 """Verb -> module of backstay.cli, help line. The module holds a click command of the verb's name, `-` as `_`."""
 
