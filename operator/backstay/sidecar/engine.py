@@ -60,6 +60,8 @@ class Address:
     outbound: int = 15001
     """HTTP proxy port for the application (bound on `app_host`)."""
     explicit: tuple[ExplicitListener, ...] = ()
+    gateway_host: str = ""
+    """Where a gateway's ports are opened; empty: at `host`. A pod's gateway listens at all of its addresses."""
     redirected: "Redirected | None" = None
     """Where the kernel takes connections of and to the application; None: it does not."""
 
@@ -106,6 +108,10 @@ class Engine(Protocol):
 
     def identity(self, files: IdentityFiles) -> None:
         """Use this certificate and key for new handshakes."""
+
+    def secrets(self, files: Mapping[str, Path]) -> None:
+        """Certificates that a gateway shows, by name (`<namespace>/<name>`): PEM, key and chain in one file. The whole truth;
+        new handshakes go by it at once."""
 
     def collect(self) -> Observed:
         """Counters since the previous call."""

@@ -4,25 +4,31 @@
 """
 
 import asyncio
+import errno
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from random import random as system_random
 from time import monotonic
 from typing import Final
 
 from backstay.config.model import Config
 from backstay.config.wire import Endpoint, RefusalExpected
-from backstay.sidecar.engine import Address, IdentityFiles, Observed
+from backstay.sidecar.engine import Address, ContentRefused, IdentityFiles, Observed, Redirected
 from backstay.sidecar.engines.python.accept import Acceptor, bind, count_refusal, refuses_plaintext, refuses_tls
 from backstay.sidecar.engines.python.accesslog import AccessLog, Sink, StdoutSink
+from backstay.sidecar.engines.python.downstream import Downstream
+from backstay.sidecar.engines.python.ingress import GatewayAcceptor, Ingress, load_secrets
 from backstay.sidecar.engines.python.listeners import Explicit, Inbound, Listener, Outbound
 from backstay.sidecar.engines.python.metrics import render
+from backstay.sidecar.engines.python.redirected import FromApplication, ToApplication
 from backstay.sidecar.engines.python.runtime import Runtime
 from backstay.sidecar.engines.python.server import Server, close_all
 from backstay.sidecar.engines.python.tls import make_contexts, trust_domain_of
 
 __all__ = ["PythonEngine", "new_event_loop"]
 
+NO_IPV6: Final = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
 DRAIN_LOOK_SECONDS: Final = 0.02  # between looks at whether the last request has ended
 
 _log: Final = logging.getLogger("backstay.sidecar.python")
@@ -58,6 +64,7 @@ class PythonEngine:
         self._log_to = log or StdoutSink()
         self._random = random
         self._acceptors: list[Acceptor] = []
+        self._gateways: dict[int, GatewayAcceptor] = {}
         self._bundles: dict[str, str] = {}
         self._revoked: frozenset[str] = frozenset()
         self._files: IdentityFiles | None = None
@@ -81,11 +88,28 @@ class PythonEngine:
         try:
             for host, port, listener in wanted:
                 self._acceptors.append(Acceptor(server, bind(host, port), listener))
+            if address.redirected is not None:
+                self._listen_redirected(server, address.redirected)
         except OSError:
             self._close_acceptors()
             server.stop()
             raise
         self._server = server
+
+    def _listen_redirected(self, server: Server, ports: Redirected) -> None:
+        """The kernel hands over what comes in at the address it came to, and what goes out at the loopback."""
+        wanted: list[tuple[str, int, Listener]] = [
+            ("0.0.0.0", ports.inbound, ToApplication(server)),  # noqa: S104 - any address of this pod
+            ("127.0.0.1", ports.outbound, FromApplication(server)),
+            ("::", ports.inbound, ToApplication(server)),
+            ("::1", ports.outbound, FromApplication(server)),
+        ]
+        for host, port, listener in wanted:
+            try:
+                self._acceptors.append(Acceptor(server, bind(host, port), listener))
+            except OSError as error:
+                if ":" not in host or error.errno not in NO_IPV6:
+                    raise
 
     def apply(
         self, stable: Config, candidate: Config | None, share: float, expect_refused: Sequence[RefusalExpected] = ()
@@ -96,6 +120,7 @@ class PythonEngine:
         new_candidate = None
         if candidate is not None and share > 0:
             new_candidate = _runtime(candidate, server, [*served, new_stable])
+        self._open_gateway_ports(server, (new_stable, new_candidate))
         is_other = server.candidate is not new_candidate or server.stable is not new_stable
         share_grew = share > server.share
         server.stable, server.candidate, server.share = new_stable, new_candidate, share if new_candidate else 0.0
@@ -104,6 +129,34 @@ class PythonEngine:
             self._forget_unused_groups()
         if is_other or share_grew:
             self._look_again(redraw=is_other)
+        self._close_gateway_ports(server)
+
+    def _open_gateway_ports(self, server: Server, runtimes: Iterable[Runtime | None]) -> None:
+        """All or none: a port that is taken by somebody else refuses the config."""
+        wanted = {
+            listener.port for runtime in runtimes if runtime is not None for listener in runtime.listeners.gateway
+        }
+        opened: dict[int, GatewayAcceptor] = {}
+        host = server.address.gateway_host or server.address.host
+        try:
+            for port in sorted(wanted - self._gateways.keys()):
+                opened[port] = GatewayAcceptor(server, bind(host, port), Ingress(server, port))
+        except OSError as error:
+            for acceptor in opened.values():
+                acceptor.close()
+            raise ContentRefused("PortUnavailable", str(error)) from error
+        self._gateways |= opened
+
+    def _close_gateway_ports(self, server: Server) -> None:
+        """Of ports that no config has any more; what is open there ends with its request."""
+        served = [runtime for runtime in (server.stable, server.candidate) if runtime is not None]
+        wanted = {listener.port for runtime in served for listener in runtime.listeners.gateway}
+        for port in self._gateways.keys() - wanted:
+            self._gateways.pop(port).close()
+            self._leave(lambda d, port=port: isinstance(d.listener, Ingress) and d.listener.port == port)  # type: ignore[misc]
+
+    def secrets(self, files: Mapping[str, Path]) -> None:
+        self.server.secrets = load_secrets(files, self.server.secrets)
 
     def _forget_unused_groups(self) -> None:
         runtimes = [runtime for runtime in (self.server.stable, self.server.candidate) if runtime is not None]
@@ -149,7 +202,7 @@ class PythonEngine:
         """Close every connection to or from a revoked identity, and from domains that are not trusted any more."""
         server = self.server
         for downstream in list(server.downstreams):
-            if downstream.secure and self._is_cut_off(downstream.identity, revoked):
+            if downstream.identity and self._is_cut_off(downstream.identity, revoked):
                 downstream.abort()
         for upstream in list(server.upstreams):
             if upstream.secure and self._is_cut_off(upstream.peer, revoked):
@@ -200,17 +253,31 @@ class PythonEngine:
     async def drain(self, timeout: float) -> None:
         server = self.server
         server.draining = True
-        self._close_acceptors()
-        for downstream in list(server.downstreams):
-            downstream.leave_when_idle()
         ends = monotonic() + timeout
-        while not server.is_idle and monotonic() < ends:  # noqa: ASYNC110 - ends once a process life
-            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        for acceptor in self._gateways.values():
+            acceptor.close()
+        self._gateways.clear()
+        # What came in may still need what goes out: the application answers it with the help of others.
+        self._close_acceptors(lambda acceptor: acceptor.is_inbound)
+        self._leave(lambda downstream: isinstance(downstream.listener, Inbound))
+        await self._wait(lambda: not server.is_serving_inbound, ends)
+        self._close_acceptors()
+        self._leave(lambda _: True)
+        await self._wait(lambda: server.is_idle, ends)
         server.stop()
         await server.log.finish()
         await asyncio.sleep(0)
 
-    def _close_acceptors(self) -> None:
-        for acceptor in self._acceptors:
+    def _leave(self, goes: Callable[[Downstream], bool]) -> None:
+        for downstream in list(self.server.downstreams):
+            if goes(downstream):
+                downstream.leave_when_idle()
+
+    async def _wait(self, is_over: Callable[[], bool], ends: float) -> None:
+        while not is_over() and monotonic() < ends:  # noqa: ASYNC110 - ends once a process life
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+
+    def _close_acceptors(self, closes: Callable[[Acceptor], bool] = lambda _: True) -> None:
+        for acceptor in filter(closes, self._acceptors):
             acceptor.close()
-        self._acceptors.clear()
+        self._acceptors = [acceptor for acceptor in self._acceptors if not closes(acceptor)]

@@ -10,7 +10,6 @@ import errno
 import logging
 import socket
 import ssl
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from backstay.config.authorize import namespace_of
@@ -19,6 +18,14 @@ from backstay.redact import clean
 from backstay.sidecar.engines.python.downstream import HEAD_SECONDS, Downstream
 from backstay.sidecar.engines.python.failures import FAILURES
 from backstay.sidecar.engines.python.listeners import Inbound, Listener
+from backstay.sidecar.engines.python.redirected import (
+    OFFER,
+    SPEAKS_SECONDS,
+    RedirectedInbound,
+    RedirectedOutbound,
+    ToApplication,
+    hello_size,
+)
 from backstay.sidecar.engines.python.split import Asked, is_expected
 from backstay.sidecar.engines.python.tls import Contexts, TlsTransport, check_peer, set_nodelay
 from backstay.tasks import spawn
@@ -31,6 +38,8 @@ BACKLOG: Final = 1024  # the kernel cuts it to net.core.somaxconn
 ACCEPT_BURST: Final = 64  # connections per wake-up, so that a flood does not starve those already open
 ACCEPT_PAUSE: Final = 0.1  # seconds without accepting when the process has no descriptors left
 TLS_RECORD: Final = 0x16
+FIRST_BYTES: Final = 8  # the longest method of HTTP with its blank
+MAX_HELLO: Final = 16 * 1024  # the most a TLS record holds; a ClientHello has 0.3 to 2 KiB
 _NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 _log: Final = logging.getLogger("backstay.sidecar.python")
@@ -42,6 +51,8 @@ def bind(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # `::` must not take IPv4's port
         sock.bind((host, port))
         sock.listen(BACKLOG)
         sock.setblocking(False)
@@ -58,13 +69,14 @@ class Acceptor:
         self._server = server
         self._sock = sock
         self._listener = listener
-        self._take: Callable[[socket.socket, str], None] = (
-            self._look if isinstance(listener, Inbound) else self._take_plain
-        )
         self._waiting: dict[socket.socket, asyncio.TimerHandle] = {}
         self._shaking: set[TlsTransport] = set()
         self._resume: asyncio.TimerHandle | None = None
         server.loop.add_reader(sock.fileno(), self._accept)
+
+    @property
+    def is_inbound(self) -> bool:
+        return isinstance(self._listener, Inbound | ToApplication)
 
     def close(self) -> None:
         """Accept nothing new; connections that have not said anything yet are closed."""
@@ -92,6 +104,16 @@ class Acceptor:
             set_nodelay(sock)
             self._take(sock, address[0])
 
+    def _take(self, sock: socket.socket, address: str) -> None:
+        listener = self._listener.taking(sock)
+        if listener is None:
+            _log.info("accept.not-redirected address=%s", address)
+            sock.close()
+        elif listener.looks:
+            self._look(sock, address, listener)
+        else:
+            self._take_plain(sock, address, listener)
+
     def _pause(self, error: OSError) -> None:
         if error.errno not in _NO_DESCRIPTORS:
             raise error
@@ -102,15 +124,12 @@ class Acceptor:
 
     # --- plaintext or TLS ------------------------------------------------------------------------------------------
 
-    def _look(self, sock: socket.socket, address: str) -> None:
-        """Decide by the first byte, now or when it arrives."""
-        loop = self._server.loop
+    def _look(self, sock: socket.socket, address: str, listener: Listener) -> None:
+        """Decide by the first bytes, now or when they arrive."""
         try:
-            first = sock.recv(1, socket.MSG_PEEK)
+            first = sock.recv(FIRST_BYTES, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
-            if sock not in self._waiting:
-                self._waiting[sock] = loop.call_later(HEAD_SECONDS, self._drop, sock)
-                loop.add_reader(sock.fileno(), self._look, sock, address)
+            self._wait_for_bytes(sock, address, listener)
             return
         except OSError:
             self._drop(sock)
@@ -118,10 +137,28 @@ class Acceptor:
         self._forget(sock)
         if not first:
             sock.close()
+        elif isinstance(listener, RedirectedOutbound):
+            listener.opened(first)
+            self._take_plain(sock, address, listener)
         elif first[0] == TLS_RECORD:
-            self._take_tls(sock, address)
+            self._take_tls(sock, address, listener)  # type: ignore[arg-type]  # all others that look are inbound
         else:
-            self._take_plain(sock, address)
+            self._take_plain(sock, address, listener)
+
+    def _wait_for_bytes(self, sock: socket.socket, address: str, listener: Listener) -> None:
+        if sock in self._waiting:
+            return
+        loop = self._server.loop
+        if isinstance(listener, RedirectedOutbound):
+            self._waiting[sock] = loop.call_later(SPEAKS_SECONDS, self._silent, sock, address, listener)
+        else:
+            self._waiting[sock] = loop.call_later(HEAD_SECONDS, self._drop, sock)
+        loop.add_reader(sock.fileno(), self._look, sock, address, listener)
+
+    def _silent(self, sock: socket.socket, address: str, listener: Listener) -> None:
+        """The client waits for the other side to speak, as no client of HTTP does."""
+        self._forget(sock)
+        self._take_plain(sock, address, listener)
 
     def _forget(self, sock: socket.socket) -> None:
         timer = self._waiting.pop(sock, None)
@@ -133,13 +170,16 @@ class Acceptor:
         self._forget(sock)
         sock.close()
 
-    def _take_plain(self, sock: socket.socket, address: str) -> None:
+    def _take_plain(self, sock: socket.socket, address: str, listener: Listener) -> None:
         draw = self._server.random()
-        if isinstance(self._listener, Inbound) and refuses_plaintext(self._server, self._listener.port, draw):
-            count_refusal(self._server, self._listener.port, draw, "plaintext-refused", address)
+        if isinstance(listener, Inbound) and refuses_plaintext(self._server, listener.port, draw):
+            count_refusal(self._server, listener.port, draw, "plaintext-refused", address)
             sock.close()
             return
-        downstream = self._downstream(address, draw)
+        self._serve(sock, address, listener, draw)
+
+    def _serve(self, sock: socket.socket, address: str, listener: Listener, draw: float) -> None:
+        downstream = self._downstream(address, listener, draw)
         spawn(self._start(downstream, sock), name=f"accept {address}")
 
     async def _start(self, downstream: Downstream, sock: socket.socket) -> None:
@@ -148,14 +188,43 @@ class Acceptor:
         except OSError:
             sock.close()  # the client is gone already
 
-    def _downstream(self, address: str, draw: float) -> Downstream:
-        downstream = Downstream(self._server, self._listener, address)
+    def _downstream(self, address: str, listener: Listener, draw: float) -> Downstream:
+        downstream = Downstream(self._server, listener, address)
         downstream.draw = draw
         return downstream
 
-    def _take_tls(self, sock: socket.socket, address: str) -> None:
-        listener: Inbound = self._listener  # type: ignore[assignment]  # only inbound ports look
-        contexts, draw = self._server.contexts, self._server.random()
+    def _take_tls(self, sock: socket.socket, address: str, listener: Inbound) -> None:
+        draw = self._server.random()
+        if isinstance(listener, RedirectedInbound) and not refuses_plaintext(self._server, listener.port, draw):
+            self._read_hello(sock, address, listener, draw)
+        else:
+            self._take_mesh_tls(sock, address, listener, draw)
+
+    def _read_hello(self, sock: socket.socket, address: str, listener: RedirectedInbound, draw: float) -> None:
+        """Tell TLS of the mesh from the application's own, which is passed on untouched, by what its client offers."""
+        try:
+            hello = sock.recv(MAX_HELLO, socket.MSG_PEEK)
+            wanted = min(hello_size(hello), MAX_HELLO)
+            is_short = len(hello) < wanted and sock not in self._waiting
+            # Woken when all of it is there; or when its sender has gone, and nothing more will come.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted if is_short else 1)
+        except OSError:
+            self._drop(sock)
+            return
+        if is_short:
+            loop = self._server.loop
+            self._waiting[sock] = loop.call_later(HEAD_SECONDS, self._drop, sock)
+            loop.add_reader(sock.fileno(), self._read_hello, sock, address, listener, draw)
+            return
+        self._forget(sock)
+        if OFFER in hello:
+            self._take_mesh_tls(sock, address, listener, draw)
+        else:
+            listener.is_opaque = True
+            self._serve(sock, address, listener, draw)
+
+    def _take_mesh_tls(self, sock: socket.socket, address: str, listener: Inbound, draw: float) -> None:
+        contexts = self._server.contexts
         if contexts is None or refuses_tls(self._server, listener.port, draw):
             count_refusal(self._server, listener.port, draw, "handshake-refused", address)
             sock.close()
@@ -165,14 +234,12 @@ class Acceptor:
         except (OSError, ValueError):
             sock.close()
             return
-        self._shake(wrapped, contexts, address, draw)
+        self._shake(wrapped, contexts, address, listener, draw)
 
-    def _shake(self, wrapped: ssl.SSLSocket, contexts: Contexts, address: str, draw: float) -> None:
-        listener: Inbound = self._listener  # type: ignore[assignment]
-
+    def _shake(self, wrapped: ssl.SSLSocket, contexts: Contexts, address: str, listener: Inbound, draw: float) -> None:
         def ready(transport: TlsTransport, error: Exception | None) -> None:
             self._shaking.discard(transport)
-            downstream = self._downstream(address, draw)
+            downstream = self._downstream(address, listener, draw)
             try:
                 if error is not None:
                     raise error
@@ -193,8 +260,7 @@ class Acceptor:
 
 
 def _mode(runtime: "Runtime | None", port: int) -> str:
-    compiled = runtime.ports.get(port) if runtime is not None else None
-    return compiled.mtls if compiled is not None else InboundPort(port=port).mtls
+    return runtime.mtls_of(port) if runtime is not None else InboundPort(port=port).mtls
 
 
 def refuses_plaintext(server: "Server", port: int, draw: float) -> bool:
@@ -209,8 +275,9 @@ def count_refusal(
     server: "Server", port: int, draw: float, reason: str, address: str, *, whoever: bool = False, error: str = ""
 ) -> None:
     """Count one refused connection. `whoever`: no config would have taken it (a bad certificate proves nothing)."""
-    server.ledger.note_refused(port, reason)
     runtime = server.runtime_for(draw)
+    is_named = runtime is None or port in runtime.ports
+    server.ledger.note_refused(port if is_named else 0, reason)  # 0: whatever ports a stranger tries
     if runtime is not None and runtime.logs != "off":
         server.log.refused(address, port, reason, runtime.digest, error)
     if runtime is None or port not in runtime.ports:

@@ -137,6 +137,12 @@ def _split(head: RequestHead) -> tuple[bytes, bytes, bytes]:
     return head.block[start:at], host, rest
 
 
+def with_fields(head: RequestHead, fields: Fields) -> bytes:
+    """The whole head with other ordinary fields."""
+    target, host, rest = _split(head)
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b" % (head.method, target, host, _with_fields(head, rest, fields))
+
+
 def _with_fields(head: RequestHead, rest: bytes, fields: Fields) -> bytes:
     """What follows Host, with other ordinary fields: they come first, framing after them."""
     ordinary = sum(len(name) + len(value) + 4 for name, value in head.fields)

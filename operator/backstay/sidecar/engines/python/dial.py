@@ -8,12 +8,14 @@ the pool says (`Pool.wants_connection`); what becomes of a connection or a failu
 import asyncio
 import socket
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from backstay.sidecar.engines.python.pool import Group, Pool
 from backstay.sidecar.engines.python.tls import TlsTransport, check_peer, set_nodelay, trust_domain_of
 from backstay.sidecar.engines.python.upstream import Upstream
 from backstay.tasks import spawn
+
+IP_BIND_ADDRESS_NO_PORT: Final = 24  # linux/in.h; for IPv6 sockets as well
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.flow import Exchange
@@ -43,6 +45,7 @@ def _open(server: "Server", pool: Pool, group: Group, digest: str, opener: "Exch
     group.count(pool, 1)
     pool.connecting += 1
     upstream = Upstream(server, pool, group)
+    upstream.early = b"" if opener.method == b"CONNECT" else None
     spawn(_connect(upstream, digest, opener, is_shared), name=f"connect {pool.key.address}:{pool.key.port}")
 
 
@@ -59,6 +62,9 @@ async def _connect(upstream: Upstream, digest: str, opener: "Exchange", is_share
         pool.connecting -= 1
         _give_up(upstream)
         raise
+    else:
+        if upstream.transport is None:
+            failed = ConnectionResetError("closed as soon as it was open")
     pool.connecting -= 1
     if pool.key.id:
         server.ledger.connected(pool.key.id, digest, failed=failed is not None)
@@ -99,8 +105,16 @@ def _tell_failed(pool: Pool, opener: "Exchange", error: Exception, is_shared: bo
 
 
 async def _open_plain(upstream: Upstream) -> None:
-    key = upstream.pool.key
-    await upstream.server.loop.create_connection(lambda: upstream, key.address, key.port)
+    key, loop, source = upstream.pool.key, upstream.server.loop, upstream.pool.source
+    if not source:
+        await loop.create_connection(lambda: upstream, key.address, key.port)
+        return
+    sock = await _connect_socket(loop, key.address, key.port, source)
+    try:
+        await loop.create_connection(lambda: upstream, sock=sock)
+    except BaseException:
+        sock.close()
+        raise
 
 
 async def _open_tls(upstream: Upstream) -> None:
@@ -124,12 +138,16 @@ async def _open_tls(upstream: Upstream) -> None:
     transport.begin(upstream)
 
 
-async def _connect_socket(loop: asyncio.AbstractEventLoop, address: str, port: int) -> socket.socket:
+async def _connect_socket(loop: asyncio.AbstractEventLoop, address: str, port: int, source: str = "") -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         set_nodelay(sock)
+        if source:
+            # Without the option the kernel takes a port that no other connection has, and there are 28,000 of those.
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((source, 0))
         await loop.sock_connect(sock, (address, port))
     except BaseException:
         sock.close()

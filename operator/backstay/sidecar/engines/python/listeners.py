@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 from backstay.config.actions import sticky_point, sticky_value
 from backstay.sidecar.engines.python.framing import is_authority
-from backstay.sidecar.engines.python.runtime import CompiledRule, Lane, Runtime
+from backstay.sidecar.engines.python.runtime import CompiledPort, CompiledRule, Lane, Runtime
 from backstay.sidecar.engines.python.stats import Counters
 
 if TYPE_CHECKING:
+    import socket
+
+    from backstay.config.match import RouteTable
     from backstay.sidecar.engines.python.flow import Exchange
+    from backstay.sidecar.engines.python.framing import RequestHead
     from backstay.sidecar.engines.python.server import Server
 
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -59,6 +63,15 @@ class Listener(ABC):
         else:
             exchange.refuse(chosen.reason, chosen.counters, chosen.policy)  # type: ignore[union-attr]
 
+    @property
+    def looks(self) -> bool:
+        """True if the client's first bytes must be seen before a connection is served."""
+        return False
+
+    def taking(self, sock: "socket.socket") -> "Listener | None":
+        """Who serves a connection that was accepted here; None: nobody may."""
+        return self
+
     def audit(self, runtime: Runtime, exchange: "Exchange") -> None:  # noqa: B027 - only one kind of port audits
         """Note the audit policies that this request matches; they are about what comes in."""
 
@@ -78,8 +91,18 @@ class Inbound(Listener):
         super().__init__(server)
         self.port = port
 
+    @property
+    def looks(self) -> bool:
+        return True
+
+    def port_of(self, runtime: Runtime) -> CompiledPort:
+        return runtime.ports[self.port]
+
+    def reads_requests(self, port: CompiledPort) -> bool:
+        return port.protocol != "tcp"
+
     def decide(self, runtime: Runtime, exchange: "Exchange") -> Lane | Refused:
-        port = runtime.ports[self.port]
+        port = self.port_of(runtime)
         if runtime.authorization.decides_nothing:
             return port.lane
         head, downstream = exchange.head, exchange.downstream
@@ -98,8 +121,8 @@ class Inbound(Listener):
         self.server.ledger.note_audited(exchange.audited)
 
     def admit_connection(self, exchange: "Exchange", runtime: Runtime) -> bool:
-        port = runtime.ports[self.port]
-        if port.protocol != "tcp":
+        port = self.port_of(runtime)
+        if self.reads_requests(port):
             return False
         downstream, authorization = exchange.downstream, runtime.authorization
         if authorization.audits:
@@ -116,9 +139,13 @@ class Inbound(Listener):
 class Outbound(Listener):
     """The application's side: an HTTP proxy port."""
 
+    def table_of(self, runtime: Runtime, head: "RequestHead") -> "RouteTable | None":
+        """The routes that decide about a request; None if the mesh knows none."""
+        return runtime.hosts.find(head.authority)
+
     def decide(self, runtime: Runtime, exchange: "Exchange") -> Lane | Refused:
         head = exchange.head
-        table = runtime.hosts.find(head.authority)
+        table = self.table_of(runtime, head)
         if table is None:
             return self._unknown(runtime, head.authority)
         index = table.pick(head.method, head.path, head.query, head.fields, head.authority)

@@ -7,7 +7,7 @@ or closes a socket; `dial.py` and `upstream.py` do.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from backstay.config.model import Backend
@@ -42,7 +42,7 @@ class PoolKey(NamedTuple):
 class Pool:
     """One endpoint and its connections."""
 
-    __slots__ = ("active", "connecting", "idle", "idle_seconds", "key", "open", "retired", "waiting")
+    __slots__ = ("active", "connecting", "idle", "idle_seconds", "key", "open", "retired", "source", "waiting")
 
     def __init__(self, key: PoolKey) -> None:
         self.key = key
@@ -58,6 +58,8 @@ class Pool:
         """Newest last, and reused first: those are the least likely to be closed by the other side."""
         self.idle_seconds = MESH_IDLE_SECONDS if key.identity else PLAIN_IDLE_SECONDS
         self.retired = False
+        self.source = ""
+        """Address to connect from; empty: whichever the system takes."""
 
     def take(self) -> "Upstream | None":
         """An idle connection that can carry a request now."""
@@ -259,8 +261,10 @@ def group_key(backend: Backend, labels: tuple[tuple[str, str], ...]) -> GroupKey
 class Pools:
     """All groups and pools of one engine, and the live endpoints they are made from."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, *, by_address: bool = False) -> None:
+        """`by_address`: endpoints are looked up by their address as well."""
         self._random = random
+        self._places: dict[tuple[str, int], dict[str, Endpoint]] | None = {} if by_address else None
         self._groups: dict[GroupKey, Group] = {}
         self._quotas: dict[str, Quota] = {}
         self._pools: dict[PoolKey, Pool] = {}
@@ -280,13 +284,31 @@ class Pools:
     def update(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> list["Upstream"]:
         """Take in live endpoints; returns the idle connections that the caller must close."""
         if full:
-            self._endpoints.clear()
+            self._take_away(list(self._endpoints))
         for service, endpoints in changed.items():
+            self._take_away([service])
             self._endpoints[service] = tuple(endpoints)
+            for endpoint in endpoints if self._places is not None else ():
+                self._places.setdefault((endpoint.address, endpoint.port), {})[service] = endpoint  # type: ignore[union-attr]
         for group in self._groups.values():
             if full or group.service in changed:
                 self._fill(group)
         return self._retire()
+
+    def _take_away(self, services: Iterable[str]) -> None:
+        for service in services:
+            endpoints = self._endpoints.pop(service, ())
+            for endpoint in endpoints if self._places is not None else ():
+                place = (endpoint.address, endpoint.port)
+                known: dict[str, Endpoint] = self._places[place]  # type: ignore[index]
+                known.pop(service, None)
+                if not known:
+                    self._places.pop(place, None)  # type: ignore[union-attr]
+
+    def endpoint_at(self, address: str, port: int) -> tuple[str, Endpoint] | None:
+        """The endpoint at this address with a service port it stands behind; None if there is none."""
+        known = self._places.get((address, port)) if self._places is not None else None
+        return next(iter(known.items())) if known else None
 
     def keep(self, is_wanted: Callable[[Group], bool]) -> list["Upstream"]:
         """Forget all other groups; returns the idle connections that the caller must close."""

@@ -39,6 +39,9 @@ from backstay.sidecar.engines.python.stats import Counters, Direction
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.server import Deadlines, Server
 
+MAX_PORTS: Final = 1024  # of the application, as seen from outside; one pod has a handful
+OTHER_PORTS: Final = "inbound:other"
+"""Row name for ports that the config does not name: one row, whatever ports a client tries."""
 UNKNOWN_ROUTE: Final = "#"
 """Row name for hosts that no config knows: one row, whatever names a client invents."""
 
@@ -130,24 +133,54 @@ class Runtime:
         parts = _by_kind(config.parts.values())
         self.listeners = next(iter(parts.listeners), _NO_LISTENERS)
         self.backends = {f"{backend.service}:{backend.port}": backend for backend in parts.backends}
+        mesh_routes = [routes for routes in parts.routes if not routes.gateway]
         self.hosts: HostTable = HostTable(
-            self.listeners.namespace, parts.routes, [runtime.hosts for runtime in former], config.manifest.workload
+            self.listeners.namespace, mesh_routes, [runtime.hosts for runtime in former], config.manifest.workload
         )
+        self.gateway_hosts = self._gateway_hosts(parts.routes, former)
+        """The routes of each gateway port."""
+        self.gateway_ports: dict[int, Any] = {}
+        """Made by ingress.py when a port is first asked for."""
         self._buckets: WeakValueDictionary[tuple[str, RateLimit], Bucket] = (
             former[0]._buckets if former else WeakValueDictionary()
         )
         self._check(former)
         self.authorization = _authorization(next(iter(parts.authorizations), Authorization()), former)
         self._compiled: dict[RouteTable, CompiledHost] = {}
+        self._at: dict[tuple[str, int], CompiledPort] = {}
+        self._services: dict[str, Lane] = {}
+        self._http_ports: frozenset[int] | None = None
         self.unknown_host = self._counters("out", UNKNOWN_ROUTE, "")
         self.ports = self._compile_ports()
         self.registry_only = self.listeners.egress == "registry_only"
         self.logs = self.listeners.access_log
 
+    def _gateway_hosts(self, routes: Iterable[HostRoutes], former: "Sequence[Runtime]") -> dict[int, HostTable]:
+        workload, namespace = self.config.manifest.workload, self.listeners.namespace
+        by_port: dict[int, list[HostRoutes]] = {listener.port: [] for listener in self.listeners.gateway}
+        for each in routes:
+            if each.gateway:
+                by_port.setdefault(each.port, []).append(each)
+        return {
+            port: HostTable(
+                namespace,
+                found,
+                [runtime.gateway_hosts[port] for runtime in former if port in runtime.gateway_hosts],
+                workload,
+            )
+            for port, found in by_port.items()
+        }
+
+    @property
+    def tables(self) -> tuple[RouteTable, ...]:
+        """Of all hosts, in the mesh and at gateway ports."""
+        at_gateways = (table for hosts in self.gateway_hosts.values() for table in hosts.tables)
+        return (*self.hosts.tables, *at_gateways)
+
     def _check(self, former: "Sequence[Runtime]") -> None:
         """Every backend and subset that a rule names is there. What was checked with the same backends is not looked at."""
-        same = (runtime.hosts.tables for runtime in former if runtime.backends == self.backends)
-        for table in set(self.hosts.tables).difference(*same):
+        same = (runtime.tables for runtime in former if runtime.backends == self.backends)
+        for table in set(self.tables).difference(*same):
             _check_host(table, self.backends)
 
     def host(self, table: RouteTable) -> CompiledHost:
@@ -167,6 +200,15 @@ class Runtime:
             return CompiledRule((1,), (self._own_lane(counters, actions),), counters)
         lanes = [self._lane(route, rule, target, actions) for target in rule.backends]
         return CompiledRule([target.weight for target in rule.backends], lanes, counters, rule.sticky)
+
+    def answering(self, table: RouteTable) -> Lane:
+        """The lane of a table with one rule, which answers itself."""
+        lane = self.host(table).rules[0].only
+        assert lane is not None  # noqa: S101 - the rule has one
+        return lane
+
+    def counters(self, direction: Direction, route: str, backend: str) -> Counters:
+        return self._counters(direction, route, backend)
 
     def _own_lane(self, counters: Counters, actions: Actions | None) -> Lane:
         """Of a rule that answers itself: it leads to no endpoint."""
@@ -229,6 +271,55 @@ class Runtime:
             deadlines=self._server.deadlines_of(0.0),  # the caller's proxy owns the time limit
         )
         return CompiledPort(port, lane)
+
+    # --- where connections are redirected ---
+
+    def port_at(self, address: str, port: int) -> CompiledPort:
+        """What a connection meets that was meant for this port of the application at one of its own addresses."""
+        found = self._at.get((address, port))
+        if found is None:
+            if len(self._at) >= MAX_PORTS:
+                self._at.clear()  # somebody tries all of them
+            found = self._at[address, port] = self._port_at(address, port)
+        return found
+
+    def _port_at(self, address: str, port: int) -> CompiledPort:
+        known = self.ports.get(port)
+        named = InboundPort(port=port, protocol="tcp", mtls=self.listeners.other_ports) if known is None else (
+            InboundPort(port=port, protocol=known.protocol, mtls=known.mtls)
+        )  # fmt: skip
+        counters = self._counters("in", OTHER_PORTS, "") if known is None else known.counters
+        lane = Lane(
+            digest=self.digest,
+            counters=counters,
+            group=self._server.app_group_at(address, port),
+            deadlines=self._server.deadlines_of(0.0),
+        )
+        return CompiledPort(named, lane)
+
+    def mtls_of(self, port: int) -> str:
+        known = self.ports.get(port)
+        return known.mtls if known is not None else self.listeners.other_ports
+
+    def service_lane(self, backend: Backend) -> Lane:
+        """The way of whole connections to a service port that no rule is about."""
+        lane = self._services.get(backend.key)
+        if lane is None:
+            key = f"{backend.service}:{backend.port}"
+            lane = self._services[backend.key] = Lane(
+                digest=self.digest,
+                counters=self._counters("out", f"routes/{key}#default", f"{key}/"),
+                group=self._server.pools.group(backend, ()),
+                deadlines=self._server.deadlines_of(0.0),
+            )
+        return lane
+
+    @property
+    def http_ports(self) -> frozenset[int]:
+        """Ports at which there is any host whose requests are routed."""
+        if self._http_ports is None:
+            self._http_ports = frozenset(table.routes.port for table in self.hosts.tables)
+        return self._http_ports
 
     def _counters(self, direction: Direction, route: str, backend: str) -> Counters:
         return self._server.ledger.counters(self.digest, direction, route, backend)

@@ -6,18 +6,21 @@ under the old ones finishes under them.
 
 import asyncio
 import logging
+import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from ipaddress import ip_address
 from random import random as system_random
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from backstay.config.model import Backend
-from backstay.config.wire import RefusalExpected
+from backstay.config.wire import Endpoint, RefusalExpected
 from backstay.redact import clean
-from backstay.sidecar.engine import Address
+from backstay.sidecar.engine import APP_SOURCES, Address
 from backstay.sidecar.engines.python.accesslog import AccessLog
 from backstay.sidecar.engines.python.framing import split_authority
+from backstay.sidecar.engines.python.listeners import Inbound
 from backstay.sidecar.engines.python.pool import MAX_PENDING, Group, Pool, PoolKey, Pools
 from backstay.sidecar.engines.python.runtime import Lane, Runtime
 from backstay.sidecar.engines.python.split import Asked, is_expected
@@ -84,13 +87,15 @@ class Server:
         self.random = random
         self.log = log
         self.ledger = Ledger()
-        self.pools = Pools(random)
+        self.pools = Pools(random, by_address=address.redirected is not None)
         self.app_groups = {port: self._make_app_group(port) for port in address.inbound}
         self.stable: Runtime | None = None
         self.candidate: Runtime | None = None
         self.share = 0.0
         self.expected: Sequence[RefusalExpected] = ()
         self.contexts: Contexts | None = None
+        self.secrets: dict[tuple[str, str], ssl.SSLContext] = {}
+        """What a gateway shows callers from outside, by secret and least TLS version."""
         self.services: Mapping[str, str] = {}
         """Virtual address -> `service.namespace`."""
         self.draining = False
@@ -155,6 +160,29 @@ class Server:
     def _make_app_group(self, port: int) -> Group:
         return fixed_group(self.address.app_host, self.address.app_ports.get(port, port), self.random)
 
+    def app_group_at(self, address: str, port: int) -> Group:
+        """The application at one of the addresses this proxy stands at; asked from an address that is not redirected."""
+        name = b"app %b:%d" % (address.encode(), port)
+        group = self._external.get(name)
+        if group is None:
+            group = self._external[name] = fixed_group(address, port, self.random)
+            if not ip_address(address).is_loopback:
+                group.members[0].source = APP_SOURCES[6 if ":" in address else 4]
+            self._forget_external()
+        return group
+
+    def endpoint_lane(self, runtime: Runtime, endpoint: Endpoint, *, mesh: bool) -> Lane:
+        """The way to one endpoint of the mesh, for who asked for it and no other."""
+        identity = endpoint.identity if mesh else ""
+        name = f"endpoint {endpoint.id} {endpoint.address}:{endpoint.port} {identity}".encode()
+        group = self._external.get(name)
+        if group is None:
+            group = fixed_group(endpoint.address, endpoint.port, self.random)
+            group.members = (Pool(PoolKey(endpoint.id, endpoint.address, endpoint.port, identity)),)
+            self._external[name] = group
+            self._forget_external()
+        return Lane(digest=runtime.digest, counters=runtime.unknown_host, group=group, deadlines=self.deadlines_of(0.0))
+
     def external_lane(self, runtime: Runtime, authority: bytes) -> Lane | None:
         """The way to a host outside of the mesh; None if that is this proxy itself."""
         group = self._external.get(authority)
@@ -204,6 +232,13 @@ class Server:
         for deadlines in self._deadlines.values():
             deadlines.stop()
         self.log.flush()
+
+    @property
+    def is_serving_inbound(self) -> bool:
+        return any(
+            downstream.exchange is not None and isinstance(downstream.listener, Inbound)
+            for downstream in self.downstreams
+        )
 
     @property
     def is_idle(self) -> bool:

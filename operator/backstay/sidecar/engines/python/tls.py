@@ -21,6 +21,8 @@ READ_BYTES: Final = 16 * 1024  # the most one TLS record holds, so that nothing 
 HIGH_WATER: Final = 64 * 1024  # asyncio's default for transports
 LOW_WATER: Final = 16 * 1024
 HANDSHAKE_SECONDS: Final = 10.0  # Envoy's transport_socket_connect_timeout default is none, Istio's 15 s, nginx's 60 s
+MESH_PROTOCOL: Final = "backstay"
+"""What our proxies offer by ALPN, so that at a port where the application speaks TLS itself the two can be told apart."""
 MAX_ID_BYTES: Final = 2048  # SPIFFE ID, 2.3
 _SPIFFE_ID: Final = re.compile(r"spiffe://[a-z0-9._-]{1,255}((/[A-Za-z0-9._-]+)+)")
 
@@ -46,6 +48,8 @@ def make_contexts(files: IdentityFiles, bundles: Mapping[str, str], revoked: fro
     server = _context(ssl.PROTOCOL_TLS_SERVER, files, "\n".join(bundles.values()))
     server.num_tickets = 0  # a resumed session would outlive the trust it was made under
     client = {domain: _context(ssl.PROTOCOL_TLS_CLIENT, files, bundle) for domain, bundle in bundles.items()}
+    for context in client.values():
+        context.set_alpn_protocols([MESH_PROTOCOL])
     roots = {domain: frozenset(context.get_ca_certs(binary_form=True)) for domain, context in client.items()}
     return Contexts(server=server, client=client, revoked=revoked, roots=roots)
 

@@ -93,5 +93,7 @@ def splice(client: "Downstream", upstream: "Upstream", early: bytes, digest: str
     tunnel = Tunnel(client.transport, upstream, client.identity, digest)
     if early:
         upstream.transport.write(early)
+    if upstream.early:
+        client.transport.write(upstream.early)
     tunnel.start()
     return tunnel

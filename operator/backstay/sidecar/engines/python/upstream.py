@@ -27,7 +27,7 @@ _NO_FIELDS: Final[Fields] = []
 class Upstream(asyncio.Protocol):
     __slots__ = (  # noqa: RUF023 - by lifetime
         "group", "pool", "secure", "server", "transport",  # connection
-        "idle_since", "paused", "parser", "peer", "received", "served",
+        "early", "idle_since", "paused", "parser", "peer", "received", "served",
         "body", "broken", "complete", "continued", "exchange", "fields", "full", "head_only", "interims", "keep_alive",
         "raw", "status", "surplus", "tail", "upgraded",  # one response
     )  # fmt: skip
@@ -49,6 +49,8 @@ class Upstream(asyncio.Protocol):
         self.paused = False
         self.upgraded = False
         self.surplus = False
+        self.early: bytes | None = None
+        """What came before anybody took the connection, where it is for a tunnel: there the other end may speak first."""
         self._reset(head_only=False)
 
     def _reset(self, *, head_only: bool) -> None:
@@ -150,8 +152,7 @@ class Upstream(asyncio.Protocol):
         self.received = True
         exchange = self.exchange
         if exchange is None:
-            self.surplus = True
-            self.close()
+            self._keep(data)
             return
         try:
             self.parser.feed_data(data)
@@ -166,6 +167,14 @@ class Upstream(asyncio.Protocol):
             self.raw += len(data)
             self.broken = self.broken or self.raw > MAX_HEAD_BYTES or self.interims > MAX_INTERIM_RESPONSES
         exchange.response_progress(self)
+
+    def _keep(self, data: bytes) -> None:
+        """Bytes that no request asked for."""
+        if self.early is not None:
+            self.early += data
+            return
+        self.surplus = True
+        self.close()
 
     def eof_received(self) -> None:
         return None
