@@ -231,3 +231,24 @@ def test_the_example_grants_one_secret_to_the_operator() -> None:
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [secret["metadata"]["name"]], "verbs": ["get"]}
     ]
     assert binding["subjects"] == named("operator/rbac.yaml", "RoleBinding")["subjects"]
+
+
+# --- other people's tools ---------------------------------------------------------------------------------------------
+
+
+def test_argo_cd_leaves_alone_what_the_operator_writes() -> None:
+    (application,) = read("argocd/application.yaml")
+    (ignored,) = application["spec"]["ignoreDifferences"]
+    assert ignored["name"] == read("operator/webhook.yaml")[0]["metadata"]["name"]
+    jsonschema.validate(application["spec"]["source"]["helm"]["valuesObject"], schema())
+
+
+def test_flux_replaces_the_variable_it_means_to() -> None:
+    """The patch names it by its place; its own `test` operation would stop Flux where that moved."""
+    kustomizations = [each for each in read("flux/backstay.yaml") if each["kind"] == "Kustomization"]
+    overlay = yaml.safe_load((BOOTSTRAP / "examples" / "overlay" / "kustomization.yaml").read_text(encoding="utf-8"))
+    for patches in (kustomizations[0]["spec"]["patches"], overlay["patches"]):
+        for operation in yaml.safe_load(patches[0]["patch"]):
+            if operation["op"] == "test":
+                place = int(operation["path"].split("/")[-2])
+                assert pod()["containers"][0]["env"][place]["name"] == operation["value"]
