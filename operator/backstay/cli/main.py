@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "up": ("up", "Run the operator, sidecars and services on this machine."),
     "validate": ("validate", "Check a folder of documents as the operator would."),
     "plan": ("plan", "Show which workloads a change would touch, and in which waves."),
+    "review": ("review", "What a change does: to which requests, to whose access, by which line."),
     "route": ("route", "Which route and which policies decide one request."),
     "auth": ("auth", "Who may ask what of whom."),
     "status": ("status", "What is live, and whether all is well."),
@@ -41,8 +42,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "schemas": ("schemas", "Write the JSON Schemas of the intents."),
     "completion": ("completion", "Print the completion script for a shell."),
     "version": ("version", "Print the version."),
-    "sidecar": ("sidecar", "Run one proxy beside one workload instance."),
     "operator": ("operator", "Run the operator in a Kubernetes cluster."),
+    "sidecar": ("sidecar", "Run one proxy beside one workload instance."),
 }
 """Verb -> module of backstay.cli, help line. The module holds a click command of the verb's name, `-` as `_`."""
 

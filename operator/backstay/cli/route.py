@@ -124,7 +124,7 @@ def _answerer_line(item: Answerer) -> str:
     color, word = ("green", "allowed") if received.allowed else ("red", "refused")
     audited = f"; audited by {', '.join(received.audited)}" if received.audited else ""
     place = received.mtls_place if received.reason in ("plaintext-refused", "handshake-refused") else received.place
-    return _line("", f"{who}: {click.style(word, fg=color)} by {words.decided_by(received)}{audited}", place)
+    return _line("", f"{who}: {click.style(word, fg=color)}: {words.decided_by(received)}{audited}", place)
 
 
 def _line(name: str, text: str, place: str) -> str:

@@ -727,6 +727,30 @@ _JUDGING: Final = (
         "",
         "Check the name in `spec.from`; if it is right, nothing has to be done.",
     ),
+    Explanation(
+        "BS1707",
+        "AccessWidened",
+        "A change lets somebody in who was kept out",
+        "Requests that were refused before would be admitted. Reviews say this first, as a warning.",
+        "",
+        "If it is meant, nothing has to be done; `backstay review --fail-on widening` makes it a failure.",
+    ),
+    Explanation(
+        "BS1708",
+        "AccessNarrowed",
+        "A change keeps somebody out who was let in",
+        "Requests that were admitted before would be refused.",
+        "",
+        "If such requests are still sent, say so with `rollout.expectRefused`, or the rollout takes them for harm.",
+    ),
+    Explanation(
+        "BS1709",
+        "OutcomeChanges",
+        "A change gives requests another outcome",
+        "Requests would go elsewhere, in other shares, or under other limits.",
+        "",
+        "Nothing has to be done; `backstay route test` shows one of them in full.",
+    ),
 )
 
 _GATEWAYS: Final = (

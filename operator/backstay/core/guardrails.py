@@ -201,28 +201,37 @@ def _environment() -> Any:
     return cel.NewEnv(variables=kinds)
 
 
+def _error_type() -> Any:
+    from cel_expr_python import cel  # noqa: PLC0415 - as above
+
+    return cel.Type.ERROR
+
+
 @functools.lru_cache(maxsize=1024)
 def compiled(expression: str) -> Any:
     """Raises BadExpression."""
     try:
         return _environment().compile(expression)
     except RuntimeError as error:
-        raise BadExpression(_one_line(error)) from error
+        raise BadExpression(_one_line(str(error))) from error
 
 
 def evaluate(expression: str, facts: Mapping[str, Any]) -> Any:
     """The plain value of an expression. Raises BadExpression."""
     try:
-        return compiled(expression).eval(data=dict(facts)).plain_value()
+        found = compiled(expression).eval(data=dict(facts))
+        if found.type() == _error_type():
+            raise BadExpression(_one_line(str(found.plain_value())))
+        return found.plain_value()
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, BadExpression):
             raise
-        raise BadExpression(_one_line(error)) from error
+        raise BadExpression(_one_line(str(error))) from error
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(said: str) -> str:
     """CEL's words without its drawing of the place."""
-    first = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ").removeprefix("ERROR: ")
+    first = said.splitlines()[0].removeprefix("INVALID_ARGUMENT: ").removeprefix("ERROR: ")
     return first.removeprefix("<input>:").strip()
 
 

@@ -227,7 +227,7 @@ def _access_change(item: AccessClass) -> AccessChange:
 
 def _received_text(received: Received) -> str:
     word = "allowed" if received.allowed else "refused"
-    return f"{word} by {words.decided_by(received)}"
+    return f"{word}: {words.decided_by(received)}"
 
 
 def _received_place(received: Received) -> str:

@@ -4,7 +4,7 @@
 whatever has no words of its own is shown as it is.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
@@ -46,7 +46,7 @@ def facets(sent: Sent) -> dict[str, str]:
             "timeout": milliseconds(sent.rule.timeout_ms),
             "try timeout": milliseconds(sent.rule.try_timeout_ms),
             "retries": _retries(sent.rule),
-            "backend": "; ".join(text for item in sent.destinations if (text := _backend(item, sent.destinations))),
+            "backend": _backends(sent.destinations),
         }
     if sent.rule is not None:
         found |= _extras(sent)
@@ -86,6 +86,11 @@ def _retries(rule: Rule) -> str:
         f"{retry.attempts} on {', '.join(sorted(retry.retry_on))}{methods} (back-off {milliseconds(retry.backoff_ms)}, "
         f"budget {retry.budget_percent} %{rest})"
     )
+
+
+def _backends(destinations: Sequence[Destination]) -> str:
+    texts = (_backend(item, destinations) for item in destinations)
+    return "; ".join(dict.fromkeys(text for text in texts if text))
 
 
 _PLAIN_BACKEND: Final = Backend(service="", port=0)
@@ -163,8 +168,16 @@ def _others(struct: msgspec.Struct, known: Iterable[str]) -> str:
     for name in struct.__struct_fields__:
         value = getattr(struct, name)
         if name not in known and value != _default(type(struct), name):
-            told.append(f", {name.replace('_', ' ')} {_inner(msgspec.to_builtins(value))}")
+            told.append(f", {_field(name, value)}")
     return "".join(told)
+
+
+def _field(name: str, value: Any) -> str:
+    """`connect timeout 2 s`: names in `_ms` hold milliseconds."""
+    words = name.replace("_", " ")
+    if name.endswith("_ms") and isinstance(value, int):
+        return f"{words.removesuffix(' ms')} {milliseconds(value)}"
+    return f"{words} {_inner(msgspec.to_builtins(value))}"
 
 
 def _default(struct: type[msgspec.Struct], name: str) -> Any:
@@ -179,7 +192,7 @@ def decided_by(received: Received) -> str:
         return REASONS[received.reason]
     if received.policy:
         return f"{received.policy} rule {received.rule}"
-    return "no allow policy" if received.allowed else "no rule of an allow policy matches"
+    return "no allow policy asks" if received.allowed else "no allow rule matches"
 
 
 def condition_text(match: ValueMatch) -> str:

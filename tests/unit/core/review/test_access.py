@@ -90,9 +90,7 @@ def test_a_new_rule_says_who_gains_what() -> None:
 def test_the_first_allow_policy_says_who_loses() -> None:
     (found,) = access_classes(compiled([]), compiled([allow(CLIENT)]))
     assert found.direction == "loses"
-    assert found.words() == [
-        "plaintext callers, shop/api, shop/batch, shop/web, others of backstay.local: any request"
-    ]
+    assert found.words() == ["plaintext callers, shop/api, shop/batch, shop/web, others of backstay.local: any request"]
 
 
 def test_strict_refuses_plaintext() -> None:
