@@ -36,8 +36,8 @@ NEEDED: Final[frozenset[Permission]] = frozenset(
     | each("get", "pods namespaces")  # platform.py: who enrols, where a pod is made
     | each("create", "tokenreviews", group="authentication.k8s.io")  # tokens.py
     | each("list watch", "customresourcedefinitions", group="apiextensions.k8s.io")  # kopf
-    | each("get list watch", "meshrepositories", group=BACKSTAY)  # handlers.py
-    | each("get list watch create patch delete", "meshrollouts meshintents", group=BACKSTAY)  # objects.py
+    | each("list watch", "meshrepositories", group=BACKSTAY)  # handlers.py
+    | each("list watch create patch delete", "meshrollouts meshintents", group=BACKSTAY)  # objects.py
     | each("patch", "meshrepositories/status meshrollouts/status meshintents/status", group=BACKSTAY)
     | each("create patch", "events")
     | each("create patch", "configmaps", name="backstay-roots")  # roots.py
