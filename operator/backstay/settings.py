@@ -70,6 +70,9 @@ class KubernetesSettings:
     """The operator's own: its state, its Lease and its Secrets are here."""
     name: str = "backstay-operator"
     """Of its Service and of its Lease."""
+    operator_class: str = ""
+    """Only repositories and namespaces labelled `backstay.dev/operator-class` with it are this operator's; empty: only
+    those without the label. Two installations in one cluster leave each other alone."""
     trust_domain: str = "backstay.local"
     sidecar_image: str = "backstay-sidecar:dev"
     cluster_domain: str = "cluster.local"

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +17,13 @@ from backstay import __version__
 from backstay.adapters.certificates import CertificatesUnusable, Material, SharedCA
 from backstay.adapters.kubernetes.cacerts import SecretFiles
 from backstay.adapters.kubernetes.client import ApiClient, ApiError
+from backstay.adapters.kubernetes.facts import NamespaceFacts, PodFacts
 from backstay.adapters.kubernetes.handlers import Watcher
 from backstay.adapters.kubernetes.injection import InjectionServer
 from backstay.adapters.kubernetes.lease import Elector
 from backstay.adapters.kubernetes.platform import KubernetesPlatform
 from backstay.adapters.kubernetes.roots import RootsKeeper
-from backstay.adapters.kubernetes.serving import CaBundle, ServingCertificate, roots_of
+from backstay.adapters.kubernetes.serving import CONFIGURATION, CaBundle, ServingCertificate, roots_of
 from backstay.adapters.kubernetes.state import remembered
 from backstay.app.doors import Doors
 from backstay.app.feed import LiveFeed, Newcomers
@@ -34,6 +35,7 @@ from backstay.control.sharing import SharedFleet
 from backstay.control.webhook import Knock
 from backstay.core.inject import InjectionSettings
 from backstay.core.ports import Fenced
+from backstay.core.tenancy import CLASS
 from backstay.redact import clean
 from backstay.settings import KubernetesSettings
 from backstay.tasks import spawn, stop
@@ -219,9 +221,14 @@ class KubernetesOperator:
         feed = LiveFeed(self.control, self.platform, authority, epoch=epoch)
         await feed.publish()
         newcomers = Newcomers(self.control, self.platform, self.fleet, meshes, trust_domain=self.settings.trust_domain)
-        self.webhook = CaBundle(self.client, lambda: roots_of(authority))
+        own_class = self.settings.operator_class
+        configuration = f"{CONFIGURATION}-{own_class}" if own_class else CONFIGURATION
+        self.webhook = CaBundle(self.client, lambda: roots_of(authority), name=configuration)
         self.roots = RootsKeeper(
-            self.client, self.platform, lambda: roots_of(authority), own_namespace=self.settings.namespace
+            self.client,
+            _Served(self.platform, own_class),
+            lambda: roots_of(authority),
+            own_namespace=self.settings.namespace,
         )
         tasks = [
             holding,
@@ -356,6 +363,21 @@ class KubernetesOperator:
         running = self.meshes.running.get(knock.mesh) if self.meshes is not None else None
         if running is not None and running.reconciler is not None:
             running.reconciler.hint()
+
+
+class _Served:
+    """The namespaces of this operator's class: another one in the cluster has roots of its own."""
+
+    def __init__(self, platform: KubernetesPlatform, operator_class: str) -> None:
+        self._platform = platform
+        self._class = operator_class
+
+    def namespaces_and_pods(self) -> tuple[Mapping[str, NamespaceFacts], Mapping[str, PodFacts]]:
+        namespaces, pods = self._platform.namespaces.items, self._platform.pods.items
+        return {name: facts for name, facts in namespaces.items() if facts.labels.get(CLASS, "") == self._class}, pods
+
+    def looks(self) -> AsyncGenerator[None, None]:
+        return self._platform.looks()
 
 
 def _writable(settings: KubernetesSettings) -> None:

@@ -13,6 +13,7 @@ from backstay.adapters.certificates import LocalCA
 from backstay.adapters.git import Credentials, GitSource, RefSpec
 from backstay.adapters.notifications import WebhookNotifier
 from backstay.adapters.processes import LocalPlatform, OperatorEndpoint
+from backstay.adapters.secrets import FolderSecrets
 from backstay.adapters.sqlite import SqliteStore
 from backstay.app.common import Facade, SystemClock
 from backstay.control import api
@@ -107,6 +108,7 @@ class LocalOperator:
                 authority=authority,
                 clock=SystemClock(),
                 notifiers=self._notifiers,
+                tls_secrets=FolderSecrets(settings.state_dir / "secrets"),
             ),
             epoch,
         )

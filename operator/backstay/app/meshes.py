@@ -17,7 +17,7 @@ from backstay.adapters.kubernetes.objects import OWNER, Projection, remove_owned
 from backstay.adapters.kubernetes.state import forget, remembered
 from backstay.app.mesh import Mesh, Surroundings, bare_status, owner_of, refusal_status
 from backstay.core.resources import MESH_REPOSITORY, repository_spec
-from backstay.core.tenancy import GRANT, Claims, Refusal, Repository, claims
+from backstay.core.tenancy import CLASS, GRANT, Claims, Refusal, Repository, claims
 from backstay.redact import clean
 from backstay.tasks import spawn, stop
 
@@ -66,7 +66,7 @@ class Meshes:
         key = f"{metadata['namespace']}/{metadata['name']}"
         if kind != MESH_REPOSITORY.name:
             key = str((metadata.get("labels") or {}).get(OWNER, "")).replace(".", "/", 1)
-        elif deleted:
+        elif deleted or (metadata.get("labels") or {}).get(CLASS, "") != self._around.settings.operator_class:
             self._found.pop(key, None)
             self._wake.set()
             return

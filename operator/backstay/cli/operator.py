@@ -22,6 +22,7 @@ def _default_pod() -> str:
 @click.option("--pod", default=_default_pod, show_default="host name", help="Name of this replica's pod.")
 @click.option("--namespace", default="backstay-system", help="The operator's own namespace: state, Lease, Secrets.")
 @click.option("--name", default="backstay-operator", help="Name of its Service and of its Lease.")
+@click.option("--operator-class", default="", help="Serve only what is labelled backstay.dev/operator-class with it.")
 @click.option("--trust-domain", default="backstay.local", help="Of the identities it issues.")
 @click.option("--sidecar-image", default="backstay-sidecar:dev", help="What the webhook puts into pods.")
 @click.option("--cluster-domain", default="cluster.local", help="DNS suffix of the cluster.")

@@ -15,6 +15,8 @@ from backstay.core.snapshot import Document, DocumentKey
 
 GRANT: Final = "backstay.dev/repository"
 """Annotation of a Namespace: the one foreign repository (`namespace/name`) that may own it."""
+CLASS: Final = "backstay.dev/operator-class"
+"""Label of MeshRepositories and Namespaces: which of several operators in one cluster serves them."""
 GUARDED_FROM: Final = 4
 """Documents below which a removal of half is an ordinary change: one of two."""
 
