@@ -89,7 +89,10 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("app-host", "where the application listens", "127.0.0.1")
     flag("app-ports", "APP_PORT=REAL_PORT, comma separated: where the application really listens, if not there")
     flag("outbound", "HTTP proxy port for the application", "15001")
-    flag("intercept", "true, or OUTBOUND_PORT,INBOUND_PORT: where the kernel redirects the application's connections to")
+    flag(
+        "intercept", "true, or OUTBOUND_PORT,INBOUND_PORT: where the kernel redirects the application's connections to"
+    )
+    flag("gateway-host", "where a gateway's ports are opened, if not at --host")
     flag("explicit", "LISTEN_PORT=HOST:PORT, comma separated: one host without proxy settings")
     flag("admin-host", "address of the admin port", "127.0.0.1")
     flag("admin-port", "admin port, 0 is off", "15000")
@@ -116,6 +119,7 @@ def _settings(found: argparse.Namespace) -> Settings:
             app_ports=inbound_ports(found.app_ports, "--app-ports"),
             outbound=_proxy_port(_port(found.outbound, "--outbound"), redirected),
             explicit=explicit_listeners(found.explicit),
+            gateway_host=found.gateway_host,
             redirected=redirected,
         ),
         operator_host=host,

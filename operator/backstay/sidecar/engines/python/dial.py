@@ -62,9 +62,8 @@ async def _connect(upstream: Upstream, digest: str, opener: "Exchange", is_share
         pool.connecting -= 1
         _give_up(upstream)
         raise
-    else:
-        if upstream.transport is None:
-            failed = ConnectionResetError("closed as soon as it was open")
+    if failed is None and upstream.transport is None:
+        failed = ConnectionResetError("closed as soon as it was open")
     pool.connecting -= 1
     if pool.key.id:
         server.ledger.connected(pool.key.id, digest, failed=failed is not None)

@@ -149,7 +149,7 @@ class RedirectedOutbound(Outbound):
     @property
     def looks(self) -> bool:
         """True where only the first bytes can tell what this is: an unknown destination at a port of HTTP hosts."""
-        runtimes = filter(None, (self.server.stable, self.server.candidate))
+        runtimes = [runtime for runtime in (self.server.stable, self.server.candidate) if runtime is not None]
         return (
             self.place is None
             and any(self.origin.port in runtime.http_ports for runtime in runtimes)
