@@ -58,3 +58,19 @@ def test_an_overlay_in_a_folder_of_ones_own_can_have_the_base(api: Reach, tmp_pa
     base = os.path.relpath(BOOTSTRAP, tmp_path)
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [base]}), encoding="utf-8")
     assert kustomized(api, tmp_path) == kustomized(api)
+
+
+def test_the_gateway_is_taken_and_restricted(api: Reach, namespace: str) -> None:
+    for mode in ("warn", "enforce"):
+        api.kubectl("label", "namespace", namespace, f"pod-security.kubernetes.io/{mode}=restricted")
+    objects = kustomized(api, BOOTSTRAP / "gateway")
+    for each in objects:
+        each["metadata"]["namespace"] = namespace
+    taken, warned = dry_run(api, as_json(objects))
+    assert taken == [
+        "deployment.apps/ingress",
+        "poddisruptionbudget.policy/ingress",
+        "service/ingress",
+        "serviceaccount/ingress",
+    ]
+    assert "PodSecurity" not in warned

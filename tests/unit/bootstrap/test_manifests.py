@@ -11,7 +11,18 @@ import pytest
 import yaml
 
 import backstay
-from backstay.core.inject import INJECT, NEVER_IN
+from backstay.adapters.kubernetes.facts import GATEWAY, pod_facts
+from backstay.core.inject import (
+    INJECT,
+    INJECTED,
+    NEVER_IN,
+    PROXY_CONTAINER,
+    InjectionSettings,
+    Surroundings,
+    decide,
+    is_wanted,
+    patched,
+)
 from backstay.settings import KubernetesSettings
 from support.permissions import NEEDED, Permission
 
@@ -157,8 +168,9 @@ def test_the_pods_label_wins_over_its_namespaces(of_namespace: str | None, of_po
     asked = [
         hook for hook in hooks if matches(hook["namespaceSelector"], around) and matches(hook["objectSelector"], own)
     ]
-    is_wanted = of_pod == "enabled" or (of_namespace == "enabled" and of_pod is None)
-    assert len(asked) == int(is_wanted)
+    expected = of_pod == "enabled" or (of_namespace == "enabled" and of_pod is None)
+    assert len(asked) == int(expected)
+    assert is_wanted(own, around) == expected
 
 
 @pytest.mark.parametrize("name", sorted(NEVER_IN | {"backstay-system"}))
@@ -231,6 +243,55 @@ def test_the_example_grants_one_secret_to_the_operator() -> None:
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [secret["metadata"]["name"]], "verbs": ["get"]}
     ]
     assert binding["subjects"] == named("operator/rbac.yaml", "RoleBinding")["subjects"]
+
+
+# --- the gateway ------------------------------------------------------------------------------------------------------
+
+
+def gateway() -> dict[str, Any]:
+    found: dict[str, Any] = named("gateway/gateway.yaml", "Deployment", "ingress")["spec"]["template"]
+    return found
+
+
+def test_a_gateway_is_told_what_injected_proxies_are_told() -> None:
+    settings = InjectionSettings(
+        image="backstay-sidecar:dev",
+        operator=KubernetesSettings(pod="x").control_url,
+        trust_domain=KubernetesSettings(pod="x").trust_domain,
+    )
+    pod = {"metadata": {}, "spec": {"containers": [{"name": "app"}]}}
+    outcome = decide(pod, Surroundings(name="shop", labels={INJECT: "enabled"}), settings)
+    given = patched(pod, outcome.patch)["spec"]
+    (proxy,) = [each for each in given["initContainers"] if each["name"] == PROXY_CONTAINER]
+    (own,) = gateway()["spec"]["containers"]
+    variables = {each["name"]: each.get("value") or each["valueFrom"]["fieldRef"]["fieldPath"] for each in own["env"]}
+    injected = {each["name"]: each.get("value") or each["valueFrom"]["fieldRef"]["fieldPath"] for each in proxy["env"]}
+    # It has no application behind it, so nothing is redirected; how long to drain and what to log are defaults.
+    beside = {"BACKSTAY_SIDECAR_INTERCEPT", "BACKSTAY_SIDECAR_DRAIN", "BACKSTAY_SIDECAR_LOG_LEVEL"}
+    assert variables.items() >= {key: value for key, value in injected.items() if key not in beside}.items()
+    assert variables.keys() - injected.keys() == {"BACKSTAY_SIDECAR_GATEWAY_HOST"}
+    assert own["volumeMounts"] == proxy["volumeMounts"]
+    assert own["name"] == PROXY_CONTAINER
+
+
+def test_a_gateway_is_recognized_and_not_injected() -> None:
+    labels = gateway()["metadata"]["labels"]
+    assert {labels[GATEWAY], labels[INJECT], labels[INJECTED]} == {"true", "disabled"}
+    pod = {
+        "metadata": {"name": "x", "namespace": "shop", **gateway()["metadata"]},
+        "spec": gateway()["spec"],
+        "status": {},
+    }
+    facts = pod_facts(pod)
+    assert facts is not None
+    assert (facts.is_gateway, facts.is_meshed) == (True, True)
+
+
+def test_a_gateway_needs_no_privileges() -> None:
+    spec = gateway()["spec"]
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert [each["securityContext"]["capabilities"] for each in spec["containers"]] == [{"drop": ["ALL"]}]
+    assert all(port["containerPort"] >= 1024 for port in spec["containers"][0]["ports"])
 
 
 # --- other people's tools ---------------------------------------------------------------------------------------------
