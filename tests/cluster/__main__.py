@@ -1,4 +1,4 @@
-"""`python tests/cluster up|down|status|build|load|stop|start|run`: the test cluster by hand.
+"""`python tests/cluster up|down|status|build|load|git|stop|start|run`: the test cluster by hand.
 
 `up` prints one line for the shell, `export KUBECONFIG=...`; everything else goes to standard error.
 """
@@ -13,9 +13,10 @@ from typing import Final
 if __package__ in {None, ""}:  # called by its folder's name: the package is one level up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cluster import build, builds, lifecycle
+from cluster import build, builds, gitserver, lifecycle
 from cluster.lifecycle import Cluster, Level
 from cluster.place import CannotStart
+from cluster.reach import Reach
 
 
 def say(text: str) -> None:
@@ -80,6 +81,21 @@ def load(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def git(arguments: argparse.Namespace) -> int:
+    """A forge for those who have none here: served in the cluster over https, pushed to through kubectl."""
+    reach = Reach(kubeconfig=Cluster().kubeconfig, ours=Cluster())
+    reach.kubectl("create", "namespace", "git")
+    server = gitserver.deploy(reach, "git")
+    made = gitserver.clone(server, arguments.repository, arguments.folder.absolute(), arguments.content)
+    made.git("config", "protocol.ext.allow", "always")
+    made.commit("The mesh as it is")
+    made.git("branch", "--set-upstream-to=origin/main")
+    ca = arguments.folder.with_name(f"{arguments.folder.name}-ca.crt")
+    ca.write_text(server.ca, encoding="utf-8")
+    print(f"{server.url(arguments.repository)}\nclone: {arguments.folder}, its server's certificate: {ca}")
+    return 0
+
+
 Verb = Callable[[argparse.Namespace], int]
 PLAIN: Final[tuple[tuple[str, Verb, str], ...]] = (
     ("down", down, "stop and remove everything"),
@@ -111,6 +127,11 @@ def main() -> int:
     verb = verbs.add_parser("load", help="build this checkout's images and import them into the node")
     verb.add_argument("image", nargs="*", choices=[*builds.IMAGES, []], help="operator, sidecar, sample; all if none")
     verb.set_defaults(run=load)
+    verb = verbs.add_parser("git", help="serve a new repository in the cluster, with a clone of it here")
+    verb.add_argument("repository", help="its name")
+    verb.add_argument("folder", type=Path, help="where the clone goes")
+    verb.add_argument("content", type=Path, help="a folder to copy its first files from")
+    verb.set_defaults(run=git)
     verb = verbs.add_parser("run", help="run a command in the cluster's namespaces")
     verb.add_argument("command", nargs="+")
     verb.set_defaults(run=run)
