@@ -9,19 +9,25 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help images demo test cluster cluster-down test-cluster check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-startup
+.PHONY: help images demo test cluster cluster-build cluster-down test-cluster check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-startup
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.stamp-demo ## Play the story: good and bad commits under steady traffic. KEEP=1 leaves it running.
-	@KEEP="$(KEEP)" $(BIN)/python example-repo/demo.py
+PLATFORM ?= local
+DEMO_local := example-repo/demo.py
+DEMO_kubernetes := example-repo/demo_kubernetes.py
+demo: $(VENV)/.stamp-$(if $(filter kubernetes,$(PLATFORM)),dev,demo) ## The story, under traffic. PLATFORM=kubernetes: on a cluster. KEEP=1 leaves it.
+	@KEEP="$(KEEP)" $(BIN)/python $(DEMO_$(PLATFORM))
 
 test: $(VENV)/.stamp-dev ## Run all tests. ARGS='...' goes to pytest.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not long' $(ARGS)
 
 cluster: $(VENV)/.stamp-dev ## Start a real Kubernetes here (Linux, root, Go; minutes once); prints KUBECONFIG.
 	@$(BIN)/python tests/cluster up
+
+cluster-build: $(VENV)/.stamp-dev ## Build its programs and images, start nothing.
+	@$(BIN)/python tests/cluster build
 
 cluster-down: $(VENV)/.stamp-dev ## Stop it and remove every trace.
 	@$(BIN)/python tests/cluster down

@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +100,7 @@ def _build(image: Image, target: Path, say: Say) -> None:
         if not _has(release):
             _ensure_base(say)
             _release(image, release, Path(folder))
-        _renew(image, release, Path(folder))
+        _renew(image, release)
         unfinished = target.with_suffix(".unfinished")
         unfinished.unlink(missing_ok=True)
         _buildah("push", "--quiet", image.tag, f"docker-archive:{unfinished}:{image.tag}")
@@ -132,7 +132,7 @@ def _sample_context(folder: Path) -> Path:
     return folder
 
 
-def _renew(image: Image, release: str, folder: Path) -> None:
+def _renew(image: Image, release: str) -> None:
     """The release with the code as it is now."""
     container = _buildah("from", "--pull-never", release).strip()
     try:
@@ -140,22 +140,19 @@ def _renew(image: Image, release: str, folder: Path) -> None:
         if image.name == "sample":
             _replace(root / "sample" / "apps", ROOT / "example-repo" / "apps")
         else:
-            _replace_package(root, folder)
+            _replace_package(root)
         _buildah("umount", container)
         _buildah("commit", "--quiet", container, image.tag)
     finally:
         _buildah("rm", container)
 
 
-def _replace_package(root: Path, folder: Path) -> None:
+def _replace_package(root: Path) -> None:
+    """As pip would leave it: the package's files where the wheel has them, compiled if our Python is the image's."""
     packages = next((root / "opt" / "backstay" / "lib").glob("python3*/site-packages"))
-    unpacked = folder / "unpacked"
-    with zipfile.ZipFile(_wheel(folder)) as wheel:
-        wheel.extractall(unpacked)
-    _replace(packages / "backstay", unpacked / "backstay")
-    interpreter = packages.parent.name.removeprefix("python")
-    compiler = shutil.which(f"python{interpreter}")
-    if compiler is not None:  # else the first start compiles in memory, and only the start-up figures suffer
+    _replace(packages / "backstay", ROOT / "operator" / "backstay")
+    compiler = shutil.which(packages.parent.name)
+    if compiler is not None:  # else the first start compiles in memory, and only start-up figures suffer
         inside = str(packages / "backstay").removeprefix(str(root))
         _run((compiler, "-m", "compileall", "-q", "-d", inside, str(packages / "backstay")))
 
@@ -167,17 +164,13 @@ def _replace(target: Path, source: Path) -> None:
 
 def _wheel(folder: Path) -> Path:
     """Backstay's wheel, built from a copy: setuptools leaves its work in the tree it builds, and others build too."""
-    done = sorted((folder / "dist").glob("backstay-*.whl")) if (folder / "dist").exists() else []
-    if done:
-        return done[-1]
     copy = folder / "tree"
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("operator", "schemas"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    python = str(ROOT / ".venv" / "bin" / "python")
-    _run((python, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(folder / "dist"), str(copy)))
+    _run((sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(folder / "dist"), str(copy)))
     return next((folder / "dist").glob("backstay-*.whl"))
 
 
@@ -202,7 +195,8 @@ def _ensure_base(say: Say) -> None:
     with tempfile.TemporaryDirectory(prefix="backstay-base-") as folder:
         tree = Path(folder) / "base.tar"
         packages = ",".join(BASE_PACKAGES)
-        _run(("mmdebstrap", "--quiet", "--variant=essential", f"--include={packages}", "bookworm", str(tree)))
+        without = [f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("doc", "info", "locale", "man")]
+        _run(("mmdebstrap", "--quiet", "--variant=essential", f"--include={packages}", *without, "bookworm", str(tree)))
         container = _buildah("from", "scratch").strip()
         _buildah("add", "--quiet", container, str(tree), "/")
         _buildah("commit", "--quiet", container, mark)
