@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Final
 
 from backstay.adapters.kubernetes.client import ApiClient, ApiError
@@ -123,7 +123,7 @@ class KubernetesPlatform:
             self._registry = former if fresh == former else fresh
         return self._registry
 
-    async def changes(self) -> AsyncIterator[None]:
+    async def changes(self) -> AsyncGenerator[None, None]:
         """Yields after every change of the registry; changes within a tenth of a second are one."""
         known = self.current()
         async for _ in self.looks():
@@ -132,7 +132,7 @@ class KubernetesPlatform:
                 known = self.current()
                 yield None
 
-    async def looks(self) -> AsyncIterator[None]:
+    async def looks(self) -> AsyncGenerator[None, None]:
         """Yields after every event of any kind, namespaces included; those while nobody waits are one."""
         event = asyncio.Event()
         self._listeners.add(event)
@@ -150,6 +150,10 @@ class KubernetesPlatform:
             event.set()
 
     # --- namespaces -----------------------------------------------------------------------------------------------
+
+    def namespaces_and_pods(self) -> tuple[Mapping[str, NamespaceFacts], Mapping[str, PodFacts]]:
+        """By name, and by `namespace/name`."""
+        return self.namespaces.items, self.pods.items
 
     async def namespace(self, name: str) -> NamespaceFacts | None:
         """As watched, else as the API server says: a namespace may be younger than the last event. Raises ApiError."""
@@ -202,17 +206,24 @@ class KubernetesPlatform:
         )
 
     async def _pod_of(self, claims: Claims, peer_ip: str) -> PodFacts | None:
-        """The token's pod, once its address is known. A pod that asks from elsewhere costs one question more."""
+        """The token's pod, once its address is known. What the watch does not know well enough is asked for."""
+        known = self.pods.items.get(f"{claims.namespace}/{claims.pod}")
+        if known is not None and known.uid == claims.pod_uid and is_address_of(known, peer_ip):
+            return known
+        found = await self._ask_for_pod(claims.namespace, claims.pod)
+        if found is None or found.uid != claims.pod_uid or found.ips:
+            return found
+        return await self._with_address(claims) or found
+
+    async def _with_address(self, claims: Claims) -> PodFacts | None:
+        """None if the kubelet does not say it in time."""
         key = f"{claims.namespace}/{claims.pod}"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADDRESS_WITHIN), contextlib.aclosing(self._seen(key)) as seen:
                 async for pod in seen:
                     if pod is not None and pod.uid == claims.pod_uid and pod.ips:
-                        break
-        pod = self.pods.items.get(key)
-        if pod is not None and pod.uid == claims.pod_uid and is_address_of(pod, peer_ip):
-            return pod
-        return await self._ask_for_pod(claims.namespace, claims.pod)
+                        return pod
+        return None
 
     async def _seen(self, key: str) -> AsyncGenerator[PodFacts | None, None]:
         yield self.pods.items.get(key)

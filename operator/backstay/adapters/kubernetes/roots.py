@@ -4,12 +4,11 @@ operator. Written by the leader; anything there besides is left alone."""
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Final, Protocol
 
 from backstay.adapters.kubernetes.client import ApiClient, ApiError
 from backstay.adapters.kubernetes.facts import NamespaceFacts, PodFacts
-from backstay.adapters.kubernetes.platform import KubernetesPlatform
 from backstay.core.inject import INJECT, NEVER_IN, ROOTS_CONFIG_MAP, ROOTS_FILE
 from backstay.redact import clean
 
@@ -20,12 +19,18 @@ RETRY_AFTER: Final = 2.0  # seconds; a pod waits for it, and the kubelet asks as
 _log: Final = logging.getLogger("backstay.injection")
 
 
+class Watching(Protocol):
+    """The platform, as far as this room needs it."""
+
+    def namespaces_and_pods(self) -> tuple[Mapping[str, NamespaceFacts], Mapping[str, PodFacts]]: ...
+
+    def looks(self) -> AsyncGenerator[None, None]: ...
+
+
 class RootsKeeper:
     """`run` it in a task on the operator that leads."""
 
-    def __init__(
-        self, client: ApiClient, platform: KubernetesPlatform, bundle: Callable[[], str], *, own_namespace: str
-    ) -> None:
+    def __init__(self, client: ApiClient, platform: Watching, bundle: Callable[[], str], *, own_namespace: str) -> None:
         self.faults: dict[str, str] = {}
         """Namespace -> why its ConfigMap could not be written; pods there cannot start."""
         self._client = client
@@ -63,7 +68,7 @@ class RootsKeeper:
     async def look(self) -> int:
         """Write what is missing or old; says how many were written."""
         bundle = self._bundle()
-        wanted = wanted_in(self._platform.namespaces.items, self._platform.pods.items, self._own_namespace)
+        wanted = wanted_in(*self._platform.namespaces_and_pods(), self._own_namespace)
         self._written = {name: text for name, text in self._written.items() if name in wanted}
         self.faults = {name: text for name, text in self.faults.items() if name in wanted}
         missing = [name for name in sorted(wanted) if self._written.get(name) != bundle]
