@@ -18,7 +18,7 @@ PLATFORM ?= local
 DEMO_local := example-repo/demo.py
 DEMO_kubernetes := example-repo/demo_kubernetes.py
 demo: $(VENV)/.stamp-$(if $(filter kubernetes,$(PLATFORM)),dev,demo) ## The story, under traffic. PLATFORM=kubernetes: on a cluster. KEEP=1 leaves it.
-	@KEEP="$(KEEP)" $(BIN)/python $(DEMO_$(PLATFORM))
+	@KEEP="$(KEEP)" $(BIN)/python $(or $(DEMO_$(PLATFORM)),$(error PLATFORM is local or kubernetes))
 
 test: $(VENV)/.stamp-dev ## Run all tests. ARGS='...' goes to pytest.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not long' $(ARGS)
