@@ -4,12 +4,13 @@ Listens where the platform says (the loopback by default). aiohttp would cost th
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Final, TypeAlias
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, TypeAlias
 
 Answer: TypeAlias = tuple[int, str, bytes]
 """Status, content type, body."""
-Page: TypeAlias = Callable[[], Answer]
+Page: TypeAlias = Callable[[], Answer | Coroutine[Any, Any, Answer]]
+"""An answer that must be waited for has a time limit of its own."""
 
 REQUEST_WITHIN: Final = 5.0
 MAX_HEAD: Final = 8 * 1024  # as the hot path's request line limit; a probe sends 200 bytes
@@ -54,7 +55,10 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pag
     try:
         async with asyncio.timeout(REQUEST_WITHIN):
             head = await reader.readuntil(b"\r\n\r\n")
-            writer.write(encode(answer(head, pages), head_only=head.startswith(b"HEAD ")))
+        found = answer(head, pages)
+        shown = found if isinstance(found, tuple) else await found
+        writer.write(encode(shown, head_only=head.startswith(b"HEAD ")))
+        async with asyncio.timeout(REQUEST_WITHIN):
             await writer.drain()
     except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         pass  # a prober that went away or never asked
@@ -62,7 +66,7 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pag
         writer.close()
 
 
-def answer(head: bytes, pages: Mapping[str, Page]) -> Answer:
+def answer(head: bytes, pages: Mapping[str, Page]) -> Answer | Coroutine[Any, Any, Answer]:
     """The answer to one request head."""
     words = head.split(b"\r\n", 1)[0].split(b" ")
     if len(words) != 3 or not words[2].startswith(b"HTTP/1."):

@@ -13,17 +13,30 @@ from backstay.sidecar.settings import Settings
 
 
 async def listen(admin: AdminServer, settings: Settings, pages: Mapping[str, Page]) -> None:
-    """Every page on its port; equal addresses share a listener. Raises OSError."""
+    """Every page on its port; equal addresses share a listener. Raises OSError, ValueError."""
+    asking = _asking_pages(settings)
+    pages = {**pages, **asking}
     places: dict[tuple[str, int], dict[str, Page]] = {}
     for host, port, paths in (
         (settings.admin_host, settings.admin_port, pages.keys()),
-        (settings.health_host, settings.health_port, {"/healthz/ready"} & pages.keys()),
+        (settings.health_host, settings.health_port, {"/healthz/ready", *asking} & pages.keys()),
         (settings.health_host, settings.prometheus_port, {"/stats/prometheus"} & pages.keys()),
     ):
         if port:
             places.setdefault((host, port), {}).update({path: pages[path] for path in paths})
     for (host, port), shown in places.items():
         await admin.listen(host, port, shown)
+
+
+def _asking_pages(settings: Settings) -> Mapping[str, Page]:
+    """Pages whose answer is the application's. Raises ValueError."""
+    if not settings.app_probes:
+        return {}
+    from backstay.sidecar import probes  # noqa: PLC0415 - most proxies of one machine have none
+
+    is_redirected = settings.address.redirected is not None
+    place = probes.Place.of(settings.health_host, settings.address.app_host, is_redirected=is_redirected)
+    return probes.pages(probes.parse(settings.app_probes), place)
 
 
 def agent_pages(agent: Agent) -> dict[str, Page]:

@@ -72,6 +72,8 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     config: Config
     endpoints: dict[str, list[Endpoint]] = {}
+    addresses: dict[str, list[str]] = {}
+    """`service.namespace` -> virtual addresses that stand for it, where connections are redirected."""
 
 
 def read_config_file(path: Path) -> ConfigFile:
@@ -115,6 +117,7 @@ def _reloaded(engine: Engine, path: Path, former: ConfigFile) -> ConfigFile:
 
 def _apply_file(engine: Engine, found: ConfigFile) -> None:
     engine.endpoints(found.endpoints, full=True)
+    engine.addresses(found.addresses)
     try:
         engine.apply(found.config, None, 0.0)
     except ContentRefused as error:
