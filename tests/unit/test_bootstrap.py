@@ -26,7 +26,7 @@ from backstay.core.inject import (
 from backstay.settings import KubernetesSettings
 from support.permissions import NEEDED, Permission
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 BOOTSTRAP = ROOT / "bootstrap"
 Object = Mapping[str, Any]
 

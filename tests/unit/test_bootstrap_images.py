@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "bootstrap" / "images"
 SOURCE = ROOT / "operator" / "backstay"
 DISTRIBUTIONS = {"google-re2": "re2"}
