@@ -167,10 +167,9 @@ def _unreadable(error: ApiError, namespace: str, name: str) -> SourceUnavailable
     if error.is_missing:
         return SourceUnavailable("AuthenticationFailed", f"{place}, which secretRef names, does not exist")
     if error.status == 403:
-        grant = f"kubectl -n {namespace} create rolebinding backstay-secrets --role=backstay-secrets "
         return SourceUnavailable(
             "AuthenticationFailed",
-            f"{place} may not be read by the operator; grant it in that namespace by a Role and "
-            f"{grant}--serviceaccount=backstay-system:backstay-operator (bootstrap/examples/repository-secret.yaml)",
+            f"{place} may not be read by the operator; grant it by a Role and a RoleBinding in namespace {namespace}, as "
+            "bootstrap/examples/repository-secret.yaml does",
         )
     return SourceUnavailable("GitOperationFailed", clean(f"{place} cannot be read now: {error}"))

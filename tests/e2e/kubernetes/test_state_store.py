@@ -72,8 +72,8 @@ async def opener(client: LosesAnswers, namespace: str) -> AsyncIterator[Opener]:
         await store.close()
 
 
-@pytest.fixture
-async def disk(opener: Opener) -> Disk:  # type: ignore[no-redef] # the suite's own fixture knows the other stores
+@pytest.fixture  # type: ignore[no-redef] # the suite's own fixture knows the other stores
+async def disk(opener: Opener) -> Disk:
     def open_store() -> StateStore:
         return opener()
 
