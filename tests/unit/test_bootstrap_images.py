@@ -50,6 +50,11 @@ def test_python_packages_come_from_the_context_only(image: str) -> None:
     assert not [word for word, _ in instructions(image) if word == "ADD"]
 
 
+def test_the_operators_user_has_a_name() -> None:
+    """ssh looks it up, and ends where there is none."""
+    assert any("backstay:x:65532:65532:" in rest for word, rest in instructions("operator") if word == "RUN")
+
+
 def test_the_sidecars_image_has_no_shell() -> None:
     (removed,) = [rest for word, rest in instructions("sidecar") if word == "RUN" and rest.startswith('["rm"')]
     assert {"/bin/sh", "/bin/bash", "/bin/dash"} <= set(re.findall(r'"(/[^"]+)"', removed))
