@@ -48,6 +48,10 @@ class Backoffs:
             return pause * random.uniform(0.8, 1.2)  # noqa: S311 - spreads tries, protects nothing
 
 
+IDENTITY: Final = "backstay-operator"
+"""For kopf's peering, which is off. Without one kopf looks up the user's name, and a container's UID has none."""
+
+
 class Watcher:
     """The kopf operator: `run` it in a task. `seen` is called for every event of our three kinds."""
 
@@ -98,6 +102,7 @@ class Watcher:
             registry=self._registry,
             settings=settings(),
             clusterwide=True,
+            identity=IDENTITY,  # type: ignore[arg-type]  # a NewType of str that has no public name
             standalone=True,  # who acts is decided by the Lease, not by kopf's peering
             ready_flag=self._ready,
         )
