@@ -1,10 +1,10 @@
 """`make bench-safety`: a zoo of commits pushed to one running mesh under steady traffic, one after the other.
 
 First the good ones, then the bad ones as the product rolls them out, then the bad ones "everywhere": the same documents with
-strategy Immediate and onFail pause, which is what a push without a rollout does. Those are left for a few seconds, and what
-they harm between the first and the last harmed request is scaled to EVERYWHERE_S. A request is harmed if it failed at its
-client or took longer than SLOW_MS (see support/zoo.py); requests that hang are waited for. After each commit the base comes
-back, and the next begins when traffic has been well for two seconds.
+strategy Immediate and onFail pause, and paused, which is what a push without a rollout does. Those are left for a few
+seconds, and what they harm between the first and the last harmed request is scaled to EVERYWHERE_S. A request is harmed if
+it failed at its client or took longer than SLOW_MS (see support/zoo.py); requests that hang are waited for. After each
+commit the base comes back, and the next begins when traffic has been well for two seconds.
 
 bad, rolled_back          commits that must not stay, and those taken back without a person
 good, good_live           commits that must stay, and those live without a person
@@ -22,12 +22,14 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from backstay.cli.exits import Failed
 from backstay.core.durations import seconds as spelled
 from bench.support import results, zoo
 from bench.support.results import QUICK, finish, say
@@ -180,11 +182,17 @@ class Trial:
             self._back(case)
             return 0.0
 
+    def _keep(self, sha: str) -> None:
+        """Nothing takes it back any more, not even to see whether harm falls."""
+        self._mesh.until(lambda: self._mesh.phase(sha) in ("shifting", "paused"), "it to go everywhere", 20)
+        with suppress(Failed):  # paused already: most of what it served had failed
+            self._mesh.act("pause", why="left as it is")
+
     def _left_everywhere(self, case: Case) -> float:
         mesh = self._mesh
         mark = mesh.mark(case.client)
         sha = mesh.push(zoo.everywhere(case.files), f"{case.name}, everywhere")
-        mesh.until(lambda: bool(mesh.phase(sha)), f"{case.name} to go everywhere", 20)
+        self._keep(sha)
         end = time.monotonic() + case.seconds
         while time.monotonic() < end:
             if case.meanwhile is not None:
