@@ -278,7 +278,6 @@ class KubernetesOperator:
             control=self.control,
             fleet=self.fleet,
             elector=self.elector,
-            inherited=lambda repository: {},
         )
 
     def _grants(self) -> Mapping[str, str]:

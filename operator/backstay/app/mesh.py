@@ -52,8 +52,6 @@ class Surroundings:
     control: ControlServer
     fleet: SharedFleet
     elector: Elector
-    inherited: Callable[[str], Mapping[str, bytes]]
-    """Repository -> documents of the platform's repository that count there as well."""
 
 
 def ref_of(repository: Repository) -> str:
@@ -75,9 +73,18 @@ class Mesh:
     """`start`, then `stop`; in between it goes on by itself, whatever fails but the operator's own term."""
 
     def __init__(
-        self, around: Surroundings, repository: Repository, namespaces: frozenset[str], found: Mapping[str, Any]
+        self,
+        around: Surroundings,
+        repository: Repository,
+        namespaces: frozenset[str],
+        found: Mapping[str, Any],
+        inherited: Callable[[], Mapping[str, bytes]] = dict,
     ) -> None:
-        """`found` is the MeshRepository as the API has it: its status says what an operator before this one did."""
+        """`found` is the MeshRepository as the API has it: its status says what an operator before this one did.
+        `inherited` are documents of the platform's repository that count here as well."""
+        self.inherits: Mapping[str, bytes] = {}
+        """Those that the loop has read."""
+        self._inherited = inherited
         self.repository = repository
         self.namespaces = namespaces
         self.reconciler: Reconciler | None = None
@@ -242,8 +249,12 @@ class Mesh:
             handled_reconcile=str(status.get("lastHandledReconcileAt") or ""),
             scope=Scope(namespaces=self.namespaces, kinds=frozenset(spec.allow.kinds)),
             prune_percent=spec.prune_guard.max_percent,
-            inherited=lambda: self._around.inherited(repository.key),
+            inherited=self._inherit,
         )
+
+    def _inherit(self) -> Mapping[str, bytes]:
+        self.inherits = self._inherited()
+        return self.inherits
 
     async def _remembered(self) -> dict[str, tuple[str, float]]:
         """Since when conditions are what they are, and which objects there are, from the API."""

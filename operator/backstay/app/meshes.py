@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +17,7 @@ from backstay.adapters.kubernetes.objects import OWNER, Projection, remove_owned
 from backstay.adapters.kubernetes.state import forget, remembered
 from backstay.app.mesh import Mesh, Surroundings, bare_status, owner_of, refusal_status
 from backstay.core.resources import MESH_REPOSITORY, repository_spec
+from backstay.core.snapshot import Document
 from backstay.core.tenancy import CLASS, GRANT, Claims, Refusal, Repository, claims
 from backstay.redact import clean
 from backstay.tasks import spawn, stop
@@ -26,6 +27,8 @@ FORGET_AFTER: Final = 3600.0
 """Seconds the state of a repository that is gone is kept: its kind may have been deleted by mistake, with all of them."""
 SWEEP_EVERY: Final = 600.0
 FAILURES_LOOKED_AT_EVERY: Final = 1.0
+SHARED_KINDS: Final = frozenset({"Mesh", "Guardrail"})
+"""What a repository in the operator's own namespace says for all."""
 
 
 def repository_of(found: Mapping[str, Any]) -> Repository:
@@ -89,6 +92,23 @@ class Meshes:
         """A grant may have changed."""
         self._wake.set()
 
+    # --- what the platform's repository says for all ------------------------------------------------------------------
+
+    def inherited(self, repository: str) -> Mapping[str, bytes]:
+        """Documents of the repositories in the operator's own namespace that count in every other one as well."""
+        found: dict[str, bytes] = {}
+        for key, mesh in self.running.items():
+            if key != repository and mesh.repository.namespace == self._around.settings.namespace:
+                stable = mesh.reconciler.view().stable if mesh.reconciler is not None else None
+                found |= shared_documents(key, stable.documents.values() if stable is not None else ())
+        return found
+
+    def _hand_down(self) -> None:
+        """Have every repository read its documents again when what it inherits has changed."""
+        for key, mesh in self.running.items():
+            if mesh.reconciler is not None and mesh.inherits != self.inherited(key):
+                mesh.reconciler.reread()
+
     # --- bringing it about --------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -112,6 +132,7 @@ class Meshes:
                 async with asyncio.timeout(FAILURES_LOOKED_AT_EVERY):
                     await self._wake.wait()
             self._raise_failure()
+            self._hand_down()
             if self._wake.is_set():
                 self._wake.clear()
                 await self._bring_about()
@@ -160,7 +181,8 @@ class Meshes:
     async def _begin(self, repository: Repository) -> None:
         await self._withdraw_refusal(repository.key)
         self._gone_since.pop(repository.key, None)
-        mesh = Mesh(self._around, repository, self.claims.of(repository.key), self._found[repository.key])
+        found, namespaces = self._found[repository.key], self.claims.of(repository.key)
+        mesh = Mesh(self._around, repository, namespaces, found, lambda: self.inherited(repository.key))
         self.running[repository.key] = mesh
         mesh.start()
         _log.info("mesh.began repository=%s namespaces=%s", repository.key, ",".join(sorted(mesh.namespaces)))
@@ -227,6 +249,19 @@ class Meshes:
             _log.info("meshes.not-swept error=%s", clean(str(error)))
             return []
         return due
+
+
+def shared_documents(repository: str, documents: Iterable[Document]) -> dict[str, bytes]:
+    """Path -> text of those documents that are about the whole cluster."""
+    found = {}
+    for document in documents:
+        if document.kind in SHARED_KINDS:
+            metadata = {**document.raw.get("metadata", {}), "namespace": document.metadata.namespace}
+            # JSON is YAML; the path is what problems name.
+            found[f"{repository}/{document.file}#{document.key}"] = msgspec.json.encode(
+                {**document.raw, "metadata": metadata}, order="sorted"
+            )
+    return found
 
 
 def grants_of(annotations: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

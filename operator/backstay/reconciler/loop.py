@@ -25,11 +25,12 @@ from backstay.core.ports import (
     SourceRepo,
     StateStore,
     StateUnavailable,
+    TlsSecrets,
 )
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry, has_lost_half
 from backstay.core.rollout.model import ProxyView
-from backstay.core.snapshot import Snapshot
+from backstay.core.snapshot import Document, Snapshot
 from backstay.core.tenancy import Scope, removes_too_much
 from backstay.core.validate import Cache, validate
 from backstay.core.view import MeshView
@@ -39,6 +40,7 @@ from backstay.reconciler.journal import Journal, sha_of
 from backstay.reconciler.keeper import Keeper
 from backstay.reconciler.messenger import Messenger
 from backstay.reconciler.orders import OrderRefused, Orders
+from backstay.reconciler.secrets import SecretsWatch
 from backstay.reconciler.showing import Facts, show
 from backstay.reconciler.source import Found, SourceWatch
 from backstay.redact import clean
@@ -89,6 +91,8 @@ class Ports:
     authority: CertificateAuthority
     clock: Clock
     notifiers: tuple[Notifier, ...] = ()
+    tls_secrets: TlsSecrets | None = None
+    """None: a platform that keeps no certificates for gateways."""
 
 
 class Reconciler:
@@ -148,6 +152,18 @@ class Reconciler:
             spawn(self._watch.run(), name="source-watch"),
             spawn(self._watch_platform(), name="platform-watch"),
         ]
+        if self._ports.tls_secrets is not None:
+            watch = SecretsWatch(self._ports.tls_secrets, self._ports.fleet, self._journal, self._current)
+            self._tasks.append(spawn(watch.run(), name="secrets-watch"))
+
+    def _current(self) -> tuple[list[Document], Registry]:
+        """Every document that some proxy may go by now, in any of its versions."""
+        state = self._keeper.state
+        names = dict.fromkeys((state.stable_documents, state.candidate_documents, state.desired_documents))
+        snapshots = (self._keeper.snapshot(name) for name in names)
+        return [
+            d for snapshot in snapshots if snapshot is not None for d in snapshot.documents.values()
+        ], self._registry
 
     async def load(self) -> None:
         """Take up the state where the operator before left it. Raises StateUnavailable."""
@@ -172,6 +188,10 @@ class Reconciler:
     def hint(self) -> None:
         """The remote has probably changed."""
         self._watch.hint()
+
+    def reread(self) -> None:
+        """Read the commit again: something it is judged with has changed."""
+        self._watch.again()
 
     async def run(self) -> None:
         """Reconcile until cancelled. Raises Fenced when another operator has taken over."""

@@ -1,6 +1,7 @@
 """The operator on a real API server: what people write there, what it shows there, and who may have what."""
 
 import asyncio
+import hmac
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -306,3 +307,79 @@ async def test_metrics_are_labelled_with_their_repository(around: World) -> None
         lines = (await answer.text()).splitlines()
     assert f'backstay_condition{{repository="{around.shop}/shop",type="Ready"}} 1.0' in lines
     assert "backstay_leader 1.0" in lines
+
+
+async def test_the_platforms_mesh_counts_in_every_repository_and_may_not_be_contradicted(around: World) -> None:
+    platform, shop = around.repository("platform"), around.repository()
+    platform.commit("defaults", mesh__yaml=MESH.replace("10s", "7s"))
+    shop.commit("first", b__yaml=route("b"))
+    operator = await around.start()
+    await around.make_repository("mesh", namespace=around.system, url=f"{around.forge.url}/platform")
+    await around.until_repository(is_ready, name="mesh", namespace=around.system)
+    await around.make_repository()
+    await around.until_repository(is_ready)
+    assert operator.meshes is not None
+    mesh = operator.meshes.running[f"{around.shop}/shop"]
+
+    def timeout() -> str:
+        view = mesh.reconciler.view() if mesh.reconciler is not None else None
+        return view.stable.mesh.defaults.timeout if view is not None and view.stable is not None else ""
+
+    async def is_seven() -> bool:
+        return timeout() == "7s"
+
+    await until(is_seven, lambda: f"the timeout is {timeout()!r}")
+    platform.commit("slower", mesh__yaml=MESH.replace("10s", "9s"))
+
+    async def is_nine() -> bool:
+        return timeout() == "9s"
+
+    await until(is_nine, lambda: f"the timeout is {timeout()!r}")
+    assert [item["metadata"]["name"] for item in await around.items(MESH_INTENT)] == ["route.b"]
+    shop.commit("own", mesh__yaml=MESH)
+    found = await around.until_repository(lambda seen: "Stalled" in seen)
+    assert "mesh.yaml" in str(found["status"]["problems"])
+
+
+async def test_a_commit_that_removes_most_of_it_is_refused_until_somebody_allows_it(around: World) -> None:
+    git = around.repository()
+    git.commit("first", mesh__yaml=MESH, **{f"r{n}__yaml": route(f"r{n}") for n in range(5)})
+    await around.start()
+    await around.make_repository()
+    await around.until_repository(is_ready)
+    git.git("rm", "-q", *(f"r{n}.yaml" for n in range(5)))
+    emptied = git.commit("oops")
+    found = await around.until_repository(lambda seen: "Stalled" in seen)
+    [problem] = [item for item in found["status"]["problems"] if item["severity"] == "error"]
+    assert problem["reason"] == "PruneGuard"
+    path = MESH_REPOSITORY.path(around.shop, "shop")
+    await around.client.patch(path, {"spec": {"pruneGuard": {"maxPercent": 100}}})
+    await around.until_repository(is_ready)
+    assert await _applied(around, emptied)
+
+
+async def test_a_knock_at_a_standby_reaches_the_leader(around: World) -> None:
+    git = around.repository()
+    git.commit("first", mesh__yaml=MESH)
+    leader, standby = await around.start("pod-a"), await around.start("pod-b")
+    token = {"metadata": {"name": "hook"}, "stringData": {"token": "s3cret"}}
+    await around.client.create(f"/api/v1/namespaces/{around.shop}/secrets", token)
+    await around.make_repository(interval="1h", webhook={"secretRef": {"name": "hook"}})
+    await around.until_repository(is_ready)
+    sha = git.commit("second", b__yaml=route("b"))
+    standby.leader_hooks = lambda: f"127.0.0.1:{leader.doors.hooks_port}"  # type: ignore[method-assign] # no pods here
+    body = b'{"ref": "refs/heads/main"}'
+    signature = "sha256=" + hmac.new(b"s3cret", body, "sha256").hexdigest()
+    headers = {"X-GitHub-Event": "push", "X-Hub-Signature-256": signature, "Content-Type": "application/json"}
+    url = f"http://127.0.0.1:{standby.doors.hooks_port}/hooks/{around.shop}/shop"
+
+    async def is_taken() -> bool:
+        async with aiohttp.ClientSession() as session, session.post(url, data=body, headers=headers) as answer:
+            return answer.status == 202
+
+    await until(is_taken, lambda: "the knock was not taken")
+    await until(lambda: _applied(around, sha), lambda: "nobody has looked")
+    async with aiohttp.ClientSession() as session:
+        forged = {**headers, "X-Hub-Signature-256": "sha256=00"}
+        async with session.post(url, data=body, headers=forged) as answer:
+            assert answer.status == 401
