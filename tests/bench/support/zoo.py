@@ -217,7 +217,8 @@ def bad() -> list[Case]:
             "shop/api-backend.yaml": subsets("api", "v1", "v2", "v3", "flaky", "slow", "hang").replace("version: v1", "version: v11")}),
         Case(name="buggy-version", kind="broken", files=api({"v3": 100})),
         Case(name="fault-left-in", kind="broken", files=api(**abort(503, 100.0)), catastrophe=True),
-        Case(name="tiny-timeout", kind="broken", files=api(timeouts={"request": "1ms"}), catastrophe=True),
+        # Most answers of api take less than a millisecond, so this breaks two requests of five: bad, but not most of them.
+        Case(name="tiny-timeout", kind="broken", files=api(timeouts={"request": "1ms"})),
         Case(name="header-typo", kind="broken", files=api(matches=[header("alwyas")]), catastrophe=True),
         Case(name="retry-storm", kind="broken", files=api(
             timeouts={"request": "1s", "backendRequest": "2ms"},
