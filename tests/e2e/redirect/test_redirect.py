@@ -199,12 +199,40 @@ def test_an_excluded_port_is_reached_without_the_proxy(mesh: Mesh) -> None:
 # --- loops --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("port", [15001, 15006])
-def test_a_connection_to_the_proxys_own_ports_leads_nowhere(mesh: Mesh, port: int) -> None:
-    for host in ("127.0.0.1", "10.1.0.2"):
-        assert mesh.caller.ask("http", host, str(port), "x") in (*CUT, "ConnectionRefusedError")
-    assert mesh.caller.ask("http", "10.1.0.3", "15006", "x") in CUT
-    assert mesh.node.ask("http", "10.1.0.3", str(port), "x") in (*CUT, "ConnectionRefusedError")
+def test_a_connection_to_where_inbound_ones_are_redirected_leads_nowhere(mesh: Mesh) -> None:
+    for host in ("127.0.0.1", "10.1.0.2", "10.1.0.3"):
+        assert mesh.caller.ask("http", host, "15006", "x") in CUT
+    assert mesh.node.ask("http", "10.1.0.3", "15006", "x") in CUT
+
+
+def test_one_to_where_outbound_ones_are_is_for_the_http_proxy_there_and_never_for_itself(mesh: Mesh) -> None:
+    assert mesh.http("127.0.0.1", "web.shop", 15001)["at"] == "10.1.0.3"
+    for name in ("127.0.0.1:15001", "localhost:15001"):
+        assert mesh.caller.ask("http", "127.0.0.1", "15001", name) == "508 loop\n"
+    assert mesh.caller.ask("http", "10.1.0.2", "15001", "x") == "ConnectionRefusedError"
+    assert mesh.node.ask("http", "10.1.0.3", "15001", "x") in CUT
+
+
+# --- the program itself -------------------------------------------------------------------------------------------
+
+
+def test_the_program_serves_redirected_connections_and_is_ready_when_it_does(mesh: Mesh, tmp_path: Path) -> None:
+    """Standalone, from one file: virtual addresses are part of it."""
+    file, state = tmp_path / "config.json", tmp_path / "state"
+    state.mkdir(mode=0o777)
+    state.chmod(0o777)
+    plain = {"web.shop:80": [Endpoint(id="web-1", address="10.1.0.3", port=PLAIN)]}
+    served = config(listeners("client"), routes(to("web.shop:80")), backend(tls="disable"))
+    file.write_bytes(msgspec.json.encode({"config": served, "endpoints": plain, "addresses": ADDRESSES}))
+    with contextlib.ExitStack() as stack:
+        pod = mesh.node.pod(5, stack)
+        pod.redirect()
+        pod.program("--proxy", "client-1", "--state", str(state), "--config", str(file), "--intercept", "true",
+                    "--health-host", "10.1.0.5", uid=PROXY_UID)  # fmt: skip
+        pod.redirect("--exclude-inbound", "1")
+        assert pod.wait_ready("10.1.0.5") == ""
+        assert mesh.http(WEB4, "web.shop", by=pod)["at"] == "10.1.0.3"
+        assert mesh.node.ask("http", "10.1.0.5", "15021", "kubelet").startswith("404 ")
 
 
 # --- exclusions and removal ---------------------------------------------------------------------------------------

@@ -63,14 +63,20 @@ class Namespace:
     def start(self, *arguments: str, uid: int) -> "subprocess.Popen[bytes]":
         """Start an inhabitant that says when it is ready."""
         command = [sys.executable, str(HERE / "inhabitant.py"), *arguments]
-        process = self._own(
-            subprocess.Popen(self._inside(command, uid), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        )
+        process = self._own(subprocess.Popen(self._inside(command, uid), stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         assert process.stdout is not None
         line = process.stdout.readline()
         if line != b"ready\n":
             raise AssertionError(f"{arguments}: {line!r}")
         return process
+
+    def program(self, *arguments: str, uid: int) -> None:
+        """The sidecar itself."""
+        self._own(subprocess.Popen(self._inside([sys.executable, "-m", "backstay.sidecar", *arguments], uid)))
+
+    def wait_ready(self, host: str) -> str:
+        """Wait for the sidecar as a pod without native sidecars does."""
+        return self.run(sys.executable, "-m", "backstay.sidecar", "wait", "--host", host, "--timeout", "50")
 
     def ask(self, *arguments: str, uid: int = APP_UID) -> str:
         """Ask from in here, as this user."""

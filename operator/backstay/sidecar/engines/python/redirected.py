@@ -4,8 +4,8 @@ Outbound, the destination says which service was meant (its virtual address is l
 HTTP the Host header decides, as on every other port, and what it does not decide goes where it was going. Inbound, the port
 says which of the application's ports was meant.
 
-Rule: a connection that nobody redirected is refused. It was made to the redirect's port itself, and following it would lead
-straight back here.
+Rule: a connection that nobody redirected is never followed: it was made to the redirect's port itself, and would lead straight
+back here. Inbound it is refused; outbound it speaks to an HTTP proxy.
 """
 
 import socket
@@ -13,7 +13,7 @@ import struct
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from backstay.config.match import RouteTable
+from backstay.config.match import RouteTable, host_of
 from backstay.config.model import Backend
 from backstay.config.wire import Endpoint
 from backstay.sidecar.engines.python.framing import RequestHead
@@ -123,6 +123,15 @@ class ToApplication(RedirectedPort):
 
 
 class FromApplication(RedirectedPort):
+    """Where nobody redirected a connection, it is for the HTTP proxy that this port is in pods without a redirect."""
+
+    def __init__(self, server: "Server") -> None:
+        super().__init__(server)
+        self._proxy = Outbound(server)
+
+    def taking(self, sock: socket.socket) -> Listener | None:
+        return super().taking(sock) or self._proxy
+
     def of(self, origin: Origin) -> Listener:
         return RedirectedOutbound(self.server, origin)
 
@@ -210,9 +219,3 @@ class RedirectedOutbound(Outbound):
 
     def connect(self, exchange: "Exchange") -> None:
         Listener.connect(self, exchange)
-
-
-def host_of(authority: bytes) -> bytes:
-    """The authority without its port; brackets of an IPv6 address stay."""
-    name, colon, port = authority.rpartition(b":")
-    return name if colon and port.isdigit() and (b":" not in name or name.endswith(b"]")) else authority

@@ -105,6 +105,8 @@ class Server:
         self.downstreams: set[Downstream] = set()
         self.upstreams: set[Upstream] = set()
         self.tunnels: set[Tunnel] = set()
+        redirected = (address.redirected.outbound,) if address.redirected is not None else ()
+        self._outbound_ports = frozenset((address.outbound, *redirected))
         self._deadlines: dict[float, Deadlines] = {}
         self._external: OrderedDict[bytes, Group] = OrderedDict()
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
@@ -189,7 +191,7 @@ class Server:
         if group is None:
             host, port = split_authority(authority)
             own = host in _LOCAL_NAMES or host == self.address.app_host
-            if own and port == self.address.outbound:
+            if own and port in self._outbound_ports:
                 return None
             group = self._external[authority] = fixed_group(host, port, self.random)
             self._forget_external()

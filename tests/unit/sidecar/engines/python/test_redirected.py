@@ -27,7 +27,6 @@ from backstay.sidecar.engines.python.redirected import (
     RedirectedInbound,
     RedirectedOutbound,
     hello_size,
-    host_of,
     speaks_http,
 )
 from backstay.sidecar.engines.python.runtime import MAX_PORTS, Lane, Runtime
@@ -186,11 +185,3 @@ def test_requests_are_told_by_their_first_bytes(first: bytes, is_http: bool) -> 
 
 def test_a_client_hello_says_how_long_it_is() -> None:
     assert [hello_size(b"\x16\x03"), hello_size(b"\x16\x03\x01\x02\x00rest")] == [5, 517]
-
-
-@pytest.mark.parametrize(
-    ("authority", "host"),
-    [(b"web.shop", b"web.shop"), (b"web.shop:80", b"web.shop"), (b"[::1]:80", b"[::1]"), (b"[::1]", b"[::1]")],
-)
-def test_the_port_of_an_authority_is_left_out(authority: bytes, host: bytes) -> None:
-    assert host_of(authority) == host
