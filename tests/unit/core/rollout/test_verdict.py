@@ -208,6 +208,20 @@ def blocks_until_fail(tests: verdict.Tests, candidate: Counts, stable: Counts) -
     return 0
 
 
+def test_in_an_outage_of_both_no_single_second_decides() -> None:
+    """Half of all requests fail for some seconds; in the last, by a burst, more of the candidate's than of stable's."""
+    tests = seen(verdict.seed(calm(requests=1600)), 70, counts(200, 0), counts(1400, 0))
+    for candidate, stable in ((144, 548), (103, 638), (108, 547)):
+        tests = seen(tests, 1, counts(200, candidate), counts(1400, stable))
+    assert says(seen(tests, 1, counts(200, 131), counts(1400, 374)))[0] is not Verdict.FAIL
+    assert says(seen(tests, 1, counts(200, 131), counts(1400, 4))) == (Verdict.FAIL, "bad")
+
+
+@pytest.mark.parametrize(("phi", "reckoned"), [(1.4, 1.4), (2.0, 2.0), (8.0, 9.8), (100.0, 105.0)])
+def test_great_dispersion_is_doubted_and_small_is_not(phi: float, reckoned: float) -> None:
+    assert verdict._doubted(phi) == pytest.approx(reckoned)
+
+
 def test_a_burst_of_some_proxies_is_burstiness() -> None:
     tests = seen(verdict.seed(lived_through(ALL_FAIL, 5, of_all=False)), 25, counts(20, 0), counts(140, 0))
     assert says(tests)[0] is Verdict.INCONCLUSIVE
