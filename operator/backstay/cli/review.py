@@ -19,10 +19,12 @@ from backstay.cli.files import Files, read_folder, read_revision
 from backstay.cli.output import to_yaml
 from backstay.cli.session import Session, pass_session
 from backstay.cli.worlds import registry_of
+from backstay.core.documents import parse
 from backstay.core.registry import Registry
 from backstay.core.review import formats
 from backstay.core.review.report import Report, as_object
-from backstay.core.validate import Cache, validate
+from backstay.core.snapshot import Snapshot
+from backstay.core.validate import Cache, Validated, validate
 from backstay.reconciler.reviewing import Side, review_of
 
 FORMATS: Final = ("text", "markdown", "json", "yaml", "sarif", "github", "junit")
@@ -61,7 +63,7 @@ def review(
     """
     targets = [_target(text) for text in outputs or ("text",)]
     known = registry_of(session, workloads, registry)
-    compared = _compared(revisions, folder)
+    compared = compare(revisions, folder)
     report = make_report(compared, known.registry, namespace or known.namespace)
     for form, path in targets:
         text = written(report, form)
@@ -97,7 +99,7 @@ class Compared:
     notes: tuple[str, ...] = ()
 
 
-def _compared(revisions: tuple[str, ...], folder: Path) -> Compared:
+def compare(revisions: tuple[str, ...], folder: Path) -> Compared:
     if len(revisions) == 2:
         base, head = (Path(text) for text in revisions)
         return Compared(base=_named(read_folder(base), str(base)), head=_named(read_folder(head), str(head)))
@@ -165,22 +167,28 @@ def _git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def make_report(compared: Compared, registry: Registry, namespace: str) -> Report:
-    """Validate both sides and compare them; files that did not change are read once."""
+    """Validate the head, read the base, compare them; files that did not change are read once."""
     cache = Cache()
-    base, head = (_side(files, registry, namespace, cache) for files in (compared.base, compared.head))
-    return review_of(base, head, registry, notes=compared.notes)
-
-
-def _side(files: Files, registry: Registry, namespace: str, cache: Cache) -> Side:
-    result = validate(
-        files.contents,
-        revision=files.revision,
+    base = _read(compared.base, namespace, cache)
+    head = compared.head
+    validated = validate(
+        head.contents,
+        revision=head.revision,
         registry=registry,
         default_namespace=namespace,
-        refused=files.refused,
+        refused=head.refused,
         cache=cache,
     )
-    return Side(revision=files.revision, validated=result)
+    return review_of(base, Side(revision=head.revision, validated=validated), registry, notes=compared.notes)
+
+
+def _read(files: Files, namespace: str, cache: Cache) -> Side:
+    """The base as its documents say; the rules about a whole commit were asked when it was merged."""
+    parsed = parse(files.contents, default_namespace=namespace, valid_cache=cache)
+    documents = {document.key: document for document in parsed.documents}
+    snapshot = None if parsed.problems else Snapshot(revision=files.revision, documents=documents)
+    validated = Validated(snapshot=snapshot, documents=parsed.documents, problems=parsed.problems)
+    return Side(revision=files.revision, validated=validated)
 
 
 def written(report: Report, form: str) -> str:

@@ -8,14 +8,15 @@ Rule: nothing is decided here that config/ could decide. Whoever adds a field to
 core/review and the property tests that compare them with a real sidecar.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
 
+from backstay.config.actions import CompiledEdits, rewritten_target
 from backstay.config.authorize import AuthorizationTable, namespace_of
 from backstay.config.match import HostTable, RouteTable
 from backstay.config.model import (
@@ -33,7 +34,7 @@ from backstay.config.model import (
 )
 from backstay.config.target import clean_target, is_seen
 from backstay.core.compile import Compiled, PartCache, compile_mesh
-from backstay.core.registry import Registry
+from backstay.core.registry import Instance, Registry
 from backstay.core.snapshot import Document, Snapshot
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
@@ -219,9 +220,14 @@ class World:
         self.registry = registry
         self.compiled = compiled
         self._parts: dict[str, Part] = {}
-        self._hosts: dict[tuple[object, ...], HostTable] = {}
+        self._hosts: dict[str, HostTable] = {}
+        self._gateways: dict[tuple[str, int], HostTable] = {}
+        self._tables: dict[tuple[object, ...], HostTable] = {}
+        self._sents: dict[tuple[str, str, int, str], Sent] = {}
         self._policies: dict[str, AuthorizationTable] = {}
         self._sends_to: dict[str, frozenset[str]] = {}
+        self._of_service: dict[str, list[str]] = {}
+        self._of_workload: dict[str, list[Instance]] = {}
         self._reaches: dict[tuple[str, Labels], tuple[Reach, ...]] = {}
 
     # --- parts -----------------------------------------------------------------------------------------------------
@@ -266,15 +272,32 @@ class World:
         return table
 
     def hosts(self, workload: str) -> HostTable:
-        """What the workload's proxy looks hosts up in."""
-        manifest = self.manifest(workload)
-        namespace = self.listeners(workload).namespace
-        digests = tuple(digest for key, digest in manifest.parts.items() if key.startswith("routes/"))
-        found = self._hosts.get((namespace, workload, digests))
+        """What the workload's proxy looks hosts up in for requests of its own application."""
+        found = self._hosts.get(workload)
         if found is None:
-            routes = (part for part in map(self.part, digests) if isinstance(part, HostRoutes))
-            found = HostTable(namespace, routes, workload=workload)
-            self._hosts[namespace, workload, digests] = found
+            digests = (digest for key, digest in self.manifest(workload).parts.items() if key.startswith("routes/"))
+            found = self._hosts[workload] = self._host_table(workload, tuple(digests))
+        return found
+
+    def gateway_hosts(self, workload: str, port: int) -> HostTable:
+        """What a gateway looks the hosts of one of its ports up in."""
+        found = self._gateways.get((workload, port))
+        if found is None:
+            wanted = f":{port}"
+            parts = self.manifest(workload).parts.items()
+            digests = (d for key, d in parts if key.startswith("gateway/") and key.endswith(wanted))
+            found = self._gateways[workload, port] = self._host_table(workload, tuple(digests))
+        return found
+
+    def _host_table(self, workload: str, digests: tuple[str, ...]) -> HostTable:
+        """Shared by all workloads of a namespace with the same routes, unless one of those asks who sends."""
+        namespace = self.listeners(workload).namespace
+        parts = [part for part in map(self.part, digests) if isinstance(part, HostRoutes)]
+        asks = any(match.sources for part in parts for rule in part.rules for match in rule.matches)
+        key = (namespace, workload if asks else "", digests)
+        found = self._tables.get(key)
+        if found is None:
+            found = self._tables[key] = HostTable(namespace, parts, workload=workload if asks else "")
         return found
 
     def table(self, workload: str, key: str) -> RouteTable | None:
@@ -295,8 +318,14 @@ class World:
 
     def chooses(self, workload: str, question: Asked) -> Sent:
         table = self.hosts(workload).find(question.authority)
-        if table is None:
-            return self.unknown_host(workload)
+        return self.unknown_host(workload) if table is None else self._picked(workload, table, question)
+
+    def enters(self, workload: str, port: int, question: Asked) -> Sent:
+        """What a gateway does with a request from outside at one of its ports."""
+        table = self.gateway_hosts(workload, port).find(question.authority.partition(b":")[0])
+        return Sent(kind="no-route") if table is None else self._picked(workload, table, question)
+
+    def _picked(self, workload: str, table: RouteTable, question: Asked) -> Sent:
         index = table.pick(question.method, question.path, question.query, question.fields, question.authority)
         if index is None:
             return Sent(kind="no-route", host=_host(table), place=self.route_place(workload, table.key))
@@ -314,6 +343,13 @@ class World:
 
     def by_rule(self, workload: str, table: RouteTable, index: int, prefix: str = "") -> Sent:
         """What one rule of a host does."""
+        key = (workload, table.key, index, prefix)
+        found = self._sents.get(key)
+        if found is None:
+            found = self._sents[key] = self._by_rule(workload, table, index, prefix)
+        return found
+
+    def _by_rule(self, workload: str, table: RouteTable, index: int, prefix: str) -> Sent:
         rule = table.routes.rules[index]
         destinations = tuple(self._destinations(workload, rule.backends))
         kind: SentKind = "route" if destinations else "no-backend"
@@ -376,18 +412,32 @@ class World:
 
     def _find_reaches(self, destination: Destination) -> Iterator[Reach]:
         service = self.registry.services.get(destination.backend.service)
-        port = next((item.target_port for item in service.ports if item.port == destination.backend.port), 0) if (
-            service
-        ) else 0  # fmt: skip
+        ports = (item.target_port for item in service.ports if item.port == destination.backend.port) if service else ()
+        port = next(iter(ports), 0)
+        if not port:
+            return
         wanted = set(destination.labels)
-        for workload in sorted(self.registry.workloads.values(), key=lambda item: item.key):
-            if not port or destination.backend.service not in workload.services:
-                continue
-            running = list(self.registry.of_workload(workload.key))
-            chosen = tuple(sorted(item.id for item in running if wanted <= set(item.labels.items())))
+        for workload in self._behind().get(destination.backend.service, ()):
+            running = self._running().get(workload, ())
+            chosen = tuple(item.id for item in running if wanted <= set(item.labels.items()))
             if chosen or not running:
                 meshed = any(item.meshed for item in running) if running else True
-                yield Reach(workload=workload.key, port=port, instances=chosen, meshed=meshed)
+                yield Reach(workload=workload, port=port, instances=chosen, meshed=meshed)
+
+    def _behind(self) -> Mapping[str, Sequence[str]]:
+        """Service -> keys of its workloads, sorted; looked up for every destination, so made once."""
+        if not self._of_service:
+            for workload in sorted(self.registry.workloads.values(), key=lambda item: item.key):
+                for service in workload.services:
+                    self._of_service.setdefault(service, []).append(workload.key)
+        return self._of_service
+
+    def _running(self) -> Mapping[str, Sequence[Instance]]:
+        """Workload -> its instances by id."""
+        if not self._of_workload:
+            for instance in sorted(self.registry.instances.values(), key=lambda item: item.id):
+                self._of_workload.setdefault(instance.workload, []).append(instance)
+        return self._of_workload
 
     # --- the server's side -----------------------------------------------------------------------------------------
 
@@ -430,9 +480,10 @@ class World:
         )
 
     def inbound(self, workload: str, port: int) -> InboundPort:
-        """How a port is listened on; one that the config does not name takes everything (as the data plane has it)."""
-        found = (item for item in self.listeners(workload).inbound if item.port == port)
-        return next(found, InboundPort(port=port))
+        """How a port is listened on; one that the config does not name is taken whole, as the data plane has it."""
+        listeners = self.listeners(workload)
+        found = (item for item in listeners.inbound if item.port == port)
+        return next(found, InboundPort(port=port, protocol="tcp", mtls=listeners.other_ports))
 
     # --- together --------------------------------------------------------------------------------------------------
 
@@ -445,6 +496,8 @@ class World:
 
     def _answerers(self, caller: str, sent: Sent, question: Asked) -> Iterator[Answerer]:
         forwarded = forwarded_as(sent, question)
+        if forwarded is None:
+            return
         for destination in sent.destinations:
             for reach in self.reaches(destination):
                 secure = destination.backend.tls == "mesh" and reach.meshed
@@ -499,7 +552,7 @@ class World:
 
 def world(snapshot: Snapshot, registry: Registry, cache: PartCache | None = None) -> World:
     """Compile and ask. The snapshot must be valid for the registry, or its waiting documents taken out."""
-    return World(snapshot, registry, compile_mesh(snapshot, registry, cache))
+    return World(snapshot, registry, compile_mesh(snapshot, registry, cache, named=False))
 
 
 def refused_by_mode(mode: str, source: str) -> str:
@@ -515,26 +568,22 @@ def needs_prefix(rule: Rule) -> bool:
     return any(path is not None and path.kind == "prefix" for path in rewrites)
 
 
-def forwarded_as(sent: Sent, question: Asked) -> Asked:
-    """The request as the destination gets it."""
-    return question
+def forwarded_as(sent: Sent, question: Asked) -> Asked | None:
+    """The request as the destination gets it; None if its rewritten target is none that can be sent."""
+    rule = sent.rule
+    if rule is None:
+        return question
+    path, query, authority, fields = question.path, question.query, question.authority, question.fields
+    if rule.rewrite is not None:
+        target = clean_target(rewritten_target(rule.rewrite, path, query, sent.prefix.encode()), question.method)
+        if target is None or not (target.startswith(b"/") or target == b"*"):
+            return None
+        path, _, query = target.partition(b"?")
+        authority = rule.rewrite.host.encode() or authority
+    if rule.request_headers is not None:
+        fields = tuple(CompiledEdits(rule.request_headers).apply(fields))
+    return Asked(question.method, authority, path, query, fields)
 
 
 def _host(table: RouteTable) -> str:
     return f"{table.routes.host}:{table.routes.port}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
-    """All that applies to one workload, for `describe`."""
-
-    workload: str
-    identity: str
-    ports: tuple[InboundPort, ...]
-    mtls_place: str
-    policies: tuple[tuple[str, str, str], ...] = ()
-    """(`<namespace>/<name>`, action, place)"""
-    reaches: tuple[tuple[str, str], ...] = ()
-    """(`host:port`, place of its Route)"""
-    callers: Mapping[str, str] = field(default_factory=dict)
-    """Workload that may reach it -> `all`, `some` or `none` of the requests that its policies tell apart."""

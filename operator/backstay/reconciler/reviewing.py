@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
-from backstay.core.compile import Compiled
-from backstay.core.diff import part_changes, stage
+from backstay.core.compile import declared
+from backstay.core.diff import stage
 from backstay.core.evaluate import World
 from backstay.core.intents import GuardrailSpec
 from backstay.core.judging import check_world, settled
@@ -52,7 +53,7 @@ def _compared(before: Snapshot, after: Snapshot, head: Side, registry: Registry,
     judged = check_world(before, new, audit=True)
     guarded = [problem for problem in judged.problems if problem.reason.startswith("Guardrail")]
     broken = [problem for problem in judged.problems if problem not in guarded]
-    touched = tuple(touched_workloads(old.compiled, new.compiled, registry))
+    touched = tuple(touched_workloads(old, new, registry))
     return Report(
         base=before.revision,
         head=head.revision,
@@ -77,20 +78,34 @@ def _notes(before: Snapshot, after: Snapshot) -> Iterable[str]:
             yield f"{document.key} ({document.place()}) is new or changed: it judges the commits after this one"
 
 
-def touched_workloads(old: Compiled, new: Compiled, registry: Registry) -> Iterable[Touched]:
-    parts: dict[str, list[str]] = {}
-    for change in part_changes(old.manifests, new.manifests):
-        parts.setdefault(change.workload, []).append(change.key)
+def touched_workloads(old: World, new: World, registry: Registry) -> Iterable[Touched]:
+    """Workloads whose config changes. Those that reach the same hosts share what they send by, which is compared once."""
     counts: dict[str, int] = {}
     for instance in registry.instances.values():
         counts[instance.workload] = counts.get(instance.workload, 0) + instance.meshed
-    for workload, keys in sorted(parts.items()):
-        yield Touched(workload=workload, proxies=counts.get(workload, 0), parts=tuple(keys))
+    shared: dict[object, list[str]] = {}
+    for key in sorted(old.compiled.manifests.keys() & new.compiled.manifests.keys()):
+        before, after = old.manifest(key).parts, new.manifest(key).parts
+        kind = declared(registry.workloads[key])
+        if kind not in shared or registry.workloads[key].is_gateway:
+            shared[kind] = [
+                name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)
+            ]
+        own = [name for name in OWN_PARTS if before.get(name) != after.get(name)]
+        parts = (*own, *(name for name in shared[kind] if name not in OWN_PARTS))
+        if parts:
+            yield Touched(workload=key, proxies=counts.get(key, 0), parts=parts)
+
+
+OWN_PARTS: Final = ("authorization", "listeners")
+"""Parts that are about what a workload's own proxy accepts."""
 
 
 def rollout_of(old: World, new: World) -> Rollout:
     """Stages and waves as the operator would plan them for this change alone."""
-    staged = stage(old.compiled.manifests, new.compiled.manifests, {**old.compiled.parts, **new.compiled.parts})
+    chosen = _representatives(old, new)
+    manifests = [{key: world.manifest(key) for key in chosen} for world in (old, new)]
+    staged = stage(manifests[0], manifests[1], {**old.compiled.parts, **new.compiled.parts})
     if not staged.stages:
         return Rollout()
     before, documents = old.snapshot.documents, new.snapshot.documents
@@ -106,3 +121,14 @@ def rollout_of(old: World, new: World) -> Rollout:
         soak_seconds=settings.soak,
         least_seconds=settings.soak * len(shares) * len(staged.stages),
     )
+
+
+def _representatives(old: World, new: World) -> list[str]:
+    """One workload of each that reach the same hosts, and all whose own parts change: they show every stage."""
+    found: dict[object, str] = {}
+    for key in sorted(old.compiled.manifests.keys() & new.compiled.manifests.keys()):
+        before, after = old.manifest(key).parts, new.manifest(key).parts
+        workload = new.registry.workloads[key]
+        has_own = workload.is_gateway or any(before.get(name) != after.get(name) for name in OWN_PARTS)
+        found.setdefault(key if has_own else declared(workload), key)
+    return list(found.values())

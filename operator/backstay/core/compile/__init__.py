@@ -85,11 +85,14 @@ def _merge(one: Origins, other: Origins) -> Origins:
     return Origins(documents=documents, rules={**one.rules, **other.rules})
 
 
-def compile_mesh(snapshot: Snapshot, registry: Registry, cache: PartCache | None = None) -> Compiled:
+def compile_mesh(
+    snapshot: Snapshot, registry: Registry, cache: PartCache | None = None, *, named: bool = True
+) -> Compiled:
     """Compile every workload of the registry.
 
     Documents must be valid together (validate); a document that names a service the registry does not have must have
-    been taken out before (it waits), or the service be remembered by the caller.
+    been taken out before (it waits), or the service be remembered by the caller. `named=False` leaves out the digests of
+    whole configs, which only rollouts need and which cost as much as all the rest where everybody reaches everything.
     """
     cache = cache or PartCache()
     cache.turn()
@@ -112,7 +115,7 @@ def compile_mesh(snapshot: Snapshot, registry: Registry, cache: PartCache | None
         manifests[workload.key] = Manifest(workload=workload.key, parts=makes | ingress | own)
     return Compiled(
         manifests=manifests,
-        digests={key: config_digest(manifest) for key, manifest in manifests.items()},
+        digests={key: config_digest(manifest) for key, manifest in manifests.items()} if named else {},
         parts=build.parts,
         origins=build.origins,
     )

@@ -34,7 +34,7 @@ def index(snapshot: Snapshot, registry: Registry) -> Index:
         authentication=_authentication(documents, registry),
         gateways=_gateways(documents, registry),
         attached=tuple(d for d in documents if isinstance(d.spec, RouteSpec) and d.spec.parent_refs),
-        authorization={w.key: _authorizations(documents, w) for w in registry.workloads.values()},
+        authorization=_authorization(documents, registry),
     )
 
 
@@ -72,10 +72,9 @@ def _authentication(documents: list[Document], registry: Registry) -> dict[str, 
     return found
 
 
-def _authorizations(documents: list[Document], workload: Workload) -> tuple[Document, ...]:
-    return tuple(
-        document
-        for document in documents
-        if isinstance(document.spec, AuthorizationSpec)
-        and selects(document.spec.selector, document.metadata.namespace, workload)
-    )
+def _authorization(documents: list[Document], registry: Registry) -> dict[str, tuple[Document, ...]]:
+    policies = [(d, d.spec.selector) for d in documents if isinstance(d.spec, AuthorizationSpec)]
+    return {
+        workload.key: tuple(d for d, selector in policies if selects(selector, d.metadata.namespace, workload))
+        for workload in registry.workloads.values()
+    }

@@ -6,7 +6,9 @@ of the registry, those that policies name, any other of each namespace that is n
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
 
 from backstay.config.authorize import AuthorizationTable, namespace_of
 from backstay.config.model import Authorization, InboundPort, Operation, Policy, PolicyRule, Source
@@ -47,8 +49,8 @@ class AccessClass:
     """Requests to one port of some workloads that are let in, or kept out, otherwise than before."""
 
     servers: tuple[str, ...]
-    port: int
-    protocol: str
+    ports: tuple[int, ...]
+    """The applications' own; OTHER_PORTS is every one that nobody names."""
     direction: Direction
     boxes: tuple[Box, ...]
     """Empty where nothing could be proven."""
@@ -62,7 +64,7 @@ class AccessClass:
 
     def holds(self, server: str, port: int, source: str, question: Asked) -> bool:
         """Whether a request of this caller is one of these."""
-        if server not in self.servers or port != self.port:
+        if server not in self.servers or port not in self.ports:
             return False
         return not self.boxes or any(
             all(
@@ -132,11 +134,32 @@ def access_classes(before: World, after: World) -> list[AccessClass]:
     memo: dict[Hashable, list[AccessClass]] = {}
     for key in sorted(before.compiled.manifests.keys() & after.compiled.manifests.keys()):
         for item in _of_workload(before, after, key, memo):
-            same = (item.port, item.direction, tuple(item.words()), item.before.reason, item.after.reason, item.doubt)
+            change = (item.direction, item.before.reason, item.after.reason, item.doubt)
+            same = (item.servers, tuple(item.words()), _frozen(item.boxes), change)
             known = found.get(same, item)
-            found[same] = replace(item, servers=tuple(sorted({*known.servers, *item.servers})))
-    order = {"gains": 0, "refused otherwise": 2, "loses": 1}
-    return sorted(found.values(), key=lambda item: order[item.direction])
+            found[same] = replace(known, ports=tuple(sorted({*known.ports, *item.ports})))
+    return _ordered(_with_equal_ports(found.values()))
+
+
+def _frozen(boxes: Iterable[Box]) -> Hashable:
+    return tuple(tuple(sorted(box.items())) for box in boxes)
+
+
+def _with_equal_ports(classes: Iterable[AccessClass]) -> Iterator[AccessClass]:
+    """Workloads of which the same is said, together."""
+    found: dict[Hashable, AccessClass] = {}
+    for item in classes:
+        change = (item.direction, item.before.reason, item.after.reason, item.doubt)
+        same = (item.ports, tuple(item.words()), _frozen(item.boxes), change)
+        known = found.get(same, item)
+        found[same] = replace(known, servers=tuple(sorted({*known.servers, *item.servers})))
+    yield from found.values()
+
+
+def _ordered(classes: Iterable[AccessClass]) -> list[AccessClass]:
+    """What widens access first."""
+    order = {"gains": 0, "loses": 1, "refused otherwise": 2}
+    return sorted(classes, key=lambda item: order[item.direction])
 
 
 def _of_workload(
@@ -145,6 +168,9 @@ def _of_workload(
     old, new = before.manifest(key).parts, after.manifest(key).parts
     if old["authorization"] == new["authorization"] and old["listeners"] == new["listeners"]:
         return
+    for doubt in _other_changes(before, after, key):
+        any_port = InboundPort(port=OTHER_PORTS)
+        yield _unproven(before, after, key, (any_port, any_port), doubt)
     for port in _ports(before, after, key):
         sides = before.inbound(key, port), after.inbound(key, port)
         same = (old["authorization"], new["authorization"], sides)
@@ -154,8 +180,21 @@ def _of_workload(
             yield replace(item, servers=(key,))
 
 
+OTHER_PORTS: Final = 0
+"""Stands for the ports of an application that no document and no service names."""
+
+
 def _ports(before: World, after: World, key: str) -> list[int]:
-    return sorted({item.port for world in (before, after) for item in world.listeners(key).inbound})
+    return [OTHER_PORTS, *sorted({item.port for world in (before, after) for item in world.listeners(key).inbound})]
+
+
+def _other_changes(before: World, after: World, key: str) -> Iterator[str]:
+    """What changed of listeners that has no dimension here: said, if not proven."""
+    known: dict[str, Any] = {"inbound": (), "egress": "allow_any", "access_log": "off", "other_ports": "permissive"}
+    old, new = (msgspec.structs.replace(world.listeners(key), **known) for world in (before, after))
+    for name in old.__struct_fields__:
+        if getattr(old, name) != getattr(new, name):
+            yield f"{name.replace('_', ' ')} of its listeners changed; who gets in by that is not computed"
 
 
 # --- one port ---------------------------------------------------------------------------------------------------------
@@ -204,8 +243,7 @@ def _class(
     vague = sorted(name for name, dimension in dimensions.items() if not dimension.is_exact)
     return AccessClass(
         servers=(key,),
-        port=port.port,
-        protocol=port.protocol,
+        ports=(port.port,),
         direction=direction,
         boxes=boxes,
         dimensions=dimensions,
@@ -228,8 +266,7 @@ def _unproven(before: World, after: World, key: str, ports: tuple[InboundPort, I
     anything = Asked(b"GET", b"", b"/", b"", ())
     return AccessClass(
         servers=(key,),
-        port=ports[1].port,
-        protocol=ports[1].protocol,
+        ports=(ports[1].port,),
         direction="gains",
         boxes=(),
         dimensions={},

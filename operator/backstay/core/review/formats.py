@@ -88,7 +88,15 @@ def access_sentences(change: AccessChange) -> Iterator[str]:
         f" and {len(change.servers) - 5} more" if len(change.servers) > 5 else ""
     )
     for words in change.requests or ("somebody",):
-        yield f"{words}, at {servers} port {change.port}"
+        yield f"{words}, at {servers} {' and '.join(_ports(change.ports))}"
+
+
+def _ports(ports: Sequence[int]) -> Iterator[str]:
+    named = [str(port) for port in ports if port]
+    if named:
+        yield f"port {', '.join(named)}"
+    if 0 in ports:
+        yield "any other port" if named else "ports that nobody names"
 
 
 def summary(report: Report) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from backstay.core.compile import compile_mesh
+from backstay.core.compile import PartCache, compile_mesh
 from backstay.core.evaluate import Asked, Received, World
 from backstay.core.held import changed_documents
 from backstay.core.problems import Problem
@@ -70,7 +70,8 @@ class AccessChange(Base, frozen=True, kw_only=True):
 
     direction: Literal["gains", "loses", "refused otherwise"]
     servers: tuple[str, ...]
-    port: int
+    ports: tuple[int, ...]
+    """The applications' own; 0 is every port that nobody names."""
     requests: tuple[str, ...]
     """`who: what`, as alternatives."""
     before: str
@@ -153,9 +154,10 @@ def remark(problem: Problem) -> Remark:
 
 
 def compared(before: Snapshot, after: Snapshot, registry: Registry) -> tuple[World, World]:
-    """Both snapshots compiled for one registry."""
-    old = World(before, registry, compile_mesh(before, registry))
-    return old, World(after, registry, compile_mesh(after, registry))
+    """Both snapshots compiled for one registry; what they share is compiled once."""
+    cache = PartCache()
+    old = World(before, registry, compile_mesh(before, registry, cache, named=False))
+    return old, World(after, registry, compile_mesh(after, registry, cache, named=False))
 
 
 def document_changes(before: Snapshot, after: Snapshot) -> Iterator[DocumentChange]:
@@ -214,7 +216,7 @@ def _access_change(item: AccessClass) -> AccessChange:
     return AccessChange(
         direction=item.direction,
         servers=item.servers,
-        port=item.port,
+        ports=item.ports,
         requests=tuple(item.words()),
         before=_received_text(item.before),
         after=_received_text(item.after),

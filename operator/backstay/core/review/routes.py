@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from backstay.config.match import HostTable, RouteTable, host_of, is_from, joined, parameters
+from backstay.config.match import HostTable, RouteTable, canonical, covers, host_of, is_from, joined, parameters
 from backstay.config.model import Match
 from backstay.core.compile import declared
 from backstay.core.evaluate import Asked, Destination, Sent, World, needs_prefix
@@ -61,6 +61,9 @@ class RouteClass:
     dimensions: Mapping[str, Dimension]
     before: Sent
     after: Sent
+    outside: tuple[HostTable, HostTable] | None = None
+    """Set for requests to hosts that neither config knows."""
+    at_gateway: bool = False
     doubt: str = ""
     """Why the class is not exact; empty where it is."""
 
@@ -74,12 +77,19 @@ class RouteClass:
         )
 
     def _is_named(self, authority: bytes) -> bool:
-        return not self.authorities or authority.lower() in self.authorities or host_of(authority) in self.authorities
+        if self.outside is not None:
+            return all(hosts.find(authority) is None for hosts in self.outside)
+        name = host_of(authority) if self.at_gateway else canonical(authority)
+        if name in self.authorities:
+            return True
+        host, _, port = name.partition(b":")
+        patterns = [pattern.partition(b":") for pattern in self.authorities if pattern.startswith(b"*")]
+        return any(covers(wild.decode(), host.decode()) and port == wanted for wild, _, wanted in patterns)
 
     def samples(self) -> Iterator[Asked]:
         """One request of every box."""
         for box in self.boxes:
-            found = sample(self.dimensions, box, self.authorities[0])
+            found = sample(self.dimensions, box, below(self.authorities[0]) if self.authorities else b"unknown.invalid")
             if found is not None:
                 yield found
 
@@ -169,6 +179,18 @@ class _Pair:
     old: RouteTable | None
     new: RouteTable | None
     authorities: tuple[bytes, ...]
+    port: int = 0
+    """At a gateway the port where requests from outside come in; 0: requests that the workload makes."""
+    outside: tuple[HostTable, HostTable] | None = None
+    """For hosts that neither config knows."""
+
+    @property
+    def shown(self) -> str:
+        table = self.new or self.old
+        if table is None:
+            return ""
+        where = "gateway " if self.port else ""
+        return f"{where}{table.routes.host}:{table.routes.port}"
 
 
 def _depends(pair: _Pair) -> bool:
@@ -180,11 +202,11 @@ def _memo_key(before: World, after: World, caller: str, pair: _Pair) -> Hashable
     for world, table in ((before, pair.old), (after, pair.new)):
         parts = world.manifest(caller).parts
         if table is None:
-            sides.append((world.listeners(caller).egress,))
+            sides.append(("" if pair.port else world.listeners(caller).egress,))
         else:
             needed = sorted(_backends(table))
             sides.append((parts[table.key], *(parts.get(f"backend/{key}", "") for key in needed)))
-    return (pair.authorities, *sides)
+    return (pair.authorities, pair.port, *sides)
 
 
 def _backends(table: RouteTable) -> set[str]:
@@ -196,23 +218,42 @@ def _backends(table: RouteTable) -> set[str]:
 def _pairs(before: World, after: World, caller: str) -> Iterator[_Pair]:
     """What has to be compared for a caller: changed hosts by who answers to which spelling, and hosts nobody knows."""
     old, new = before.manifest(caller).parts, after.manifest(caller).parts
-    if old == new and before.listeners(caller).egress == after.listeners(caller).egress:
-        return
+    egress = [world.listeners(caller).egress for world in (before, after)]
     changed = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and "/" in key}
-    hosts = {key for key in changed if key.startswith("routes/")}
     moved = {key.removeprefix("backend/") for key in changed if key.startswith("backend/")}
-    come_or_gone = {key for key in hosts if key not in old or key not in new}
-    tables = (before.hosts(caller), after.hosts(caller)) if come_or_gone else None
+    hosts = {key for key in changed if not key.startswith("backend/")}
     if moved:
         hosts |= _named_by(before, old, moved) | _named_by(after, new, moved)
+    yield from _pairs_among(before, after, caller, {key for key in hosts if key.startswith("routes/")}, 0)
+    for port in sorted({int(key.rpartition(":")[2]) for key in hosts if key.startswith("gateway/")}):
+        own = {key for key in hosts if key.startswith("gateway/") and key.endswith(f":{port}")}
+        yield from _pairs_among(before, after, caller, own, port)
+    if egress[0] != egress[1]:
+        yield _Pair(None, None, (), outside=(before.hosts(caller), after.hosts(caller)))
+
+
+def _pairs_among(before: World, after: World, caller: str, hosts: set[str], port: int) -> Iterator[_Pair]:
+    """Of the hosts in the mesh (port 0), or at one port of a gateway."""
+    old, new = before.manifest(caller).parts, after.manifest(caller).parts
+    come_or_gone = {key for key in hosts if key not in old or key not in new}
+    tables = None
+    if come_or_gone:
+        tables = (_tables(before, caller, port), _tables(after, caller, port))
     for key in sorted(hosts - come_or_gone):
         was, now = before.table(caller, key), after.table(caller, key)
-        names = tuple(dict.fromkeys((*now.names, *now.aliases))) if now else ()
-        yield _Pair(was, now, tuple(name for name in names if _still(tables, name, key)))
+        names = _spellings(now) if now is not None else ()
+        yield _Pair(was, now, tuple(name for name in names if _still(tables, name, key)), port)
     if tables is not None:
-        yield from _respelled(tables, come_or_gone)
-    if before.listeners(caller).egress != after.listeners(caller).egress:
-        yield _Pair(None, None, ())
+        for pair in _respelled(tables, come_or_gone):
+            yield replace(pair, port=port)
+
+
+def _tables(world: World, caller: str, port: int) -> HostTable:
+    return world.gateway_hosts(caller, port) if port else world.hosts(caller)
+
+
+def _spellings(table: RouteTable) -> tuple[bytes, ...]:
+    return tuple(dict.fromkeys((*table.names, *table.aliases, *table.wild)))
 
 
 def _named_by(world: World, parts: Mapping[str, str], backends: set[str]) -> set[str]:
@@ -220,28 +261,35 @@ def _named_by(world: World, parts: Mapping[str, str], backends: set[str]) -> set
     return {
         key
         for key, digest in parts.items()
-        if key.startswith("routes/") and not backends.isdisjoint(world.sends_to(digest))
+        if key.startswith(("routes/", "gateway/")) and not backends.isdisjoint(world.sends_to(digest))
     }
 
 
 def _still(tables: tuple[HostTable, HostTable] | None, name: bytes, key: str) -> bool:
     """Whether a spelling means this host before and after."""
-    return tables is None or all((found := side.find(name)) is not None and found.key == key for side in tables)
+    if tables is None or name.startswith(b"*"):
+        return True
+    return all((found := side.find(name)) is not None and found.key == key for side in tables)
 
 
 def _respelled(tables: tuple[HostTable, HostTable], keys: Iterable[str]) -> Iterator[_Pair]:
-    """Spellings of hosts that came or went, by what they meant and mean."""
+    """Spellings of hosts that came or went, by what they meant and mean. A pattern is looked up by a name below it."""
     found: dict[tuple[RouteTable | None, RouteTable | None], list[bytes]] = {}
     for key in sorted(keys):
         for side in tables:
             table = side.of_key(key)
-            for name in (*table.names, *table.aliases) if table is not None else ():
-                meant, means = (each.find(name) for each in tables)
+            for name in _spellings(table) if table is not None else ():
+                meant, means = (each.find(below(name)) for each in tables)
                 names = found.setdefault((meant, means), [])
                 if name not in names:
                     names.append(name)
     for (meant, means), names in found.items():
         yield _Pair(meant, means, tuple(names))
+
+
+def below(authority: bytes) -> bytes:
+    """A name that a host pattern takes; any other authority as it is."""
+    return b"other" + authority[1:] if authority.startswith(b"*") else authority
 
 
 # --- one host ---------------------------------------------------------------------------------------------------------
@@ -253,7 +301,10 @@ def _compare(before: World, after: World, pair: _Pair, caller: str, callers: tup
     doubt = ""
     try:
         dimensions = _dimensions(caller, pair)
-        lists = [_decisions(world, table, caller, dimensions, sents, side) for side, (world, table) in enumerate(sides)]
+        lists = [
+            _decisions(world, table, caller, dimensions, sents, side, port=pair.port)
+            for side, (world, table) in enumerate(sides)
+        ]
         found = differences(lists[0], lists[1], dimensions)
     except TooManyPieces:
         doubt = "its rules cross each other in too many ways to be compared one by one"
@@ -272,21 +323,22 @@ def _classes(
     callers: tuple[str, ...],
 ) -> Iterator[RouteClass]:
     by_change: dict[tuple[Effect, Effect], list[Box]] = {}
-    authority = pair.authorities[0] if pair.authorities else b"unknown.invalid"
+    authority = below(pair.authorities[0]) if pair.authorities else b"unknown.invalid"
     for difference in found:
         if sample(dimensions, difference.box, authority) is not None:
             by_change.setdefault((difference.before, difference.after), []).append(difference.box)
     vague = sorted(name for name, dimension in dimensions.items() if not dimension.is_exact)
-    table = pair.new or pair.old
     for (old, new), boxes in by_change.items():
         yield RouteClass(
             callers=callers,
-            host=f"{table.routes.host}:{table.routes.port}" if table else "",
+            host=pair.shown,
             authorities=pair.authorities,
             boxes=tuple(boxes),
             dimensions=dimensions,
             before=sents[old][0],
             after=sents[new][1],
+            outside=pair.outside,
+            at_gateway=pair.port > 0,
             doubt=f"patterns in {', '.join(vague)} were compared by examples" if vague else "",
         )
 
@@ -294,44 +346,25 @@ def _classes(
 def _unproven(
     before: World, after: World, pair: _Pair, caller: str, callers: tuple[str, ...], doubt: str
 ) -> RouteClass:
-    table = pair.new or pair.old
     return RouteClass(
         callers=callers,
-        host=f"{table.routes.host}:{table.routes.port}" if table else "",
+        host=pair.shown,
         authorities=pair.authorities,
         boxes=(),
         dimensions={},
-        before=_first(before, pair.old, caller),
-        after=_first(after, pair.new, caller),
+        before=_first(before, pair.old, caller, pair.port),
+        after=_first(after, pair.new, caller, pair.port),
+        outside=pair.outside,
+        at_gateway=pair.port > 0,
         doubt=doubt,
     )
 
 
-def _first(world: World, table: RouteTable | None, caller: str) -> Sent:
+def _first(world: World, table: RouteTable | None, caller: str, port: int) -> Sent:
     """Something to show for a host as a whole: what its last rule does, which most often is the general one."""
     if table is None:
-        return world.unknown_host(caller)
+        return Sent(kind="no-route") if port else world.unknown_host(caller)
     return world.by_rule(caller, table, len(table.routes.rules) - 1)
-
-
-def vague_hosts(before: World, after: World) -> list[tuple[str, str]]:
-    """Changed hosts that were compared by examples: (`host:port`, why)."""
-    found: dict[str, str] = {}
-    for group in groups(before, after):
-        for pair in _pairs(before, after, group.first):
-            table = pair.new or pair.old
-            patterns = {text for side in (pair.old, pair.new) if side for text in _patterns(side)}
-            if table is not None and patterns:
-                found[f"{table.routes.host}:{table.routes.port}"] = ", ".join(sorted(patterns))
-    return sorted(found.items())
-
-
-def _patterns(table: RouteTable) -> Iterator[str]:
-    for rule in table.routes.rules:
-        for match in rule.matches:
-            if match.path is not None and match.path.kind == "regex":
-                yield match.path.value
-            yield from (item.value for item in (*match.headers, *match.query) if item.kind == "regex")
 
 
 def _matches(table: RouteTable | None, caller: str) -> Iterator[tuple[int, Match]]:
@@ -355,7 +388,7 @@ def _dimensions(caller: str, pair: _Pair) -> dict[str, Dimension]:
     ]
     authorities = [match.authority for match in matches if match.authority is not None]
     if authorities:
-        found.append(authority_dimension(authorities, map(host_of, pair.authorities)))
+        found.append(authority_dimension(authorities, (host_of(below(name)) for name in pair.authorities)))
     return {dimension.name: dimension for dimension in found}
 
 
@@ -373,6 +406,8 @@ def _decisions(
     dimensions: Mapping[str, Dimension],
     sents: dict[Effect, dict[int, Sent]],
     side: int,
+    *,
+    port: int,
 ) -> Decisions[Effect]:
     """The rules of a host as boxes with their effects; `sents` remembers what to show for an effect on each side."""
 
@@ -382,7 +417,7 @@ def _decisions(
         return key
 
     if table is None:
-        return Decisions(entries=(), default=remembered(world.unknown_host(caller)))
+        return Decisions(entries=(), default=remembered(Sent(kind="no-route") if port else world.unknown_host(caller)))
     entries = []
     for index, match in _matches(table, caller):
         rule = table.routes.rules[index]

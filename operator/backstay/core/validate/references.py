@@ -212,8 +212,9 @@ def ports_not_http(facts: Facts) -> Iterator[Problem]:
 def empty_subsets(facts: Facts) -> Iterator[Problem]:
     if facts.registry is None:
         return
+    labels_of = _labels_by_service(facts.registry)
     for document, spec in facts.of(BackendSpec):
-        instances = [instance.labels for instance in facts.registry.of_service(service_key(spec.service, document))]
+        instances = labels_of.get(service_key(spec.service, document), [])
         for index, subset in enumerate(spec.subsets):
             if instances and not any(_carries(labels, subset.labels) for labels in instances):
                 message = (
@@ -222,6 +223,16 @@ def empty_subsets(facts: Facts) -> Iterator[Problem]:
                 )
                 path = f"spec.subsets[{index}].labels"
                 yield problem(document, path, "SubsetSelectsNothing", message, Severity.WARNING)
+
+
+def _labels_by_service(registry: Registry) -> dict[str, list[Mapping[str, str]]]:
+    """Labels of the instances behind every service, in one pass over the registry."""
+    found: dict[str, list[Mapping[str, str]]] = {}
+    for instance in registry.instances.values():
+        workload = registry.workloads.get(instance.workload)
+        for service in workload.services if workload is not None else ():
+            found.setdefault(service, []).append(instance.labels)
+    return found
 
 
 def _carries(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:

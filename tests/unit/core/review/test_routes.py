@@ -10,7 +10,7 @@ from backstay.core.evaluate import World, asked
 from backstay.core.review.routes import RouteClass, effect, route_classes
 
 CALLERS = tuple(f"shop/{name}" for name in CLIENTS)
-BOUNDED = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+BOUNDED = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @BOUNDED

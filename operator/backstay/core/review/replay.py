@@ -1,0 +1,248 @@
+"""Recorded requests put through two revisions: how many would change, be denied, be admitted, with examples and lines.
+
+Equal requests are decided once. What is known of a request is what logs hold: method, host, path with query, and who sent
+it; headers are not in logs, so a rule that asks for one is decided as if it were not there, and the result says so.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from backstay.config.authorize import namespace_of
+from backstay.core.evaluate import ANONYMOUS, Asked, Reach, Request, Sent, World, asked, forwarded_as, refused_by_mode
+from backstay.core.review import words
+from backstay.core.review.routes import effect
+
+Fate: TypeAlias = Literal["changed", "denied", "admitted"]
+MOST_REMEMBERED: Final = 1_000_000
+"""Different requests that are counted before they are decided; about 200 MB. A longer log is decided in several goes."""
+_EXAMPLES: Final = 3
+
+
+class Logged(NamedTuple):
+    """One request of a log."""
+
+    method: str
+    authority: str
+    target: str
+    """Path and query."""
+    source: str
+    """SPIFFE ID, a workload's key, or an address (a caller without a certificate)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """Requests that one line before and one line after decide, with the same change."""
+
+    fate: Fate
+    before: str
+    after: str
+    before_place: str
+    after_place: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    total: int = 0
+    distinct: int = 0
+    unknown: int = 0
+    """From callers that the registry does not know, or that no proxy would take at all."""
+    asks_headers: int = 0
+    """Requests to hosts or workloads whose rules ask for headers that logs do not hold."""
+    groups: dict[Hashable, Group] = field(default_factory=dict)
+
+    def count(self, fate: Fate) -> int:
+        return sum(group.count for group in self.groups.values() if group.fate == fate)
+
+    def ordered(self) -> list[Group]:
+        """Denied first, then admitted, then otherwise changed; the most frequent first."""
+        order = {"denied": 0, "admitted": 1, "changed": 2}
+        return sorted(self.groups.values(), key=lambda group: (order[group.fate], -group.count))
+
+
+class _Outcome(NamedTuple):
+    effect: Hashable
+    """What is compared."""
+    answered: bool
+    sent: Sent | None
+    refused: str
+    """Workload that refuses, for the words."""
+
+
+class Replay:
+    """Takes logged requests in any portions."""
+
+    def __init__(self, before: World, after: World) -> None:
+        self._sides = (_Side(before), _Side(after))
+        self._counts: dict[Logged, int] = {}
+        self.result = Result()
+
+    def feed(self, requests: Iterable[Logged]) -> None:
+        counts = self._counts
+        for request in requests:
+            counts[request] = counts.get(request, 0) + 1
+        if len(counts) > MOST_REMEMBERED:
+            self.finish()
+
+    def finish(self) -> Result:
+        """Decide what was fed since the last time."""
+        for request, count in self._counts.items():
+            self._decide(request, count)
+        self.result.distinct += len(self._counts)
+        self._counts = {}
+        return self.result
+
+    def _decide(self, logged: Logged, count: int) -> None:
+        result = self.result
+        result.total += count
+        path, _, query = logged.target.partition("?")
+        question = asked(Request(method=logged.method, authority=logged.authority, path=path or "/", query=query))
+        if question is None:
+            result.unknown += count
+            return
+        old = self._sides[0].outcome(logged.source, question)
+        new = self._sides[1].outcome(logged.source, question)
+        if old is None or new is None:
+            result.unknown += count
+            return
+        if self._sides[1].asks_headers(question.authority, logged.source):
+            result.asks_headers += count
+        if old.effect != new.effect:
+            self._note(logged, count, question, old, new)
+
+    def _note(self, logged: Logged, count: int, question: Asked, old: _Outcome, new: _Outcome) -> None:
+        fate: Fate = "changed"
+        if old.answered != new.answered:
+            fate = "admitted" if new.answered else "denied"
+        key = (fate, old.effect, new.effect, old.refused, new.refused)
+        group = self.result.groups.get(key)
+        if group is None:
+            told = [
+                side.told(item, logged.source, question) for side, item in zip(self._sides, (old, new), strict=True)
+            ]
+            (before, before_place), (after, after_place) = told
+            group = self.result.groups[key] = Group(
+                fate=fate, before=before, after=after, before_place=before_place, after_place=after_place
+            )
+        group.count += count
+        if len(group.examples) < _EXAMPLES:
+            group.examples.append(
+                f"{logged.method} {logged.authority}{logged.target} from {logged.source or 'plaintext'}"
+            )
+
+
+class _Side:
+    """One of the two worlds, with what is asked again and again at hand."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        domain = world.snapshot.mesh.trust_domain
+        self._by_identity: dict[str, str] = {}
+        for workload in sorted(world.registry.workloads.values(), key=lambda item: item.key):
+            self._by_identity.setdefault(workload.identity(domain), workload.key)
+            self._by_identity.setdefault(workload.key, workload.key)
+        self._effects: dict[int, tuple[Sent, Hashable, tuple[tuple[Reach, bool], ...]]] = {}
+        self._headers: dict[tuple[bytes, str], bool] = {}
+
+    def outcome(self, source: str, question: Asked) -> _Outcome | None:
+        """None for a caller that is not known, or a name that means nothing to a caller without a proxy."""
+        caller = self._by_identity.get(source)
+        if caller is not None:
+            sent = self._world.chooses(caller, question)
+            return self._answered(sent, self._world.listeners(caller).identity, question)
+        return None if "/" in source else self._from_outside(question)
+
+    def _from_outside(self, question: Asked) -> _Outcome | None:
+        """A caller without a proxy reaches the workloads of a service directly."""
+        found = self._services(question.authority)
+        if not found:
+            return None
+        refusals = [self._refuses(reach, ANONYMOUS, question) for reach in found]
+        refused = next((reach.workload for reach, why in zip(found, refusals, strict=True) if why), "")
+        return _Outcome(tuple(refusals), not all(refusals), None, refused)
+
+    def _services(self, authority: bytes) -> tuple[Reach, ...]:
+        host, _, port = authority.decode("latin-1").lower().partition(":")
+        known = self._world.registry.services
+        name = next((key for key in (host, *(k for k in known if k.partition(".")[0] == host)) if key in known), "")
+        if not name:
+            return ()
+        number = int(port) if port.isdigit() else 80
+        ports = [item.target_port for item in known[name].ports if item.port == number]
+        workloads = [item for item in self._world.registry.workloads.values() if name in item.services]
+        return tuple(Reach(workload=item.key, port=target) for target in ports for item in workloads)
+
+    def _answered(self, sent: Sent, identity: str, question: Asked) -> _Outcome:
+        known = self._effects.get(id(sent))
+        if known is None:
+            ends = tuple(
+                (reach, item.backend.tls == "mesh")
+                for item in sent.destinations
+                for reach in self._world.reaches(item)
+                if reach.meshed
+            )
+            known = self._effects[id(sent)] = (sent, effect(sent), ends)
+        _, what, ends = known
+        forwarded = question if sent.rule is None or not ends else forwarded_as(sent, question)
+        if forwarded is None:
+            return _Outcome((what, "bad-rewrite"), False, sent, "")
+        refusals = tuple(self._refuses(reach, identity if secure else ANONYMOUS, forwarded) for reach, secure in ends)
+        answered = sent.kind in ("route", "redirect", "direct", "pass-through") and not (refusals and all(refusals))
+        refused = next((reach.workload for (reach, _), why in zip(ends, refusals, strict=True) if why), "")
+        return _Outcome((what, refusals), answered, sent, refused)
+
+    def _refuses(self, reach: Reach, source: str, question: Asked) -> str:
+        world = self._world
+        port = world.inbound(reach.workload, reach.port)
+        why = refused_by_mode(port.mtls, source)
+        table = world.policies(reach.workload)
+        if why or table.decides_nothing:
+            return why
+        if port.protocol == "tcp":
+            decision = table.decide_connection(source, namespace_of(source), reach.port)
+        else:
+            decision = table.decide(
+                source, namespace_of(source), question.method, question.path, question.fields, reach.port
+            )
+        return "" if decision.allowed else "denied"
+
+    def asks_headers(self, authority: bytes, source: str) -> bool:
+        """Whether the rules of a host look at headers."""
+        caller = self._by_identity.get(source)
+        if caller is None:
+            return False
+        key = (authority, caller)
+        found = self._headers.get(key)
+        if found is None:
+            table = self._world.hosts(caller).find(authority)
+            rules = table.routes.rules if table is not None else ()
+            found = self._headers[key] = any(match.headers for rule in rules for match in rule.matches)
+        return found
+
+    def told(self, outcome: _Outcome, source: str, question: Asked) -> tuple[str, str]:
+        """In words, with the place."""
+        sent = outcome.sent
+        if outcome.refused and not outcome.answered:
+            caller = self._by_identity.get(source)
+            identity = self._world.listeners(caller).identity if caller else ANONYMOUS
+            ports = dict(self._world.registry.workloads[outcome.refused].ports)
+            received = self._world.takes(outcome.refused, next(iter(ports), 0), identity, question)
+            return f"refused at {outcome.refused}: {words.decided_by(received)}", received.place or received.mtls_place
+        if sent is None:
+            return "answered", ""
+        told = [text if name == "to" else f"{name} {text}" for name, text in words.facets(sent).items()]
+        return ", ".join(told), sent.place
+
+
+def summary(result: Result) -> Mapping[str, int]:
+    return {
+        "requests": result.total,
+        "distinct": result.distinct,
+        "denied": result.count("denied"),
+        "admitted": result.count("admitted"),
+        "changed": result.count("changed"),
+        "unknown": result.unknown,
+        "rulesAskForHeaders": result.asks_headers,
+    }
