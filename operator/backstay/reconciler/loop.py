@@ -33,7 +33,7 @@ from backstay.core.rollout.model import ProxyView
 from backstay.core.snapshot import Document, Snapshot
 from backstay.core.tenancy import Scope, removes_too_much
 from backstay.core.validate import Cache, validate
-from backstay.core.view import MeshView
+from backstay.core.view import MeshView, SourceCondition
 from backstay.reconciler.book import FleetBook, Heard
 from backstay.reconciler.conductor import Conductor
 from backstay.reconciler.journal import Journal, sha_of
@@ -135,6 +135,8 @@ class Reconciler:
         self._doubted: Registry | None = None
         """A registry that had lost half of its instances: believed only if the next list says the same."""
         self._documents = Cache()
+        self._source_told = SourceCondition()
+        """What of git's remote has been told last."""
         self._problems: tuple[Problem, ...] = ()
         self._fault = ""
         self._looked_at = ports.clock.monotonic()
@@ -276,9 +278,19 @@ class Reconciler:
     # --- git ----------------------------------------------------------------------------------------------------------
 
     def _look_at_git(self) -> None:
+        self._note_source()
         found = self._watch.take()
         if found is not None:
             self._take_up(found)
+
+    def _note_source(self) -> None:
+        """A remote that fails, fails otherwise, or is back, is news."""
+        now, before = self._watch.condition, self._source_told
+        if (now.ok, now.reason, now.message) == (before.ok, before.reason, before.message):
+            return
+        self._source_told = now
+        reason, text = ("FetchSucceeded", "git answers again") if now.ok else (now.reason, now.message)
+        self._journal.event("source", reason, text, warning=not now.ok)
 
     def _take_up(self, found: Found) -> None:
         revision = str(found.tree.revision)

@@ -383,3 +383,28 @@ async def test_a_knock_at_a_standby_reaches_the_leader(around: World) -> None:
         forged = {**headers, "X-Hub-Signature-256": "sha256=00"}
         async with session.post(url, data=body, headers=forged) as answer:
             assert answer.status == 401
+
+
+async def test_a_repository_that_is_made_again_goes_on_where_it_was_even_without_git(around: World) -> None:
+    """As after its kind was deleted by mistake: what served is known, and is not begun anew."""
+    sha = around.repository().commit("first", mesh__yaml=MESH, b__yaml=route("b"))
+    await around.start()
+    await around.make_repository()
+    await around.until_repository(is_ready)
+    await around.client.delete(MESH_REPOSITORY.path(around.shop, "shop"))
+
+    async def are_gone() -> bool:
+        return not await around.items(MESH_INTENT)
+
+    await until(are_gone, lambda: "projections are left")
+    around.forge.accept_basic("nobody", "comes in")
+    await around.make_repository()
+    found = await around.until_repository(lambda seen: "FetchFailed" in seen)
+    assert await _applied(around, sha)
+    assert conditions(found)["FetchFailed"] == "True/AuthenticationFailed"
+
+    async def is_told() -> bool:
+        return ("Warning", "AuthenticationFailed") in [event[:2] for event in await around.events()]
+
+    await until(is_told, lambda: "nobody was told that git refuses us")
+    assert "route.b" in [item["metadata"]["name"] for item in await around.items(MESH_INTENT)]
