@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "validate": ("validate", "Check a folder of documents as the operator would."),
     "plan": ("plan", "Show which workloads a change would touch, and in which waves."),
     "review": ("review", "What a change does: to which requests, to whose access, by which line."),
+    "test": ("test", "Check the Expectations of a repository, or record some."),
     "replay": ("replay", "Recorded traffic put through two revisions."),
     "route": ("route", "Which route and which policies decide one request."),
     "auth": ("auth", "Who may ask what of whom."),

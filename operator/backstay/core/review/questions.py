@@ -111,7 +111,7 @@ def method_dimension(methods: Iterable[str]) -> Dimension:
         for name in (b"GET", b"POST", b"PUT", b"DELETE", b"PATCH", b"HEAD", b"OTHER", b"OTHERX")
         if name not in known
     )
-    return Dimension(METHOD, (*sorted(known), b"OPTIONS", other), questions)
+    return Dimension(METHOD, (other, *sorted(known), b"OPTIONS"), questions)
 
 
 def path_dimension(matches: Iterable[PathMatch], patterns: Iterable[str]) -> Dimension:

@@ -35,6 +35,7 @@ from backstay.core.review.space import (
     Entry,
     TooManyPieces,
     Unknowable,
+    decided,
     described,
     differences,
 )
@@ -451,6 +452,26 @@ def box_of(match: Match, dimensions: Mapping[str, Dimension]) -> Box:
     for item in match.query:
         narrow(query_dimension(item.name), item)
     return box
+
+
+def rule_samples(world: World, caller: str, key: str) -> Iterator[Asked]:
+    """For each rule of a host that takes any request of this caller, one that it takes. Raises TooManyPieces, Unknowable."""
+    table = world.table(caller, key)
+    if table is None:
+        return
+    pair = _Pair(table, table, table.names)
+    dimensions = _dimensions(caller, pair)
+    entries = []
+    for index, match in _matches(table, caller):
+        box = box_of(match, dimensions)
+        if all(box.values()):
+            entries.append(Entry(box=box, outcome=index))
+    seen: set[int] = set()
+    for box, index in decided(Decisions(entries=tuple(entries), default=-1), dimensions):
+        question = sample(dimensions, box, below(pair.authorities[0])) if index not in seen else None
+        if question is not None and index >= 0:
+            seen.add(index)
+            yield question
 
 
 def effect(sent: Sent) -> Effect:

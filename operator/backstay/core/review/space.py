@@ -190,6 +190,11 @@ def differences(
     return found
 
 
+def decided(decisions: Decisions[Outcome], dimensions: Mapping[str, Dimension]) -> Iterator[tuple[Box, Outcome]]:
+    """The whole space cut by who decides in it. Raises TooManyPieces."""
+    return _Cutter({name: dimension.all for name, dimension in dimensions.items()}).decided({}, decisions)
+
+
 def _changed_boxes(before: Decisions[Outcome], after: Decisions[Outcome]) -> list[Box]:
     """Boxes of the entries that are not common to both lists in one order; everything if the defaults differ."""
     if before.default != after.default:

@@ -1,0 +1,68 @@
+"""Recorded requests through two revisions: counts, lines, and what a log cannot tell."""
+
+from tests.support.policy import BACKENDS, Json, compiled, document
+
+from backstay.core.review.replay import Logged, Replay, Result, summary
+
+CLIENT = "spiffe://backstay.local/ns/shop/sa/client"
+BATCH = "spiffe://backstay.local/ns/shop/sa/batch"
+
+
+def route(to: str, **match: object) -> Json:
+    rule = {"backendRefs": [{"name": to, "port": 80}], **({"matches": [match]} if match else {})}
+    return document("Route", "web", {"hosts": ["web"], "rules": [rule]})
+
+
+def allow(*accounts: str) -> Json:
+    rules = [{"from": [{"serviceAccounts": [name]}]} for name in accounts]
+    return document("Authorization", "web", {"selector": {"workloads": ["web-v1", "web-v2"]}, "rules": rules})
+
+
+def replayed(before: list[Json], after: list[Json], *requests: Logged) -> Result:
+    replay = Replay(compiled([*BACKENDS, *before]), compiled([*BACKENDS, *after]))
+    replay.feed(requests)
+    return replay.finish()
+
+
+def test_denials_are_counted_with_the_line_that_causes_them() -> None:
+    result = replayed(
+        [], [allow("client")], *[Logged("GET", "web", "/a", BATCH)] * 3, Logged("GET", "web", "/a", CLIENT)
+    )
+    (group,) = result.ordered()
+    assert summary(result)["denied"] == group.count == 3
+    assert group.after == "refused at shop/web-v1: no allow rule matches"
+    assert group.after_place == "02.yaml:8"
+    assert group.examples == [f"GET web/a from {BATCH}"]
+    assert (result.total, result.distinct) == (4, 2)
+
+
+def test_admissions_are_the_reverse() -> None:
+    assert summary(replayed([allow("client")], [], Logged("GET", "web", "/a", BATCH)))["admitted"] == 1
+
+
+def test_other_changes_are_told_as_reviews_tell_them() -> None:
+    (group,) = replayed([route("web")], [route("api")], Logged("GET", "web", "/a?x=1", CLIENT)).ordered()
+    assert (group.fate, group.before_place, group.after_place) == ("changed", "02.yaml:13", "02.yaml:13")
+    assert group.before.startswith("web.shop:80, timeout 15 s")
+    assert group.after.startswith("api.shop:80, timeout 15 s")
+
+
+def test_plaintext_callers_are_asked_at_the_server() -> None:
+    strict = document("Authentication", "all", {"mtls": {"mode": "STRICT"}})
+    (group,) = replayed([], [strict], Logged("GET", "web.shop:80", "/", "10.0.0.9")).ordered()
+    assert group.fate == "denied"
+    assert group.after == "refused at shop/web-v1: refused: plaintext at a STRICT port"
+
+
+def test_what_does_not_change_makes_no_group() -> None:
+    result = replayed([route("web")], [route("web")], Logged("GET", "web", "/", CLIENT))
+    assert (result.groups, result.total) == ({}, 1)
+
+
+def test_unknown_callers_are_counted() -> None:
+    assert replayed([], [allow()], Logged("GET", "web", "/", "spiffe://backstay.local/ns/x/sa/y")).unknown == 1
+
+
+def test_rules_that_ask_for_headers_are_said() -> None:
+    asks = route("api", headers=[{"name": "x-a", "value": "1"}])
+    assert replayed([], [asks], Logged("GET", "web", "/", CLIENT)).asks_headers == 1
