@@ -12,7 +12,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.policy import PORT, Json, compiled, repositories, requests
+from support.policy import PORT, Json, compiled, repositories, requests
 
 from backstay.config.model import assemble
 from backstay.config.wire import Endpoint

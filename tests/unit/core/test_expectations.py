@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.support.policy import BACKENDS, Json, compiled, document, registry, snapshot
+from support.policy import BACKENDS, Json, compiled, document, registry, snapshot
 
 from backstay.core import expectations
 from backstay.core.evaluate import Request, World

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.policy import Json, document, snapshot
+from support.policy import Json, document, snapshot
 
 from backstay.core.guardrails import MOST_FINDINGS, BadExpression, as_object, evaluate, judge, weight_step
 from backstay.core.snapshot import Snapshot

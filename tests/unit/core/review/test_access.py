@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.policy import PORT, changed, compiled, document, repositories, requests
+from support.policy import PORT, changed, compiled, document, repositories, requests
 
 from backstay.core.evaluate import ANONYMOUS, World, asked
 from backstay.core.review.access import access_classes

@@ -1,6 +1,6 @@
 """Recorded requests through two revisions: counts, lines, and what a log cannot tell."""
 
-from tests.support.policy import BACKENDS, Json, compiled, document
+from support.policy import BACKENDS, Json, compiled, document
 
 from backstay.core.review.replay import Logged, Replay, Result, summary
 

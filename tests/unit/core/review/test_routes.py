@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.policy import BACKENDS, CLIENTS, changed, compiled, document, repositories, requests
+from support.policy import BACKENDS, CLIENTS, changed, compiled, document, repositories, requests
 
 from backstay.core.evaluate import World, asked
 from backstay.core.review.routes import RouteClass, effect, route_classes
