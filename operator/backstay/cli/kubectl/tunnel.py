@@ -60,6 +60,11 @@ def _carry(connection: socket.socket, target: Target) -> None:
                     Failed("the operator's socket does not answer").show()
             except Failed as error:
                 error.show()
+            except OSError:  # whoever asked has gone
+                pass
+            # While the other thread reads, closing alone would not tell the other side.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _send(connection: socket.socket, stream: Stream) -> None:
