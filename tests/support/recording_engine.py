@@ -46,6 +46,9 @@ class RecordingEngine:
     def endpoints(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> None:
         self._write("endpoints", full=full, names={name: len(each) for name, each in changed.items()})
 
+    def secrets(self, files: Mapping[str, Path]) -> None:
+        self._write("secrets", names=sorted(files))
+
     def addresses(self, services: Mapping[str, Sequence[str]]) -> None:
         self._write("addresses", services={name: list(each) for name, each in services.items()})
 

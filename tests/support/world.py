@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from backstay.config.model import LATENCY_BOUNDS_MS, Manifest, config_digest
 from backstay.config.wire import Ack, Hello, Live, Report, Row, WentBack
-from backstay.core.ports import Assignment, Event, FleetEvent, Joined, Left, Said
+from backstay.core.ports import Assignment, Event, FleetEvent, Joined, Left, Said, TlsMaterial
 from backstay.core.registry import Registry
 from backstay.core.rollout.model import Direction
 from backstay.core.view import MeshView
@@ -97,9 +97,13 @@ class SimFleet:
         self.manifests: dict[str, Manifest] = {}
         self.assigned: list[tuple[str, str, str, float]] = []
         self.live: list[Live] = []
+        self.told_secrets: Mapping[str, Mapping[str, TlsMaterial]] = {}
         self.epoch = 0
         self._events: list[FleetEvent] = []
         self._pending: dict[str, Assignment] = {}
+
+    def secrets(self, by_workload: Mapping[str, Mapping[str, TlsMaterial]]) -> None:
+        self.told_secrets = by_workload
 
     def join(self, proxy: SimProxy) -> None:
         self.proxies[proxy.id] = proxy

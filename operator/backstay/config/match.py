@@ -180,7 +180,7 @@ def patterns_of(name: bytes) -> Iterator[bytes]:
 
 def covers(pattern: str, name: str) -> bool:
     """Whether a host pattern takes a name, or every name of another pattern."""
-    if pattern == "*" or pattern == name:
+    if pattern in ("*", name):
         return True
     return pattern.startswith("*.") and name.endswith(pattern[1:])
 

@@ -67,6 +67,23 @@ class Live(Message, frozen=True, kw_only=True, tag="live"):
     """SPIFFE IDs that are refused and whose connections are closed; None: unchanged."""
 
 
+class TlsSecret(msgspec.Struct, frozen=True, kw_only=True):
+    """A certificate with its key, for callers from outside of the mesh."""
+
+    certificate: str
+    """PEM chain, leaf first."""
+    key: str
+
+
+class Secrets(Message, frozen=True, kw_only=True, tag="secrets"):
+    """All certificates that this proxy shows as a gateway; sent to no other. Proxies of workloads without any never get this
+    message, so that it needs no protocol version of its own."""
+
+    epoch: int
+    tls: dict[str, TlsSecret] = {}
+    """`<namespace>/<name>` -> what is to be shown."""
+
+
 class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to come by one manifest: start from `base` ("" is an empty one), apply, check the digest."""
 
@@ -129,7 +146,7 @@ class Goodbye(Message, frozen=True, kw_only=True, tag="goodbye"):
     retry_after_s: float = 1.0
 
 
-ToProxy: TypeAlias = Welcome | Live | Assign | Parts | ReportAck | Goodbye
+ToProxy: TypeAlias = Welcome | Live | Secrets | Assign | Parts | ReportAck | Goodbye
 
 # --- proxy -> operator -------------------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ from backstay.config.wire import (
     Parts,
     Report,
     ReportAck,
+    Secrets,
+    TlsSecret,
     ToOperator,
     Welcome,
     WentBack,
@@ -53,6 +55,7 @@ from backstay.core.ports import (
     Joined,
     Left,
     Said,
+    TlsMaterial,
 )
 from backstay.redact import clean
 from backstay.tasks import spawn, stop
@@ -108,6 +111,8 @@ class ControlServer:
         self._answers = RecentAnswers()
         self._library = Library()
         self._live = LiveSum(dict(ca.trust_bundle()))
+        self._secrets: dict[str, dict[str, TlsMaterial]] = {}
+        """By workload."""
         self._records: dict[str, ProxyRecord] = {}
         self._links: dict[str, Link] = {}
         self._events: list[FleetEvent] = []
@@ -209,6 +214,24 @@ class ControlServer:
                 frame = encoded.get(wanted) or encoded.setdefault(wanted, encode(news.only(wanted, self._epoch)))
                 link.send(frame)
         self._cut_revoked()
+
+    def secrets(self, by_workload: Mapping[str, Mapping[str, TlsMaterial]]) -> None:
+        self.secrets_among(lambda _: True, by_workload)
+
+    def secrets_among(self, mine: Callable[[str], bool], by_workload: Mapping[str, Mapping[str, TlsMaterial]]) -> None:
+        """All secrets of those workloads that are `mine`."""
+        former = self._secrets
+        others = {workload: each for workload, each in former.items() if not mine(workload)}
+        self._secrets = others | {workload: dict(each) for workload, each in by_workload.items() if mine(workload)}
+        for link in self._links.values():
+            workload = link.identity.workload
+            if self._secrets.get(workload) != former.get(workload):
+                self._send_secrets(link)
+
+    def _send_secrets(self, link: Link) -> None:
+        known = self._secrets.get(link.identity.workload, {})
+        tls = {name: TlsSecret(certificate=each.certificate, key=each.key) for name, each in known.items()}
+        link.send(encode(Secrets(epoch=self._epoch, tls=tls)))
 
     def acknowledge(self, proxy: str, sequence: int) -> None:
         link = self._links.get(proxy)
@@ -385,6 +408,8 @@ class ControlServer:
         if record.desired is not None:
             link.services = set(self._library.services([record.stable, record.candidate, *record.believed]))
         link.send(encode(self._live.everything(self._epoch, link.services)))
+        if link.identity.workload in self._secrets:
+            self._send_secrets(link)
         self._send_assignment(link)
 
     async def _listen(self, link: Link) -> None:

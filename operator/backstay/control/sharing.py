@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from backstay.config.wire import Live
 from backstay.control.server import ControlServer
-from backstay.core.ports import Assignment, FleetEvent
+from backstay.core.ports import Assignment, FleetEvent, TlsMaterial
 
 
 def namespace_of(workload: str) -> str:
@@ -38,6 +38,9 @@ class Share:
         """Trust and revocations only: endpoints are the whole cluster's, and one publisher's (see app/kubernetes.py)."""
         if live.trust is not None or live.revoked is not None:
             self._server.publish(Live(epoch=live.epoch, trust=live.trust, revoked=live.revoked))
+
+    def secrets(self, by_workload: Mapping[str, Mapping[str, TlsMaterial]]) -> None:
+        self._server.secrets_among(self.owns, by_workload)
 
     def acknowledge(self, proxy: str, sequence: int) -> None:
         self._server.acknowledge(proxy, sequence)

@@ -1240,6 +1240,16 @@ _OPERATOR: Final = (
         "Please report it with `backstay support-bundle`.",
     ),
     Explanation(
+        "BS5017",
+        "SecretMissing",
+        "A gateway's certificate is not there",
+        "A Gateway's listener names a secret that the platform does not have, or whose key does not belong to its "
+        "certificate. Callers of its hosts are refused in the handshake, or get the certificate it had before.",
+        "tls: {secretRef: {name: shop}}",
+        "Create it: a Secret of type kubernetes.io/tls in the Gateway's namespace, or on one machine `tls.crt` and `tls.key` "
+        "in the folder `<state folder>/secrets/<namespace>/<name>`.",
+    ),
+    Explanation(
         "BS5101",
         "YAMLInvalid",
         "The workloads file is not YAML",

@@ -180,6 +180,27 @@ class Certified:
 FleetEvent = Joined | Left | Said | Certified
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsMaterial:
+    """What a gateway shows callers from outside."""
+
+    certificate: str
+    """PEM chain, leaf first."""
+    key: str = field(repr=False)
+
+
+class TlsSecretsUnavailable(Exception):
+    """Secrets cannot be read now; what proxies have stays."""
+
+
+class TlsSecrets(Protocol):
+    """Where the platform keeps certificates with their keys: a folder, or Kubernetes Secrets of type kubernetes.io/tls."""
+
+    async def read(self, names: Iterable[str]) -> Mapping[str, TlsMaterial]:
+        """Those of the asked (`<namespace>/<name>`) that are there, with a key that belongs to the certificate. Raises
+        TlsSecretsUnavailable."""
+
+
 class Fleet(Protocol):
     """The connected proxies. Sending never waits for a slow proxy: each has a bounded queue, the slow one is cut."""
 
@@ -192,6 +213,10 @@ class Fleet(Protocol):
 
     def publish(self, live: Live) -> None:
         """Send live data to all proxies; new ones get all of it when they join (the fleet keeps the sum)."""
+
+    def secrets(self, by_workload: Mapping[str, Mapping[str, TlsMaterial]]) -> None:
+        """All certificates that each workload's proxies show, by name. Sent to those proxies only, when they join and when
+        they changed; a workload that is not named has none (any more)."""
 
     def acknowledge(self, proxy: str, sequence: int) -> None:
         """All of the proxy's reports up to here are durable."""

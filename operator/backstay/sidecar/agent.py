@@ -44,6 +44,7 @@ from backstay.config.wire import (
     Offer,
     Parts,
     ReportAck,
+    Secrets,
     ToOperator,
     ToProxy,
     Welcome,
@@ -192,6 +193,7 @@ class Agent:
         if svid is not None and svid.is_valid(now.wall):
             self._use_identity(svid)
         self.engine.trust(self.live.trust, self.live.revoked)
+        self.engine.secrets(self.store.secrets())
         self.engine.endpoints(self.live.endpoints, full=True)
         self.engine.addresses(self.live.addresses)
         start = self._decide_start(now)
@@ -382,6 +384,8 @@ class Agent:
                 self._welcomed(message)
             case Live():
                 self._take_live(message)
+            case Secrets():
+                self._take_secrets(message)
             case Assign():
                 self._incoming = Incoming(message)
                 await self._advance()
@@ -393,7 +397,7 @@ class Agent:
                 self._pause = min(message.retry_after_s, MAX_PAUSE)
                 raise OperatorRefused(403 if message.reason == "IdentityRefused" else 0, message.reason)
 
-    async def _fence(self, message: Welcome | Live | Assign | Parts | ReportAck) -> None:
+    async def _fence(self, message: Welcome | Live | Secrets | Assign | Parts | ReportAck) -> None:
         saved = self.store.saved
         if message.epoch < saved.epoch:
             self.fenced_epoch = message.epoch
@@ -432,6 +436,11 @@ class Agent:
         if self._live_timer is None:
             loop = asyncio.get_running_loop()
             self._live_timer = loop.call_later(LIVE_WRITE_AFTER, self._write_live)
+
+    def _take_secrets(self, message: Secrets) -> None:
+        """Certificates lie on this proxy's private disk: the engine reads files, and a restart needs no operator."""
+        if self._try_disk("secrets", lambda: self.store.save_secrets(message.tls)):
+            self.engine.secrets(self.store.secrets())
 
     def _write_live(self) -> None:
         self._live_timer = None

@@ -8,6 +8,7 @@ is asked for again. Everything else is small files that are replaced as a whole.
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from backstay.config.model import Config, Manifest, Part, config_digest, decode_part, digest_of
-from backstay.config.wire import Endpoint, Offer, RefusalExpected
+from backstay.config.wire import Endpoint, Offer, RefusalExpected, TlsSecret
 from backstay.sidecar import files
 from backstay.sidecar.lease import Lease
 
@@ -28,6 +29,9 @@ _DIGEST_LENGTH: Final = 64
 _Kind = TypeVar("_Kind")
 
 _log: Final = logging.getLogger("backstay.store")
+
+
+_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # a DNS label, as names of documents are
 
 
 class StoreInUse(Exception):
@@ -192,6 +196,26 @@ class Store:
 
     def lease(self) -> Lease | None:
         return _read(self.folder / "lease.json", Lease)
+
+    def save_secrets(self, secrets: Mapping[str, TlsSecret]) -> None:
+        """Keep exactly these certificates, each with its key in one private file. Raises OSError."""
+        wanted = {self._secret_file(name): secret for name, secret in secrets.items()}
+        for path, secret in wanted.items():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.write(path, f"{secret.key}\n{secret.certificate}\n".encode())
+        for path in set(self.secrets().values()) - wanted.keys():
+            path.unlink(missing_ok=True)
+
+    def secrets(self) -> dict[str, Path]:
+        """Name (`<namespace>/<name>`) -> file of every certificate on disk."""
+        found = sorted((self.folder / "secrets").glob("*/*.pem"))
+        return {f"{path.parent.name}/{path.stem}": path for path in found}
+
+    def _secret_file(self, name: str) -> Path:
+        namespace, _, own = name.partition("/")
+        if not _LABEL.fullmatch(namespace) or not _LABEL.fullmatch(own):
+            raise OSError(f"secret {name!r} cannot be a file")
+        return self.folder / "secrets" / namespace / f"{own}.pem"
 
     def save_live(self, live: SavedLive) -> None:
         files.write(self.folder / "live.json", msgspec.json.encode(live), files.Outlives.KILL)

@@ -57,6 +57,12 @@ class InstancePlan:
         return self.folder / "sidecar"
 
 
+GATEWAY_HOST: Final = "127.0.0.1"
+"""Where people look for a port of this machine."""
+IDLE: Final = ("{python}", "-c", "import signal; signal.pause()")
+"""The application of a gateway, which has none: what supervision and draining hold on to."""
+
+
 def sidecar_launch(
     plan: InstancePlan, operator: OperatorEndpoint, trust_domain: str, drain: float, environ: Mapping[str, str]
 ) -> Launch:
@@ -74,6 +80,7 @@ def sidecar_launch(
         "app-host": place.address,
         "app-ports": _pairs({port: real for port, real in place.app_ports.items() if port != real}),
         "outbound": str(place.outbound),
+        "gateway-host": GATEWAY_HOST if plan.entry.gateway and plan.entry.replicas == 1 else "",
         "explicit": ",".join(
             f"{place.listeners[entry.local_port]}={qualify(entry.host, plan.workload.namespace)}:{entry.port}"
             for entry in plan.entry.listen
@@ -98,7 +105,7 @@ def sidecar_launch(
 
 def app_launch(plan: InstancePlan, environ: Mapping[str, str]) -> Launch:
     return Launch(
-        argv=tuple(_filled(argument, plan) for argument in plan.entry.command),
+        argv=tuple(_filled(argument, plan) for argument in plan.entry.command or IDLE),
         env=app_environment(plan),
         inherited=inherited(environ),
         cwd=plan.home,

@@ -74,9 +74,9 @@ class WorkloadEntry(Entry, frozen=True, kw_only=True):
     """Services its instances are behind: `name`, or `name.namespace`."""
     labels: dict[str, str] = {}
     replicas: Annotated[int, Meta(ge=0, le=MAX_REPLICAS)] = 1
-    command: Annotated[tuple[str, ...], Meta(min_length=1)]
+    command: tuple[str, ...] = ()
     """`{python}` (this interpreter), `{dir}` (the file's folder), `{data}` (a folder of the instance), `{host}` and
-    `{port}` (where to listen) are replaced, here and in `env`."""
+    `{port}` (where to listen) are replaced, here and in `env`. Only a gateway needs none."""
     env: dict[str, str | int | float | bool] = {}
     ports: tuple[Port | AppPort, ...] = ()
     """Left out: the target ports of its services."""
@@ -86,6 +86,9 @@ class WorkloadEntry(Entry, frozen=True, kw_only=True):
     zone: str = ""
     sidecar: bool = True
     """False: outside the mesh."""
+    gateway: bool = False
+    """True: its proxy takes callers from outside, at the ports that Gateway documents say. One replica listens on 127.0.0.1,
+    several each at its own address."""
 
 
 class Contents(Entry, frozen=True, kw_only=True):
@@ -281,6 +284,8 @@ def _rules(file: WorkloadsFile, places: _Places) -> Iterator[Problem]:
     services = file.services()
     for index, entry in enumerate(file.contents.workloads):
         at = f"$.workloads[{index}]"
+        if not entry.command and not entry.gateway:
+            yield _at(file.path, places, at, "object missing required field `command`", "SchemaInvalid")
         yield from _known_services(file, entry, services, at, places)
         yield from _known_ports(file, entry, services, at, places)
         yield from _free_listeners(file, entry, at, places)
@@ -362,4 +367,5 @@ def _workload(entry: WorkloadEntry, namespace: str, services: Mapping[str, Servi
         services=behind,
         ports=tuple(sorted(ports.items())),
         reaches=entry.reaches,
+        is_gateway=entry.gateway,
     )
