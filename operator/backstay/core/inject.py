@@ -54,7 +54,8 @@ EXCLUDE_INBOUND: Final = "backstay.dev/exclude-inbound-ports"
 EXCLUDE_OUTBOUND: Final = "backstay.dev/exclude-outbound-ports"
 EXCLUDE_CIDRS: Final = "backstay.dev/exclude-outbound-cidrs"
 REDIRECT: Final = "backstay.dev/redirect"
-"""`disabled` leaves the redirect container out, where something else (a CNI plug-in) writes the rules."""
+"""`external`: something else (a CNI plug-in) writes the rules. `disabled`: nobody does; the application asks the proxy by
+HTTP_PROXY, and callers reach it past the proxy."""
 LOG_LEVEL: Final = "backstay.dev/proxy-log-level"
 _RESOURCES: Final = {
     "backstay.dev/proxy-cpu": ("requests", "cpu"),
@@ -345,7 +346,7 @@ class _Wishes:
     exclude_inbound: tuple[int, ...]
     exclude_outbound: tuple[int, ...]
     exclude_cidrs: tuple[str, ...]
-    has_redirect: bool
+    redirect: str
     log_level: str
     resources: Mapping[str, Mapping[str, str]]
 
@@ -356,7 +357,7 @@ def _wishes(annotations: Mapping[str, str], settings: InjectionSettings) -> _Wis
         exclude_inbound=_ports(annotations, EXCLUDE_INBOUND),
         exclude_outbound=_ports(annotations, EXCLUDE_OUTBOUND),
         exclude_cidrs=(*settings.exclude_cidrs, *_cidrs(annotations, EXCLUDE_CIDRS)),
-        has_redirect=_one_of(annotations, REDIRECT, ("enabled", "disabled"), "enabled") == "enabled",
+        redirect=_one_of(annotations, REDIRECT, ("enabled", "external", "disabled"), "enabled"),
         log_level=_one_of(annotations, LOG_LEVEL, _LOG_LEVELS, settings.log_level),
         resources=_resources(annotations, settings),
     )
@@ -415,7 +416,7 @@ def _patch(pod: _Pod, wishes: _Wishes, settings: InjectionSettings) -> Iterator[
     probes: dict[str, Json] = {}
     # First what is addressed by index, then what moves indices.
     yield from _rewrites(pod, probes)
-    redirect = [_redirect_container(wishes, settings)] if wishes.has_redirect else []
+    redirect = [_redirect_container(wishes, settings)] if wishes.redirect == "enabled" else []
     proxy = _proxy_container(probes, wishes, settings)
     own = pod.spec.init_containers or []
     if settings.native_sidecar:
@@ -602,7 +603,7 @@ def _environment(probes: Mapping[str, Json], wishes: _Wishes, settings: Injectio
         "TRUST_DOMAIN": settings.trust_domain,
         "TOKEN_FILE": f"{_TOKEN_FOLDER}/token",
         "TRUST_FILE": f"{_ROOTS_FOLDER}/{ROOTS_FILE}",
-        "INTERCEPT": "true",
+        "INTERCEPT": "false" if wishes.redirect == "disabled" else "true",
         "HEALTH_HOST": "$(POD_IP)",
         "DRAIN": str(settings.drain_s),
         "LOG_LEVEL": wishes.log_level,

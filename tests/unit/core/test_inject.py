@@ -352,9 +352,11 @@ def test_exclusions_go_to_the_redirect() -> None:
     ]
 
 
-def test_a_redirect_that_something_else_writes_is_left_out() -> None:
-    found = injected(pod(annotations={"backstay.dev/redirect": "disabled"}))
+@pytest.mark.parametrize(("value", "intercepts"), [("external", "true"), ("disabled", "false")])
+def test_without_the_redirect_nothing_needs_a_right_that_restricted_pods_lack(value: str, intercepts: str) -> None:
+    found = injected(pod(annotations={"backstay.dev/redirect": value}))
     assert [each["name"] for each in found["spec"]["initContainers"]] == ["backstay-proxy"]
+    assert environment(found)["BACKSTAY_SIDECAR_INTERCEPT"] == intercepts
 
 
 def test_resources_and_log_level_are_the_pods_to_say() -> None:
@@ -377,7 +379,7 @@ def test_resources_and_log_level_are_the_pods_to_say() -> None:
         ("exclude-inbound-ports", "http", "port numbers separated by commas"),
         ("exclude-outbound-ports", "80,70000", "port numbers separated by commas"),
         ("exclude-outbound-cidrs", "10.0.0.1/8", "networks such as 10.0.0.0/8 separated by commas"),
-        ("redirect", "no", "one of enabled, disabled"),
+        ("redirect", "no", "one of enabled, external, disabled"),
         ("proxy-log-level", "loud", "one of debug, info, warning, error"),
         ("proxy-cpu", "lots", "a quantity such as 100m or 128Mi"),
     ],

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from backstay.core.inject import PROXY_CONTAINER
+from backstay.core.inject import PROXY_CONTAINER, REDIRECT
 
 Protocol = Literal["http", "tcp"]
 
@@ -70,7 +70,6 @@ class _Container(_Shape):
 class _PodSpec(_Shape):
     node_name: str = ""
     service_account_name: str = "default"
-    host_network: bool = False
     containers: list[_Container] | None = None
     init_containers: list[_Container] | None = None
 
@@ -172,7 +171,9 @@ class PodFacts(msgspec.Struct, frozen=True, kw_only=True):
     """It is being deleted."""
     is_over: bool
     """All its containers have ended for good: a Job's pod, an evicted one."""
+    has_proxy: bool
     is_meshed: bool
+    """Callers meet its proxy: something takes their connections there."""
     started_at: float
     is_gateway: bool = False
     engine: Literal["python", "envoy"] = "python"
@@ -241,7 +242,7 @@ def pod_facts(found: Object) -> PodFacts | None:
     meta, spec, status = pod.metadata, pod.spec, pod.status
     annotations, labels = meta.annotations or {}, _labels(meta)
     containers = spec.containers or []
-    is_meshed = any(each.name == PROXY_CONTAINER for each in [*containers, *(spec.init_containers or [])])
+    has_proxy = any(each.name == PROXY_CONTAINER for each in [*containers, *(spec.init_containers or [])])
     return PodFacts(
         name=meta.name,
         namespace=meta.namespace,
@@ -255,7 +256,8 @@ def pod_facts(found: Object) -> PodFacts | None:
         is_ready=any(each.type == "Ready" and each.status == "True" for each in status.conditions or ()),
         is_leaving=meta.deletion_timestamp is not None,
         is_over=status.phase in ("Succeeded", "Failed"),
-        is_meshed=is_meshed and not spec.host_network,
+        has_proxy=has_proxy,
+        is_meshed=has_proxy and annotations.get(REDIRECT) != "disabled",
         started_at=_seconds(status.start_time),
         is_gateway=labels.get(GATEWAY) == "true",
         engine="envoy" if annotations.get(ENGINE) == "envoy" else "python",

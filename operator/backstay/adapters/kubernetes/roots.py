@@ -105,6 +105,6 @@ def wanted_in(
 ) -> frozenset[str]:
     """Namespaces that say so, and those where a single pod does."""
     labelled = {name for name, facts in namespaces.items() if facts.labels.get(INJECT) == "enabled"}
-    with_pods = {pod.namespace for pod in pods.values() if pod.is_meshed}
+    with_pods = {pod.namespace for pod in pods.values() if pod.has_proxy}
     alive = {name for name, facts in namespaces.items() if not facts.is_leaving}
     return frozenset(((labelled | with_pods) & alive) - NEVER_IN - {own_namespace})

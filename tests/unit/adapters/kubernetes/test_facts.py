@@ -76,6 +76,7 @@ def test_a_whole_pod() -> None:
         is_ready=True,
         is_leaving=False,
         is_over=False,
+        has_proxy=True,
         is_meshed=True,
         started_at=1767225600.0,
         reaches=("cart", "pay.bank"),
@@ -125,6 +126,14 @@ def test_a_pod_that_ended_is_over(phase: str, is_over: bool) -> None:
     found = pod_facts({**pod(), "status": {"phase": phase}})
     assert found is not None
     assert found.is_over is is_over
+
+
+def test_a_pod_whose_connections_nobody_redirects_is_reached_past_its_proxy() -> None:
+    document = pod(annotations={"backstay.dev/redirect": "disabled"})
+    document["spec"]["initContainers"] = [{"name": "backstay-proxy"}]
+    found = pod_facts(document)
+    assert found is not None
+    assert (found.has_proxy, found.is_meshed) == (True, False)
 
 
 def test_a_service() -> None:

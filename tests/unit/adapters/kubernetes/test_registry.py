@@ -24,6 +24,7 @@ def pod(name: str, workload: str = "web", **fields: Any) -> PodFacts:
         "is_ready": True,
         "is_leaving": False,
         "is_over": False,
+        "has_proxy": True,
         "is_meshed": True,
         "started_at": 100.0,
     }

@@ -29,6 +29,7 @@ POD = PodFacts(
     is_ready=False,
     is_leaving=False,
     is_over=False,
+    has_proxy=True,
     is_meshed=True,
     started_at=0.0,
 )
