@@ -42,6 +42,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "support-bundle": ("support_bundle", "Collect what helps others to help, without secrets."),
     "explain": ("explain", "What a message code or reason means, and how to mend it."),
     "schemas": ("schemas", "Write the JSON Schemas of the intents."),
+    "inject": ("inject", "Put the sidecar into Kubernetes manifests, without a cluster."),
     "completion": ("completion", "Print the completion script for a shell."),
     "version": ("version", "Print the version."),
     "operator": ("operator", "Run the operator in a Kubernetes cluster."),
