@@ -78,9 +78,10 @@ def test_both_locks_agree() -> None:
 
 def test_ci_does_nothing_that_a_developer_cannot() -> None:
     for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
-        jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
-        commands = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
-        assert commands == [".ci/run"], workflow.name
+        found = yaml.safe_load(workflow.read_text())
+        commands = [step["run"] for job in found["jobs"].values() for step in job["steps"] if "run" in step]
+        is_for_others = list(found[True]) == ["workflow_call"]  # `on` is true to YAML 1.1
+        assert commands == ([] if is_for_others else [".ci/run"]), workflow.name
 
 
 def test_the_promised_make_targets_exist() -> None:

@@ -45,6 +45,7 @@ _GIT_TIMEOUT: Final = 60.0  # seconds; asks the local object store only
     show_default=True,
     help="What makes the exit code 1: invalid or forbidden; warnings too; wider access too.",
 )
+@click.option("--comment", is_flag=True, help="Write the report into one comment of the pull request, edited in place.")
 @pass_session
 def review(
     session: Session,
@@ -55,6 +56,7 @@ def review(
     namespace: str,
     outputs: tuple[str, ...],
     fail_on: str,
+    comment: bool,
 ) -> None:
     """Say what a change does: to which requests, to whose access, by which line.
 
@@ -71,6 +73,10 @@ def review(
             click.echo(text)
         else:
             path.write_text(text + "\n", encoding="utf-8")
+    if comment:
+        from backstay.cli.pull_request import write_comment  # aiohttp, only where it is needed
+
+        write_comment(session, formats.as_markdown(report))
     sys.exit(Exit.NO if fails(report, fail_on) else Exit.OK)
 
 
