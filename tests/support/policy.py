@@ -93,12 +93,21 @@ def _value_matches(names: Sequence[str], field: str) -> st.SearchStrategy[list[J
     return st.lists(one(), max_size=2, unique_by=lambda item: item["name"]).map(lambda items: items or [])
 
 
+PATTERNS = ("/a.*", "/[a-c]+", "(/a|/c)(/.*)?")
+
+
 @st.composite
-def matches(draw: st.DrawFn) -> Json:
+def matches(draw: st.DrawFn, patterns: bool = False) -> Json:
+    """`patterns`: regular expressions too, which reviews compare by examples only."""
     found: Json = {}
     if draw(st.booleans()):
-        kind = draw(st.sampled_from(("Exact", "PathPrefix")))
-        found["path"] = {"type": kind, "value": draw(st.sampled_from(PATHS))}
+        kind = draw(st.sampled_from(("Exact", "PathPrefix", *(["RegularExpression"] if patterns else []))))
+        values = PATTERNS if kind == "RegularExpression" else PATHS
+        found["path"] = {"type": kind, "value": draw(st.sampled_from(values))}
+    if draw(st.integers(0, 5)) == 0:
+        found["sources"] = [draw(st.sampled_from((*CLIENTS, f"{NAMESPACE}/*", "other/*")))]
+    if draw(st.integers(0, 5)) == 0:
+        found["authority"] = {"type": "Prefix", "value": draw(st.sampled_from(("web", "web.", "api.shop")))}
     if draw(st.booleans()):
         found["method"] = draw(st.sampled_from(METHODS))
     headers = draw(_value_matches(("x-a", "x-b"), "headers"))
@@ -110,8 +119,43 @@ def matches(draw: st.DrawFn) -> Json:
     return found
 
 
+def path_modifiers() -> st.SearchStrategy[Json]:
+    return st.sampled_from(
+        (
+            {"type": "ReplaceFullPath", "replaceFullPath": "/c"},
+            {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/new"},
+            {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"},
+            {"type": "ReplaceRegex", "pattern": "b", "substitution": "../x"},
+        )
+    )
+
+
 @st.composite
-def rules(draw: st.DrawFn) -> Json:
+def actions(draw: st.DrawFn) -> Json:
+    """What a rule does besides choosing a backend; nothing most of the time."""
+    kind = draw(st.sampled_from(("", "", "", "", "redirect", "direct", "rewrite", "headers", "fault")))
+    if kind == "redirect":
+        path = draw(st.one_of(st.none(), path_modifiers()))
+        redirect: Json = {"hostname": "else.example", "statusCode": draw(st.sampled_from((301, 302)))}
+        return {
+            "filters": [{"type": "RequestRedirect", "requestRedirect": redirect | ({"path": path} if path else {})}]
+        }
+    if kind == "direct":
+        answer = {"status": draw(st.sampled_from((200, 410))), "body": "by the proxy"}
+        return {"filters": [{"type": "DirectResponse", "directResponse": answer}]}
+    if kind == "rewrite":
+        rewrite: Json = {"path": draw(path_modifiers())}
+        if draw(st.booleans()):
+            rewrite["hostname"] = "inner.example"
+        return {"filters": [{"type": "URLRewrite", "urlRewrite": rewrite}]}
+    if kind == "headers":
+        edits = draw(st.sampled_from(({"set": [{"name": "x-a", "value": "1"}]}, {"remove": ["x-a", "x-b"]})))
+        return {"filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": edits}]}
+    return {"fault": {"abort": {"status": 418, "percentage": 100}}} if kind == "fault" else {}
+
+
+@st.composite
+def rules(draw: st.DrawFn, patterns: bool = False) -> Json:
     refs = draw(
         st.lists(
             st.tuples(st.sampled_from(SERVICES), st.sampled_from((None, *VERSIONS))),
@@ -129,8 +173,11 @@ def rules(draw: st.DrawFn) -> Json:
         backends.append(ref)
     if len(backends) == 1:
         backends[0]["weight"] = 1
-    found: Json = {"backendRefs": backends}
-    wanted = draw(st.lists(matches(), max_size=2))
+    found: Json = draw(actions())
+    kinds = {item["type"] for item in found.get("filters", ())}
+    if not kinds & {"RequestRedirect", "DirectResponse"}:
+        found["backendRefs"] = backends
+    wanted = draw(st.lists(matches(patterns), max_size=2))
     if wanted:
         found["matches"] = wanted
     if draw(st.booleans()):
@@ -139,8 +186,9 @@ def rules(draw: st.DrawFn) -> Json:
 
 
 @st.composite
-def routes(draw: st.DrawFn, service: str) -> Json:
-    return document("Route", service, {"hosts": [service], "rules": draw(st.lists(rules(), min_size=1, max_size=4))})
+def routes(draw: st.DrawFn, service: str, patterns: bool = False) -> Json:
+    wanted = draw(st.lists(rules(patterns), min_size=1, max_size=4))
+    return document("Route", service, {"hosts": [service], "rules": wanted})
 
 
 def _identities() -> st.SearchStrategy[str]:
@@ -222,10 +270,10 @@ def meshes(draw: st.DrawFn) -> Json:
 
 
 @st.composite
-def repositories(draw: st.DrawFn) -> list[Json]:
-    """Documents that are valid together."""
+def repositories(draw: st.DrawFn, patterns: bool = False) -> list[Json]:
+    """Documents whose references hold."""
     found = list(BACKENDS)
-    found += [draw(routes(service)) for service in SERVICES if draw(st.booleans())]
+    found += [draw(routes(service, patterns)) for service in SERVICES if draw(st.booleans())]
     found += [draw(policies(f"policy-{number}")) for number in range(draw(st.integers(0, 3)))]
     if draw(st.booleans()):
         found.append(draw(authentications()))

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from backstay.config.actions import CompiledEdits, rewritten_target
+from backstay.config.actions import CompiledEdits, redirect_location, rewritten_target
 from backstay.config.authorize import AuthorizationTable, namespace_of
 from backstay.config.match import HostTable, RouteTable
 from backstay.config.model import (
@@ -583,6 +583,21 @@ def forwarded_as(sent: Sent, question: Asked) -> Asked | None:
     if rule.request_headers is not None:
         fields = tuple(CompiledEdits(rule.request_headers).apply(fields))
     return Asked(question.method, authority, path, query, fields)
+
+
+def location_of(sent: Sent, question: Asked, *, secure: bool = False) -> str:
+    """Where a redirect sends a caller; empty for anything else."""
+    redirect = sent.rule.redirect if sent.rule is not None else None
+    if redirect is None:
+        return ""
+    return redirect_location(
+        redirect,
+        secure=secure,
+        authority=question.authority,
+        path=question.path,
+        query=question.query,
+        prefix=sent.prefix.encode(),
+    ).decode("latin-1")
 
 
 def _host(table: RouteTable) -> str:

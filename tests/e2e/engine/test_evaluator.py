@@ -12,17 +12,18 @@ from fractions import Fraction
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.policy import PORT, Json, compiled, repositories, requests
 
 from backstay.config.model import assemble
 from backstay.config.wire import Endpoint
 from backstay.core import live
-from backstay.core.evaluate import Request, Trace, World
+from backstay.core.evaluate import Asked, Destination, Request, Trace, World, forwarded_as, location_of
+from backstay.core.evaluate import asked as asked_for
 from backstay.core.registry import Registry
 from backstay.sidecar.engine import Address
 from backstay.sidecar.engines.python import PythonEngine, new_event_loop
+from support.policy import PORT, Json, compiled, repositories, requests
 
-from .mesh import LOCALHOST, Authority, application, free_port, replying, send
+from .mesh import LOCALHOST, Answer, Application, Authority, application, free_port, read_message, send
 
 DOMAIN = "backstay.local"
 CALLER = "shop/client"
@@ -37,7 +38,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    documents=repositories(),
+    documents=repositories(patterns=True),
     asked=st.lists(requests(), min_size=1, max_size=10),
     draw=st.sampled_from((0.0, 0.45, 0.92, 0.99)),
 )
@@ -55,8 +56,14 @@ async def _compare(authority: Authority, world: World, asked: list[Request], dra
             if trace.sent.kind == "pass-through":
                 continue  # nothing of the mesh is asked, and the name would have to be looked up
             answer = await send(outbound, _bytes(request))
-            said = (answer.status, answer.body.decode() if answer.status == 200 else "")
+            place = _field(answer, b"location")
+            said = (answer.status, answer.body.decode() if answer.status in (200, 410) else place)
             assert said in _expected(trace, draw), (str(request), request.headers, trace)
+
+
+def _field(answer: Answer, name: bytes) -> str:
+    lines = answer.head.split(b"\r\n")
+    return next((line.partition(b": ")[2].decode() for line in lines if line.lower().startswith(name + b":")), "")
 
 
 def _bytes(request: Request) -> bytes:
@@ -67,20 +74,59 @@ def _bytes(request: Request) -> bytes:
 
 def _expected(trace: Trace, draw: float) -> set[tuple[int, str]]:
     """(status, who answers) that the evaluation allows, at this draw: one for each instance that may answer."""
-    if trace.sent.kind != "route":
+    question, rule = asked_for(trace.request), trace.sent.rule
+    assert question is not None
+    if rule is None:
         return {(REFUSED[trace.sent.kind], "")}
-    chosen, edge = None, Fraction(0)
-    for destination in trace.sent.destinations:
-        edge += destination.share
-        if draw < edge:
-            chosen = destination
-            break
+    if rule.fault is not None and rule.redirect is None and rule.direct is None and trace.sent.kind == "route":
+        return {(rule.fault.abort_status, "")}
+    if rule.redirect is not None:
+        return {(rule.redirect.status, location_of(trace.sent, question))}
+    if rule.direct is not None:
+        return {(rule.direct.status, rule.direct.body)}
+    forwarded = forwarded_as(trace.sent, question)
+    if forwarded is None:
+        return {(400, "")}
+    seen = _seen(forwarded)
     found = set()
     for item in trace.answerers:
         assert item.received is not None
-        if item.destination == chosen:
-            found.add((200, item.reach.workload) if item.received.allowed else (403, ""))
+        if item.destination == _chosen(trace, draw):
+            found.add((200, f"{item.reach.workload} {seen}") if item.received.allowed else (403, ""))
     return found
+
+
+def _seen(question: Asked) -> str:
+    """What an application of this test answers with, of the request it gets."""
+    target = question.path + (b"?" + question.query if question.query else b"")
+    edited = [value for name, value in question.fields if name.lower() == b"x-a"]
+    return f"{target.decode()} {b','.join(edited).decode()}"
+
+
+def _chosen(trace: Trace, draw: float) -> Destination | None:
+    """The destination of a rule that this draw falls upon."""
+    edge = Fraction(0)
+    for destination in trace.sent.destinations:
+        edge += destination.share
+        if draw < edge:
+            return destination
+    return None
+
+
+def echoing(key: str) -> Application:
+    """An application that answers with its name and what it got."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head, _ = await read_message(reader)
+            first, *lines = head.split(b"\r\n")
+            fields = [line.partition(b": ") for line in lines if line.lower().startswith(b"x-a:")]
+            target, edited = first.split(b" ")[1], b",".join(value for _, _, value in fields)
+            body = b"%b %b %b" % (key.encode(), target, edited)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            await writer.drain()
+
+    return serve
 
 
 # --- a mesh of one machine --------------------------------------------------------------------------------------------
@@ -93,7 +139,7 @@ async def _mesh(authority: Authority, world: World, draw: float) -> AsyncIterato
         inbound: dict[str, int] = {}
         engines: dict[str, PythonEngine] = {}
         for key in SERVERS:
-            app = await stack.enter_async_context(application(replying(key.encode())))
+            app = await stack.enter_async_context(application(echoing(key)))
             inbound[key] = free_port()
             address = Address(host=LOCALHOST, inbound={PORT: inbound[key]}, app_ports={PORT: app}, outbound=0)
             engines[key] = await stack.enter_async_context(_engine(authority, world, key, address, draw))
