@@ -51,6 +51,9 @@ class LocalSettings:
     """Where events are POSTed as JSON; empty: nowhere."""
     notify_secret_file: Path | None = None
     """Signs those posts (`X-Signature: sha256=<HMAC>`)."""
+    commit_status: tuple[str, str, str] | None = None
+    """Where commit statuses follow the rollout: (`github`, `gitea` or `gitlab`, its API's URL, `owner/name`)."""
+    commit_status_token_file: Path | None = None
     leave_running: bool = False
     """Leave sidecars and services running when the operator ends; the next start adopts them."""
     environment: Mapping[str, str] = field(default_factory=dict)

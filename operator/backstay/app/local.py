@@ -7,9 +7,11 @@ import stat
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from aiohttp import web
 
 from backstay.adapters.certificates import LocalCA
+from backstay.adapters.forge import Forge, Kind, Place, StatusNotifier
 from backstay.adapters.git import Credentials, GitSource, RefSpec
 from backstay.adapters.notifications import WebhookNotifier
 from backstay.adapters.processes import LocalPlatform, OperatorEndpoint
@@ -203,10 +205,17 @@ class LocalOperator:
         await self.store.close()
 
 
-def _notifiers(settings: LocalSettings) -> tuple[WebhookNotifier, ...]:
-    if not settings.notify_url:
-        return ()
-    return (WebhookNotifier(settings.notify_url, secret=_secret(settings.notify_secret_file).strip().encode()),)
+def _notifiers(settings: LocalSettings) -> tuple[WebhookNotifier | StatusNotifier, ...]:
+    found: list[WebhookNotifier | StatusNotifier] = []
+    if settings.notify_url:
+        secret = _secret(settings.notify_secret_file).strip().encode()
+        found.append(WebhookNotifier(settings.notify_url, secret=secret))
+    if settings.commit_status is not None:
+        kind, address, repository = settings.commit_status
+        place = Place(kind=msgspec.convert(kind, Kind), api=address, repository=repository)
+        token = _secret(settings.commit_status_token_file).strip()
+        found.append(StatusNotifier(lambda: Forge(place, token), f"backstay/{settings.mesh}"))
+    return tuple(found)
 
 
 def _private_folder(folder: Path) -> None:

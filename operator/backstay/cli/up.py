@@ -47,6 +47,13 @@ LOG_END: Final = 4096  # bytes of a log in which its last line is looked for
 @click.option("--webhook-secret-file", type=click.Path(path_type=Path, exists=True), help="Shared secret of webhooks.")
 @click.option("--notify-url", default="", help="POST every event there as JSON (chat bridges, alerting).")
 @click.option("--notify-secret-file", type=click.Path(path_type=Path, exists=True), help="Signs those posts.")
+@click.option(
+    "--commit-status",
+    nargs=3,
+    metavar="KIND API REPOSITORY",
+    help="Follow each rollout with commit statuses: github, gitea or gitlab, its API's URL, owner/name.",
+)
+@click.option("--commit-status-token-file", type=click.Path(path_type=Path, exists=True), help="Token for them.")
 @click.option("--username", default="", help="For https repositories.")
 @click.option("--password-file", type=click.Path(path_type=Path, exists=True), help="Password or access token.")
 @click.option("--bearer-file", type=click.Path(path_type=Path, exists=True), help="Bearer token, instead.")
@@ -66,6 +73,7 @@ def up(session: Session, /, repository: str, workloads: Path, interval: float, *
 
     if options["webhook_port"] and not options["webhook_secret_file"]:
         raise click.UsageError("--webhook-port needs --webhook-secret-file: an unsigned knock is never answered")
+    _check_commit_status(options["commit_status"], options["commit_status_token_file"])
     source = {name: options.pop(name) for name in _SOURCE_OPTIONS}
     settings = LocalSettings(
         source=SourceSettings(url=repository, interval=interval, **source),
@@ -76,6 +84,20 @@ def up(session: Session, /, repository: str, workloads: Path, interval: float, *
     _log_to(session)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve(settings, session))
+
+
+def _check_commit_status(where: tuple[str, str, str] | None, token: Path | None) -> None:
+    if where is None:
+        return
+    kind, api, repository = where
+    if kind not in ("github", "gitea", "gitlab"):
+        raise click.UsageError(f"--commit-status: unknown forge {kind!r}, expected github, gitea or gitlab")
+    if not api.startswith(("https://", "http://")) or "/" not in repository:
+        raise click.UsageError(
+            "--commit-status: expected a URL and owner/name, as `gitea https://git.example/api/v1 o/r`"
+        )
+    if token is None:
+        raise click.UsageError("--commit-status needs --commit-status-token-file")
 
 
 _SOURCE_OPTIONS: Final = (

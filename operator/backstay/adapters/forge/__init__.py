@@ -1,5 +1,6 @@
 """Forges: one comment on a pull request, edited in place, and the status of a commit. GitHub, Gitea and Forgejo, GitLab."""
 
 from backstay.adapters.forge.client import Forge, ForgeRefused, ForgeUnavailable, Kind, Place
+from backstay.adapters.forge.statuses import StatusNotifier
 
-__all__ = ["Forge", "ForgeRefused", "ForgeUnavailable", "Kind", "Place"]
+__all__ = ["Forge", "ForgeRefused", "ForgeUnavailable", "Kind", "Place", "StatusNotifier"]

@@ -81,4 +81,4 @@ def test_names_cannot_leave_their_place_in_a_path() -> None:
 
 def test_a_token_goes_into_one_header() -> None:
     for kind in ("github", "gitea", "gitlab"):
-        assert sum("secret" in value for value in headers(kind, "secret").values()) == 1  # type: ignore[arg-type]
+        assert sum("secret" in value for value in headers(kind, "secret").values()) == 1
