@@ -72,7 +72,15 @@ class WeightedBackend(Base, frozen=True, kw_only=True):
     """Share among the rule's backends is weight / sum of weights; 0 takes nothing."""
 
 
-RetryCondition: TypeAlias = Literal["connect-failure", "reset-before-request", "reset", "gateway-error", "5xx"]
+RetryCondition: TypeAlias = Literal[
+    "connect-failure",
+    "reset-before-request",
+    "reset",
+    "gateway-error",
+    "5xx",
+    "retriable-4xx",
+    "retriable-status-codes",
+]
 """Names as Envoy's retry-on. `reset-before-request`: the connection died before any response byte and either the
 method is idempotent or no byte of the request had been written."""
 
@@ -86,6 +94,8 @@ class Retry(Base, frozen=True, kw_only=True):
     capped at 10 * base (Envoy)."""
     budget_percent: int = 20
     """Retries in flight may be at most this share of the requests in flight (minimum 3), per backend and proxy."""
+    statuses: tuple[int, ...] = ()
+    """What `retriable-status-codes` means."""
     any_method: bool = False
     """True retries methods that are not idempotent too; only because the document says so."""
 
@@ -189,6 +199,8 @@ class Rule(Base, frozen=True, kw_only=True):
     """Whole exchange, retries included; 0 is no limit."""
     try_timeout_ms: int = 0
     """One attempt; 0 is no limit of its own."""
+    idle_timeout_ms: int = 0
+    """Without a byte in either direction; 0 is no limit of its own."""
     retry: Retry | None = None
     fault: Fault | None = None
     mirrors: tuple[Mirror, ...] = ()
@@ -226,6 +238,41 @@ class Subset(Base, frozen=True, kw_only=True):
     """Sorted label pairs that an endpoint must all carry."""
 
 
+class HashOn(Base, frozen=True, kw_only=True):
+    """The value whose hash chooses an endpoint."""
+
+    kind: Literal["header", "cookie", "query", "source"]
+    name: str = ""
+    """Header names are lower case; empty for `source`, the caller's address."""
+
+
+class Outlier(Base, frozen=True, kw_only=True):
+    """Endpoints that keep failing are left out for a while."""
+
+    consecutive_5xx: int = 5
+    """Failures of any kind in a row; 0 is off. So are the next two."""
+    consecutive_gateway: int = 0
+    """502, 503, 504, and tries that got no answer."""
+    consecutive_local: int = 0
+    """Tries that got no answer at all."""
+    base_ms: int = 30_000
+    """Times the number of ejections so far."""
+    max_ms: int = 300_000
+    max_percent: int = 10
+    """Of the endpoints; one may always go."""
+
+
+class HealthCheck(Base, frozen=True, kw_only=True):
+    """GET requests of each caller's proxy; 2xx is healthy."""
+
+    path: str
+    interval_ms: int = 10_000
+    timeout_ms: int = 1_000
+    unhealthy: int = 3
+    healthy: int = 1
+    """Checks in a row that change what an endpoint is held to be."""
+
+
 class Backend(Base, frozen=True, kw_only=True, tag="backend", tag_field="part"):
     """How to reach one service port. Endpoints are live data, matched by `service:port`."""
 
@@ -234,10 +281,20 @@ class Backend(Base, frozen=True, kw_only=True, tag="backend", tag_field="part"):
     port: int
     protocol: Literal["http", "tcp"] = "http"
     subsets: tuple[Subset, ...] = ()
-    balance: Literal["round_robin", "least_request"] = "least_request"
+    balance: Literal["round_robin", "least_request", "random", "ring_hash", "maglev"] = "least_request"
+    hash_on: HashOn | None = None
+    """Of ring_hash and maglev."""
     connect_timeout_ms: int = 5_000
     max_connections: int = 0
     """Open connections from one proxy to the whole backend; 0 is no limit."""
+    max_requests: int = 0
+    """Requests under way from one proxy; one more is answered 503 `overflow`. 0 is no limit."""
+    outlier: Outlier | None = None
+    health: HealthCheck | None = None
+    slow_start_ms: int = 0
+    """An endpoint that is new gets its full share only after this time."""
+    same_zone_first: bool = False
+    """Endpoints of the proxy's own zone as long as one of them is well."""
     tls: Literal["mesh", "disable"] = "mesh"
     """`mesh`: mTLS wherever the endpoint carries an identity. `disable`: plaintext always."""
 

@@ -537,6 +537,32 @@ _ROUTES: Final = (
         "cors: {allowOrigins: [{value: '*'}], allowCredentials: true}",
         "List the origins that need it.",
     ),
+    Explanation(
+        "BS1420",
+        "HashWithoutValue",
+        "A hash without a value, or a value that nobody hashes",
+        "`RingHash` and `Maglev` choose by the hash of what `hashOn` names; the other policies look at no value. A header, cookie "
+        "or parameter has a name, `Source` has none.",
+        "loadBalancing: {policy: RingHash}",
+        "Add `hashOn: {type: Header, name: x-user}`, or take another policy.",
+    ),
+    Explanation(
+        "BS1421",
+        "HealthTimes",
+        "Times of ejections or checks that do not fit",
+        "An ejection lasts at least a moment and at most `maxEjectionTime`; a check is made at most every 500ms, and its answer "
+        "must come before the next one.",
+        "healthCheck: {path: /healthz, interval: 1s, timeout: 2s}",
+        "Set the times as the message says.",
+    ),
+    Explanation(
+        "BS1422",
+        "StatusCodesUnused",
+        "Status codes that no condition asks for",
+        "`statusCodes` is what `retriable-status-codes` in `retryOn` means: either without the other does nothing.",
+        "retry: {retryOn: [connect-failure], statusCodes: [425]}",
+        "Name both, or neither.",
+    ),
 )
 
 _SECURITY: Final = (

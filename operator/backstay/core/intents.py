@@ -448,9 +448,20 @@ class Timeouts(Node, frozen=True, kw_only=True):
         None
     )
     backend_request: Annotated[Duration | None, Meta(description="One attempt; at most `request`.")] = None
+    idle: Annotated[
+        Duration | None, Meta(description="Without a byte in either direction; looked at about twice a second.")
+    ] = None
 
 
-RetryOn: TypeAlias = Literal["connect-failure", "reset-before-request", "reset", "gateway-error", "5xx"]
+RetryOn: TypeAlias = Literal[
+    "connect-failure",
+    "reset-before-request",
+    "reset",
+    "gateway-error",
+    "5xx",
+    "retriable-4xx",
+    "retriable-status-codes",
+]
 
 
 class RouteRetry(Node, frozen=True, kw_only=True):
@@ -461,6 +472,10 @@ class RouteRetry(Node, frozen=True, kw_only=True):
     )
     backoff: Annotated[Duration, Meta(description="Base of the full-jitter exponential back-off.")] = "25ms"
     budget_percent: Annotated[int, Meta(ge=0, le=100)] = 20
+    status_codes: Annotated[
+        tuple[Annotated[int, Meta(ge=400, le=599)], ...],
+        Meta(max_length=16, description="What `retriable-status-codes` means."),
+    ] = ()
     any_method: Annotated[
         bool, Meta(description="Retry requests that are not idempotent (POST, PATCH) too. Know what you do.")
     ] = False
@@ -548,15 +563,61 @@ class SubsetSpec(Node, frozen=True, kw_only=True):
     ]
 
 
+class HashOn(Node, frozen=True, kw_only=True):
+    """The value by which requests keep their instance."""
+
+    type: Annotated[
+        Literal["Header", "Cookie", "QueryParam", "Source"], Meta(description="`Source` is the caller's address.")
+    ]
+    name: Annotated[str, Meta(max_length=256, description="Of the header, cookie or parameter.")] = ""
+
+
 class LoadBalancing(Node, frozen=True, kw_only=True):
     policy: Annotated[
-        Literal["LeastRequest", "RoundRobin"], Meta(description="`LeastRequest` takes the better of two random picks.")
+        Literal["LeastRequest", "RoundRobin", "Random", "RingHash", "Maglev"],
+        Meta(description="`LeastRequest` takes the better of two random picks; `RingHash` and `Maglev` need `hashOn`."),
     ] = "LeastRequest"
+    hash_on: HashOn | None = None
+    slow_start: Annotated[
+        Duration,
+        Meta(description="A new instance gets its full share after this time (LeastRequest, RoundRobin, Random)."),
+    ] = "0s"
+    same_zone_first: Annotated[
+        bool, Meta(description="Instances of the caller's zone as long as one of them is well, then all others.")
+    ] = False
 
 
 class ConnectionLimits(Node, frozen=True, kw_only=True):
     connect_timeout: Duration = "5s"
     max_connections: Annotated[int, Meta(ge=0, description="From one proxy to the service; 0 is no limit.")] = 0
+    max_requests: Annotated[
+        int, Meta(ge=0, description="Under way from one proxy to a subset; one more gets 503. 0 is no limit.")
+    ] = 0
+
+
+class OutlierDetection(Node, frozen=True, kw_only=True):
+    """Instances that keep failing are left out for a while, as each caller's proxy sees it."""
+
+    consecutive_5xx: Annotated[
+        int, Meta(ge=0, description="Failures in a row, tries without an answer included; 0 is off, as below.")
+    ] = msgspec.field(default=5, name="consecutive5xx")
+    consecutive_gateway_errors: Annotated[int, Meta(ge=0, description="502, 503, 504, or no answer.")] = 0
+    consecutive_local_failures: Annotated[int, Meta(ge=0, description="No answer at all.")] = 0
+    base_ejection_time: Annotated[Duration, Meta(description="Times the number of ejections so far.")] = "30s"
+    max_ejection_time: Duration = "5m"
+    max_ejection_percent: Annotated[
+        int, Meta(ge=0, le=100, description="Of the instances; one may always go, unless it is the only one.")
+    ] = 10
+
+
+class ActiveHealthCheck(Node, frozen=True, kw_only=True):
+    """GET requests of each caller's proxy to every instance, from its first request to the service on; 2xx is healthy."""
+
+    path: Annotated[str, Meta(pattern=r"^/[^\s?#]*$", max_length=1024, examples=["/healthz"])]
+    interval: Annotated[Duration, Meta(description="At least 500ms.")] = "10s"
+    timeout: Duration = "1s"
+    unhealthy_threshold: Annotated[int, Meta(ge=1, le=100)] = 3
+    healthy_threshold: Annotated[int, Meta(ge=1, le=100)] = 1
 
 
 class UpstreamTls(Node, frozen=True, kw_only=True):
@@ -572,6 +633,8 @@ class BackendSpec(Node, frozen=True, kw_only=True):
     subsets: Annotated[tuple[SubsetSpec, ...], Meta(max_length=64)] = ()
     load_balancing: LoadBalancing = LoadBalancing()
     connections: ConnectionLimits = ConnectionLimits()
+    outlier_detection: Annotated[OutlierDetection | None, Meta(description="Left out: nobody is ejected.")] = None
+    health_check: Annotated[ActiveHealthCheck | None, Meta(description="Left out: nobody is checked.")] = None
     tls: UpstreamTls = UpstreamTls()
     rollout: DocumentRollout = DocumentRollout()
 

@@ -60,6 +60,8 @@ class Address:
     outbound: int = 15001
     """HTTP proxy port for the application (bound on `app_host`)."""
     explicit: tuple[ExplicitListener, ...] = ()
+    zone: str = ""
+    """Where this proxy runs, for backends that prefer their callers' own zone."""
     gateway_host: str = ""
     """Where a gateway's ports are opened; empty: at `host`. A pod's gateway listens at all of its addresses."""
     redirected: "Redirected | None" = None

@@ -92,6 +92,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flag(
         "intercept", "true, or OUTBOUND_PORT,INBOUND_PORT: where the kernel redirects the application's connections to"
     )
+    flag("zone", "zone of this instance, for backends that prefer the caller's own")
     flag("gateway-host", "where a gateway's ports are opened, if not at --host")
     flag("explicit", "LISTEN_PORT=HOST:PORT, comma separated: one host without proxy settings")
     flag("admin-host", "address of the admin port", "127.0.0.1")
@@ -120,6 +121,7 @@ def _settings(found: argparse.Namespace) -> Settings:
             outbound=_proxy_port(_port(found.outbound, "--outbound"), redirected),
             explicit=explicit_listeners(found.explicit),
             gateway_host=found.gateway_host,
+            zone=found.zone,
             redirected=redirected,
         ),
         operator_host=host,

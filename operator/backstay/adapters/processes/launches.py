@@ -80,6 +80,7 @@ def sidecar_launch(
         "app-host": place.address,
         "app-ports": _pairs({port: real for port, real in place.app_ports.items() if port != real}),
         "outbound": str(place.outbound),
+        "zone": plan.entry.zone,
         "gateway-host": GATEWAY_HOST if plan.entry.gateway and plan.entry.replicas == 1 else "",
         "explicit": ",".join(
             f"{place.listeners[entry.local_port]}={qualify(entry.host, plan.workload.namespace)}:{entry.port}"

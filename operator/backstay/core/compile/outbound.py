@@ -11,9 +11,18 @@ from backstay.core.durations import milliseconds
 from backstay.core.registry import Service, ServicePort
 from backstay.core.snapshot import Document
 
-_BALANCE: Mapping[str, Literal["round_robin", "least_request"]] = {
+_BALANCE: Mapping[str, Literal["round_robin", "least_request", "random", "ring_hash", "maglev"]] = {
     "LeastRequest": "least_request",
     "RoundRobin": "round_robin",
+    "Random": "random",
+    "RingHash": "ring_hash",
+    "Maglev": "maglev",
+}
+_HASHES: Mapping[str, Literal["header", "cookie", "query", "source"]] = {
+    "Header": "header",
+    "Cookie": "cookie",
+    "QueryParam": "query",
+    "Source": "source",
 }
 _PATHS: Mapping[str, Literal["exact", "prefix", "regex"]] = {
     "Exact": "exact",
@@ -76,6 +85,7 @@ def _rule(name: str, spec: intents.RouteRule, wanted: Routed, facts: Index) -> m
         backends=tuple(_weighted(ref, wanted) for ref in spec.backend_refs),
         timeout_ms=milliseconds(spec.timeouts.request or defaults.timeout),
         try_timeout_ms=milliseconds(spec.timeouts.backend_request) if spec.timeouts.backend_request else 0,
+        idle_timeout_ms=milliseconds(spec.timeouts.idle) if spec.timeouts.idle else 0,
         retry=_default_retry(defaults.retry) if spec.retry is None else _retry(spec.retry),
         fault=_fault(spec.fault) if spec.fault else None,
         sticky=_sticky(spec.session_persistence) if spec.session_persistence else None,
@@ -135,6 +145,7 @@ def _retry(spec: intents.RouteRetry) -> model.Retry | None:
         retry_on=tuple(sorted(spec.retry_on)),
         backoff_ms=milliseconds(spec.backoff),
         budget_percent=spec.budget_percent,
+        statuses=tuple(sorted(spec.status_codes)),
         any_method=spec.any_method,
     )
 
@@ -165,5 +176,37 @@ def backend_part(service: Service, port: ServicePort, document: Document | None,
         balance=_BALANCE[spec.load_balancing.policy],
         connect_timeout_ms=milliseconds(spec.connections.connect_timeout),
         max_connections=spec.connections.max_connections,
+        max_requests=spec.connections.max_requests,
+        hash_on=_hash_on(spec.load_balancing.hash_on) if spec.load_balancing.hash_on else None,
+        slow_start_ms=milliseconds(spec.load_balancing.slow_start),
+        same_zone_first=spec.load_balancing.same_zone_first,
+        outlier=_outlier(spec.outlier_detection) if spec.outlier_detection else None,
+        health=_health(spec.health_check) if spec.health_check else None,
         tls="disable" if disabled else "mesh",
+    )
+
+
+def _hash_on(spec: intents.HashOn) -> model.HashOn:
+    name = spec.name.lower() if spec.type == "Header" else spec.name
+    return model.HashOn(kind=_HASHES[spec.type], name=name)
+
+
+def _outlier(spec: intents.OutlierDetection) -> model.Outlier:
+    return model.Outlier(
+        consecutive_5xx=spec.consecutive_5xx,
+        consecutive_gateway=spec.consecutive_gateway_errors,
+        consecutive_local=spec.consecutive_local_failures,
+        base_ms=milliseconds(spec.base_ejection_time),
+        max_ms=milliseconds(spec.max_ejection_time),
+        max_percent=spec.max_ejection_percent,
+    )
+
+
+def _health(spec: intents.ActiveHealthCheck) -> model.HealthCheck:
+    return model.HealthCheck(
+        path=spec.path,
+        interval_ms=milliseconds(spec.interval),
+        timeout_ms=milliseconds(spec.timeout),
+        unhealthy=spec.unhealthy_threshold,
+        healthy=spec.healthy_threshold,
     )

@@ -10,7 +10,7 @@ from typing import Final
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry
 from backstay.core.snapshot import Document
-from backstay.core.validate import filters, gateways, patterns, references, routes, security, settings
+from backstay.core.validate import backends, filters, gateways, patterns, references, routes, security, settings
 from backstay.core.validate.facts import Rule, gather
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -62,6 +62,10 @@ RULES: Final[tuple[Rule, ...]] = (
     gateways.hosts_not_served,
     gateways.conflicting_routes,
     gateways.passthrough_routes,
+    backends.hashed_values,
+    backends.outlier_times,
+    backends.check_times,
+    backends.listed_statuses,
     security.overlapping_authentication,
     security.duplicate_mtls_ports,
     security.tls_conflicts,

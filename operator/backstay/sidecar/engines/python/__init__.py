@@ -238,6 +238,7 @@ class PythonEngine:
         gauges = [
             ("backstay_downstream_connections", float(len(server.downstreams))),
             ("backstay_upstream_connections", float(len(server.upstreams))),
+            ("backstay_endpoints_out", float(server.pools.count_out())),
             ("backstay_tunnels", float(len(server.tunnels))),
             ("backstay_candidate_share", server.share),
             ("backstay_protocol_errors", float(server.ledger.protocol_errors)),

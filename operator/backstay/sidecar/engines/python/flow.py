@@ -8,6 +8,7 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from backstay.config.actions import hash_of
 from backstay.sidecar.engines.python.dial import seek
 from backstay.sidecar.engines.python.exchange import CODES, Phase
 from backstay.sidecar.engines.python.failures import FAILURES, STATUS_LINES, Failure
@@ -26,7 +27,8 @@ from backstay.sidecar.engines.python.framing import (
 )  # fmt: skip
 from backstay.sidecar.engines.python.limits import told
 from backstay.sidecar.engines.python.mirror import send_copies
-from backstay.sidecar.engines.python.pool import Group, Pool
+from backstay.sidecar.engines.python.outlier import UNREACHED
+from backstay.sidecar.engines.python.pool import Group, Pool, hash_value
 from backstay.sidecar.engines.python.retry import (
     FAILOVERS,
     IDEMPOTENT,
@@ -52,6 +54,7 @@ _NO_POOLS: Final[list[Pool]] = []
 _ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _CONTINUE_LINE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 SERVER_ERROR: Final = 500
+FIRST_CLIENT_ERROR: Final = 400
 
 
 class Exchange:
@@ -114,6 +117,15 @@ class Exchange:
     def counters(self) -> "Counters":
         return self.lane.counters  # type: ignore[union-attr]  # only asked of exchanges that have a lane
 
+    @property
+    def has_ended(self) -> bool:
+        return self.phase == _ENDED
+
+    @property
+    def moved(self) -> int:
+        """Bytes of both bodies so far; with the answer's head it grows by one."""
+        return self.size + self.response_bytes + (self.phase == _RESPONDING)
+
     # --- decided ---------------------------------------------------------------------------------------------------
 
     def forward(self, lane: "Lane") -> None:
@@ -128,6 +140,8 @@ class Exchange:
 
     def _follow(self, lane: "Lane") -> None:
         """What a rule says besides where to: answers of its own, limits, faults, changes, copies; in Envoy's order."""
+        if lane.idle_seconds:
+            self.server.watch_idle(self)
         actions = lane.actions if self.head is not None else None
         if actions is not None and self._answered_at_once(actions):
             return
@@ -197,9 +211,12 @@ class Exchange:
         self.timer = None
         lane: Lane = self.lane  # type: ignore[assignment]
         group = lane.group
-        pool = group.choose(self.tried)
+        pool = group.choose(self.tried) if group.hash_on is None else self._hashed(group)
         if pool is None:
             self.fail("no-healthy-upstream")
+            return
+        if 0 < group.max_requests <= group.active:
+            self.fail("overflow")
             return
         may_reuse = not self.fresh and self.method != b"CONNECT"
         upstream = self._kept_connection(pool) if may_reuse else None
@@ -219,6 +236,12 @@ class Exchange:
             return
         self._move(_CONNECTING)
         seek(self.server, pool, group, self, lane.digest)
+
+    def _hashed(self, group: Group) -> Pool | None:
+        """The endpoint that a value of the request stands for; any, where it carries none."""
+        hash_on = group.hash_on
+        value = b"" if hash_on is None else hash_value(hash_on, self.head, self.downstream.address)
+        return group.choose_for(hash_of(value), self.tried) if value else group.choose(self.tried)
 
     def _kept_connection(self, pool: Pool) -> Upstream | None:
         upstream = pool.take()
@@ -266,6 +289,7 @@ class Exchange:
             return
         lane: Lane = self.lane  # type: ignore[assignment]
         self.server.note_connect_failure(self.pool, error)
+        self._note_unreached()
         if self._try_again(Outcome.CONNECT_FAILURE, written=False):
             return
         others = len(lane.group.members) > len(self.tried) + 1
@@ -358,8 +382,16 @@ class Exchange:
 
     def _try_expired(self) -> None:
         self.timer = None
-        if self.phase == _SENT and not self._try_again(Outcome.TRY_TIMEOUT):
-            self.fail("timeout")
+        if self.phase == _SENT:
+            self._note_unreached()
+            if not self._try_again(Outcome.TRY_TIMEOUT):
+                self.fail("timeout")
+
+    def _note_unreached(self) -> None:
+        """The endpoint of this try gave no answer."""
+        group = self.lane.group  # type: ignore[union-attr]
+        if group.outlier is not None and self.pool is not None:
+            group.note(self.pool, UNREACHED, self.server.loop.time())
 
     # --- what upstream says ----------------------------------------------------------------------------------------
 
@@ -392,8 +424,11 @@ class Exchange:
     def _respond(self, upstream: Upstream) -> bytes | None:
         """The response head that goes downstream; None if this try is made again or the exchange has failed."""
         status = upstream.status
-        if status >= SERVER_ERROR and self.lane.retry is not None:  # type: ignore[union-attr]
-            outcome = outcome_of(status)
+        lane: Lane = self.lane  # type: ignore[assignment]
+        if lane.group.outlier is not None and self.pool is not None:
+            lane.group.note(self.pool, status, self.server.loop.time())
+        if status >= FIRST_CLIENT_ERROR and lane.retry is not None:
+            outcome = outcome_of(status, lane.retry)
             if outcome is not None and self._try_again(outcome):
                 return None
         client_http11 = self.version == "1.1"
@@ -507,6 +542,7 @@ class Exchange:
             self._leave_try()
             self.attempt()
             return
+        self._note_unreached()
         if not self._try_again(Outcome.RESET):
             self.fail("reset")
 
@@ -514,6 +550,8 @@ class Exchange:
 
     def expire(self) -> None:
         """The time for the whole exchange is over."""
+        if self.phase == _SENT:
+            self._note_unreached()
         self.fail("timeout")
 
     def fail(self, reason: str, status: int = 0, fields: Fields | None = None) -> None:

@@ -7,17 +7,25 @@ or closes a socket; `dial.py` and `upstream.py` do.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from backstay.config.model import Backend
+from msgspec.structs import replace
+
+from backstay.config.actions import sticky_value
+from backstay.config.match import parameters
+from backstay.config.model import Backend, HashOn
 from backstay.config.wire import Endpoint
 from backstay.sidecar.engines.python.balance import Random, RoundRobin, least_request, untried
+from backstay.sidecar.engines.python.hashing import Maglev, Ring
+from backstay.sidecar.engines.python.outlier import Health, may_eject
 from backstay.sidecar.engines.python.retry import IDEMPOTENT
 
 if TYPE_CHECKING:
+    from backstay.sidecar.engines.python.framing import RequestHead
     from backstay.sidecar.engines.python.upstream import Upstream
 
+LEAST_SHARE: Final = 0.1  # of its share, for an endpoint that is new: Envoy's and Istio's least weight
 MAX_PENDING: Final = 1024  # requests waiting for a connection of a full backend; Envoy's max_pending_requests
 COLD_CONNECTS: Final = 4
 """Connections opened at a time to one endpoint. Envoy opens one for every waiting request, but a handshake costs us 1 to 2 ms
@@ -42,7 +50,20 @@ class PoolKey(NamedTuple):
 class Pool:
     """One endpoint and its connections."""
 
-    __slots__ = ("active", "connecting", "idle", "idle_seconds", "key", "open", "retired", "source", "waiting")
+    __slots__ = (
+        "active",
+        "connecting",
+        "health",
+        "idle",
+        "idle_seconds",
+        "is_near",
+        "key",
+        "open",
+        "retired",
+        "since",
+        "source",
+        "waiting",
+    )
 
     def __init__(self, key: PoolKey) -> None:
         self.key = key
@@ -58,6 +79,11 @@ class Pool:
         """Newest last, and reused first: those are the least likely to be closed by the other side."""
         self.idle_seconds = MESH_IDLE_SECONDS if key.identity else PLAIN_IDLE_SECONDS
         self.retired = False
+        self.health = Health()
+        self.since = 0.0
+        """When it became known."""
+        self.is_near = True
+        """In the proxy's own zone, or nothing is said of either."""
         self.source = ""
         """Address to connect from; empty: whichever the system takes."""
 
@@ -192,12 +218,36 @@ class Group:
     """The endpoints of one backend and subset as one config sees them."""
 
     __slots__ = (
-        "_choose", "_random", "active", "connect_seconds", "is_tcp", "key", "labels", "max_connections", "members", "mesh",
-        "quota", "retries", "service",
+        "_by_hash",
+        "_choose", "_clock",
+        "_maglev",
+        "_random",
+        "_slow_start",
+        "active",
+        "connect_seconds",
+        "everyone",
+        "hash_on", "health",
+        "is_tcp",
+        "key",
+        "labels",
+        "max_connections",
+        "max_requests",
+        "members",
+        "mesh",
+        "outlier",
+        "quota",
+        "retries",
+        "same_zone_first",
+        "service",
     )  # fmt: skip
 
     def __init__(
-        self, backend: Backend, labels: tuple[tuple[str, str], ...], random: Random, quota: Quota | None = None
+        self,
+        backend: Backend,
+        labels: tuple[tuple[str, str], ...],
+        random: Random,
+        quota: Quota | None = None,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.key = group_key(backend, labels)
         self.service = f"{backend.service}:{backend.port}"
@@ -207,17 +257,84 @@ class Group:
         self.is_tcp = backend.protocol == "tcp"
         self.max_connections = backend.max_connections
         self.connect_seconds = backend.connect_timeout_ms / 1000
+        self.max_requests = backend.max_requests
+        self.outlier = backend.outlier
+        self.same_zone_first = backend.same_zone_first
+        self.hash_on = backend.hash_on if backend.balance in ("ring_hash", "maglev") else None
+        self._maglev = backend.balance == "maglev"
+        self._by_hash: Ring[Pool] | Maglev[Pool] | None = None
+        self.health = backend.health
+        self._slow_start = backend.slow_start_ms / 1000
+        self._clock = clock
+        self.everyone: tuple[Pool, ...] = ()
+        """All endpoints of the subset."""
         self.members: tuple[Pool, ...] = ()
+        """Those that get requests now: not ejected, not unhealthy, of the own zone where that comes first."""
         self.active = 0
         self.retries = 0
         """Requests in flight, and those among them that are a second or later try: the retry budget compares them."""
         self._random = random
-        self._choose: Callable[[Sequence[Pool]], Pool] = (
-            RoundRobin(random) if backend.balance == "round_robin" else self._least
-        )
+        self._choose: Callable[[Sequence[Pool]], Pool] = self._least
+        if backend.balance == "round_robin":
+            self._choose = RoundRobin(random)
+        elif backend.balance == "random":
+            self._choose = self._any
+        if self._slow_start:
+            self._choose = self._eased(self._choose)
+
+    def _eased(self, choose: Callable[[Sequence[Pool]], Pool]) -> Callable[[Sequence[Pool]], Pool]:
+        """Pass over a new endpoint, the more often the newer it is: its caches are cold, its code not yet compiled."""
+
+        def chosen(members: Sequence[Pool]) -> Pool:
+            pool = choose(members)
+            age = (self._clock() - pool.since) / self._slow_start
+            if age >= 1 or self._random() < max(age, LEAST_SHARE):
+                return pool
+            return choose([other for other in members if other is not pool] or members)
+
+        return chosen
 
     def _least(self, members: Sequence[Pool]) -> Pool:
         return least_request(members, self._random)
+
+    def _any(self, members: Sequence[Pool]) -> Pool:
+        return members[int(self._random() * len(members))]
+
+    def choose_for(self, point: int, tried: Sequence[Pool] = ()) -> Pool | None:
+        """The endpoint that a hash stands for."""
+        if not self.members:
+            return None
+        if self._by_hash is None:
+            named = [
+                (pool.key.id.encode() or b"%b:%d" % (pool.key.address.encode(), pool.key.port), pool)
+                for pool in self.members
+            ]
+            self._by_hash = Maglev(named) if self._maglev else Ring(named)
+        return self._by_hash.choose(point, tried)
+
+    def note(self, pool: Pool, status: int, now: float) -> None:
+        """What one of its endpoints answered; perhaps it is left out from now on."""
+        rule, health = self.outlier, pool.health
+        if rule is None or health.is_out(now):
+            return
+        health.note(status)
+        if not health.has_failed(rule):
+            return
+        out = sum(other.health.is_out(now) for other in self.everyone)
+        if may_eject(rule, out=out, members=len(self.everyone)):
+            health.eject(rule, now)
+            for group in self.quota.groups:
+                group.settle(now)
+
+    def settle(self, now: float) -> None:
+        """Find out anew who gets requests."""
+        inside = tuple(pool for pool in self.everyone if not pool.health.is_out(now))
+        if self.same_zone_first:
+            near = tuple(pool for pool in inside if pool.is_near)
+            inside = near or inside
+        if inside != self.members:
+            self.members = inside
+            self._by_hash = None
 
     def choose(self, tried: Sequence[Pool] = ()) -> Pool | None:
         """The endpoint for the next try; None if there is none at all."""
@@ -247,15 +364,24 @@ class Group:
         return f"Group({self.service} {dict(self.labels)} members={len(self.members)} active={self.active})"
 
 
-GroupKey = tuple[str, int, tuple[tuple[str, str], ...], str, str, str, int, int]
+GroupKey = tuple[tuple[tuple[str, str], ...], Backend]
 
 
 def group_key(backend: Backend, labels: tuple[tuple[str, str], ...]) -> GroupKey:
-    """What a group is made of: settings that two configs share make one group."""
-    return (
-        backend.service, backend.port, labels, backend.tls, backend.balance, backend.protocol,
-        backend.max_connections, backend.connect_timeout_ms,
-    )  # fmt: skip
+    """What a group is made of: settings that two configs share make one group, whatever other subsets there are."""
+    return labels, replace(backend, subsets=()) if backend.subsets else backend
+
+
+def hash_value(hash_on: HashOn, head: "RequestHead | None", address: str) -> bytes:
+    """What of a request is hashed; empty if it carries nothing of the kind."""
+    if hash_on.kind == "source":
+        return address.encode()
+    if head is None:
+        return b""
+    name = hash_on.name.encode()
+    if hash_on.kind == "query":
+        return parameters(head.query).get(name, b"")
+    return sticky_value(head.fields, name if hash_on.kind == "header" else b"", name)
 
 
 class Pools:
@@ -265,6 +391,9 @@ class Pools:
         """`by_address`: endpoints are looked up by their address as well."""
         self._random = random
         self._places: dict[tuple[str, int], dict[str, Endpoint]] | None = {} if by_address else None
+        self._now = 0.0
+        self.zone = ""
+        """Of the proxy itself, if the platform says so."""
         self._groups: dict[GroupKey, Group] = {}
         self._quotas: dict[str, Quota] = {}
         self._pools: dict[PoolKey, Pool] = {}
@@ -276,7 +405,7 @@ class Pools:
         found = self._groups.get(key)
         if found is None:
             quota = self._quotas.setdefault(f"{backend.service}:{backend.port}", Quota())
-            found = self._groups[key] = Group(backend, labels, self._random, quota)
+            found = self._groups[key] = Group(backend, labels, self._random, quota, lambda: self._now)
             quota.groups.append(found)
             self._fill(found)
         return found
@@ -323,16 +452,41 @@ class Pools:
 
     def _fill(self, group: Group) -> None:
         endpoints = self._endpoints.get(group.service, ())
-        group.members = tuple(self.pool(group.key_for(endpoint)) for endpoint in endpoints if group.takes(endpoint))
+        pools = []
+        for endpoint in endpoints:
+            if group.takes(endpoint):
+                pool = self.pool(group.key_for(endpoint))
+                pool.is_near = endpoint.zone == self.zone
+                pools.append(pool)
+        group.everyone = tuple(pools)
+        group.settle(self._now)
+
+    def settle(self, now: float) -> None:
+        """Take back whose time outside is over. Called by the sweep."""
+        self._now = now
+        for group in self._groups.values():
+            if group.outlier is not None:
+                for pool in group.everyone:
+                    pool.health.forgive(group.outlier, now)
+                group.settle(now)
+
+    def checked(self) -> "Iterator[Group]":
+        """Groups whose endpoints are asked how they are."""
+        return (group for group in self._groups.values() if group.health is not None)
+
+    def count_out(self) -> int:
+        """Endpoints that are ejected or unhealthy now."""
+        return sum(pool.health.is_out(self._now) for pool in self._pools.values())
 
     def pool(self, key: PoolKey) -> Pool:
         found = self._pools.get(key)
         if found is None:
             found = self._pools[key] = Pool(key)
+            found.since = self._now
         return found
 
     def _retire(self) -> list["Upstream"]:
-        held = {pool.key for group in self._groups.values() for pool in group.members}
+        held = {pool.key for group in self._groups.values() for pool in group.everyone}
         gone = [pool for key, pool in self._pools.items() if key not in held]
         for pool in gone:
             del self._pools[pool.key]

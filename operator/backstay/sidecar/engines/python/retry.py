@@ -28,6 +28,9 @@ class Outcome(enum.Enum):
     BAD_GATEWAY = "gateway-error"
     """502, 503 or 504 from upstream."""
     SERVER_ERROR = "5xx"
+    CONFLICT = "retriable-4xx"
+    """409, the only one (Envoy)."""
+    LISTED = "retriable-status-codes"
 
 
 _NAMES: Final = {
@@ -36,16 +39,23 @@ _NAMES: Final = {
     Outcome.TRY_TIMEOUT: frozenset(("reset", "gateway-error", "5xx")),
     Outcome.BAD_GATEWAY: frozenset(("gateway-error", "5xx")),
     Outcome.SERVER_ERROR: frozenset(("5xx",)),
+    Outcome.CONFLICT: frozenset(("retriable-4xx",)),
+    Outcome.LISTED: frozenset(("retriable-status-codes",)),
 }
 """Conditions of a document under which each outcome is retried (Envoy's meaning of retry-on)."""
 
 _GATEWAY_ERRORS: Final = (502, 503, 504)
 
 
-def outcome_of(status: int) -> Outcome | None:
-    """None for what is no failure."""
+_CONFLICT_STATUS: Final = 409
+
+
+def outcome_of(status: int, retry: Retry | None = None) -> Outcome | None:
+    """None for what is no failure. A status that the policy lists is one whatever it is."""
+    if retry is not None and status in retry.statuses and "retriable-status-codes" in retry.retry_on:
+        return Outcome.LISTED
     if status < 500:
-        return None
+        return Outcome.CONFLICT if status == _CONFLICT_STATUS else None
     return Outcome.BAD_GATEWAY if status in _GATEWAY_ERRORS else Outcome.SERVER_ERROR
 
 

@@ -47,7 +47,18 @@ UNKNOWN_ROUTE: Final = "#"
 
 
 class Lane:
-    __slots__ = ("actions", "counters", "deadlines", "digest", "fault", "group", "is_plain", "retry", "try_seconds")
+    __slots__ = (
+        "actions",
+        "counters",
+        "deadlines",
+        "digest",
+        "fault",
+        "group",
+        "idle_seconds",
+        "is_plain",
+        "retry",
+        "try_seconds",
+    )
 
     def __init__(
         self,
@@ -60,6 +71,7 @@ class Lane:
         retry: Retry | None = None,
         fault: Fault | None = None,
         actions: Actions | None = None,
+        idle_seconds: float = 0.0,
     ) -> None:
         self.digest = digest
         self.counters = counters
@@ -69,7 +81,8 @@ class Lane:
         self.retry = retry if retry is not None and retry.attempts > 0 else None
         self.fault = fault
         self.actions = actions
-        self.is_plain = fault is None and actions is None
+        self.idle_seconds = idle_seconds
+        self.is_plain = fault is None and actions is None and not idle_seconds
         """True: a request only has to be sent."""
 
 
@@ -254,6 +267,7 @@ class Runtime:
             retry=rule.retry,
             fault=rule.fault,
             actions=actions,
+            idle_seconds=rule.idle_timeout_ms / 1000,
         )
 
     def _compile_ports(self) -> dict[int, CompiledPort]:

@@ -19,6 +19,7 @@ from backstay.config.wire import Endpoint, RefusalExpected
 from backstay.redact import clean
 from backstay.sidecar.engine import APP_SOURCES, Address
 from backstay.sidecar.engines.python.accesslog import AccessLog
+from backstay.sidecar.engines.python.checks import Checks
 from backstay.sidecar.engines.python.framing import split_authority
 from backstay.sidecar.engines.python.listeners import Inbound
 from backstay.sidecar.engines.python.pool import MAX_PENDING, Group, Pool, PoolKey, Pools
@@ -108,7 +109,11 @@ class Server:
         redirected = (address.redirected.outbound,) if address.redirected is not None else ()
         self._outbound_ports = frozenset((address.outbound, *redirected))
         self._deadlines: dict[float, Deadlines] = {}
+        self._idle: dict[Exchange, tuple[int, float]] = {}
+        """Exchanges with an idle limit: bytes seen, and since when there were no more."""
         self._external: OrderedDict[bytes, Group] = OrderedDict()
+        self.pools.zone = address.zone
+        self.checks = Checks(self)
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
     # --- configs ---------------------------------------------------------------------------------------------------
@@ -215,9 +220,26 @@ class Server:
         now = self.now = self.loop.time()
         for downstream in list(self.downstreams):
             downstream.check(now)
+        if self._idle:
+            self._check_idle(now)
+        self.pools.settle(now)
+        self.checks.sweep(now)
         for pool in self.every_pool():
             close_all(pool.stale(now))
         self.log.flush()
+
+    def watch_idle(self, exchange: "Exchange") -> None:
+        self._idle[exchange] = (0, self.loop.time())
+
+    def _check_idle(self, now: float) -> None:
+        for exchange, (seen, since) in list(self._idle.items()):
+            if exchange.has_ended:
+                del self._idle[exchange]
+            elif exchange.moved != seen:
+                self._idle[exchange] = (exchange.moved, now)
+            elif exchange.lane is not None and now - since > exchange.lane.idle_seconds:
+                del self._idle[exchange]
+                exchange.expire()
 
     def every_pool(self) -> list[Pool]:
         fixed = (*self.app_groups.values(), *self._external.values())

@@ -17,7 +17,9 @@ def retry(*conditions: str, attempts: int = 2, any_method: bool = False) -> Retr
         ("reset-before-request", {Outcome.RESET}),
         ("reset", {Outcome.RESET, Outcome.TRY_TIMEOUT}),
         ("gateway-error", {Outcome.CONNECT_FAILURE, Outcome.RESET, Outcome.TRY_TIMEOUT, Outcome.BAD_GATEWAY}),
-        ("5xx", set(Outcome)),
+        ("5xx", set(Outcome) - {Outcome.CONFLICT, Outcome.LISTED}),
+        ("retriable-4xx", {Outcome.CONFLICT}),
+        ("retriable-status-codes", {Outcome.LISTED}),
     ],
 )
 def test_each_condition_means_what_envoy_means(condition: str, outcomes: set[Outcome]) -> None:
