@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,9 +10,13 @@ from backstay.cli.completion import complete_names, qualified
 from backstay.cli.exits import Failed, OperatorAway
 from backstay.cli.get import Kind
 from backstay.cli.output import emit, paint
+from backstay.cli.registries import live_registry
 from backstay.cli.session import Session, output_option, pass_session
 from backstay.cli.shown import listed, matches, nothing_named
 from backstay.cli.timeline import concerns, event_line
+
+if TYPE_CHECKING:
+    from backstay.core.review.scope import Scope
 
 EVENTS_SHOWN = 20  # a screen
 EVENTS_BACK = 7 * 24 * 3600.0  # seconds; a week answers "what happened to it lately"
@@ -27,7 +31,8 @@ def describe(session: Session, kind: str, name: str, output: str) -> None:
     """Everything about one object, with its events."""
     item = find(listed(session, kind), kind, name)
     events = [] if output in ("json", "yaml") else _events(session, kind, item)
-    emit(output, item, lambda _: "\n".join([*_lines(item, 0), *_event_lines(events)]))
+    scope = [] if kind != "workloads" or output in ("json", "yaml") else _scope(session, item)
+    emit(output, item, lambda _: "\n".join([*_lines(item, 0), *scope, *_event_lines(events)]))
 
 
 def find(items: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
@@ -93,3 +98,31 @@ def _names(kind: str, item: dict[str, Any]) -> list[str]:
 
 def _event_lines(events: list[dict[str, Any]]) -> list[str]:
     return ["events:", *(f"  {event_line(event)}" for event in events)] if events else []
+
+
+def _scope(session: Session, item: dict[str, Any]) -> list[str]:
+    """What applies to a workload, what it may reach and who may reach it, by what is live."""
+    from backstay.cli.worlds import live_snapshot, settled  # late: only for workloads
+    from backstay.core.evaluate import UnknownWorkload, world
+    from backstay.core.review.scope import scope_of
+
+    key = qualified("workloads", item)
+    registry = live_registry(session.client())
+    try:
+        found = scope_of(world(settled(session, live_snapshot(session), registry), registry), key)
+    except (OperatorAway, UnknownWorkload):
+        return []
+    return list(scope_lines(found))
+
+
+def scope_lines(scope: "Scope") -> Iterator[str]:
+    yield "accepts:"
+    for port, mode in scope.mtls:
+        yield f"  port {port}: mTLS {mode.upper()}  {click.style(scope.mtls_place, dim=True)}".rstrip()
+    yield from (f"  {item.action} {item.name}  {click.style(item.place, dim=True)}" for item in scope.policies)
+    yield "callers:"
+    for caller in scope.callers:
+        told = f": {'; '.join(caller.requests)}" if caller.requests else ""
+        yield f"  {caller.name} may {caller.extent} of port {caller.port}{told}"
+    yield "may reach:"
+    yield from (f"  {host}  {click.style(place, dim=True)}".rstrip() for host, place in scope.reaches)

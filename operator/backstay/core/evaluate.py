@@ -511,6 +511,10 @@ class World:
         origins = self.compiled.origins.get(self.manifest(workload).parts.get(key, ""))
         return origins.rules.get(rule, "") if origins else ""
 
+    def takes_place(self, workload: str) -> str:
+        """What says how connections are taken."""
+        return self._part_place(workload, "listeners")
+
     def _part_place(self, workload: str, key: str) -> str:
         found = self.route_place(workload, key)
         return found or self._mesh_place("spec.defaults.mtls")

@@ -4,12 +4,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.policy import BACKENDS, Json, compiled, document, registry, snapshot
 
 from backstay.core import expectations
 from backstay.core.evaluate import Request, World
 from backstay.core.judging import judge
 from backstay.core.problems import Severity
+from support.policy import BACKENDS, Json, compiled, document, registry, snapshot
 
 SPLIT = {
     "name": "api",

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.policy import Json, document, snapshot
 
 from backstay.core.guardrails import MOST_FINDINGS, BadExpression, as_object, evaluate, judge, weight_step
 from backstay.core.snapshot import Snapshot
 from backstay.core.validate import validate
+from support.policy import Json, document, snapshot
 
 LIBRARY = Path(__file__).parents[3] / "example-repo" / "guardrails"
 RETRY = {"backendRefs": [{"name": "web"}], "retry": {"attempts": 9}}

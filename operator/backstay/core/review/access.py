@@ -295,6 +295,11 @@ def _dimensions(before: World, after: World, tables: tuple[Authorization, Author
     return {dimension.name: dimension for dimension in found}
 
 
+def access_dimensions(world: World, table: Authorization) -> dict[str, Dimension]:
+    """What one set of policies asks about. Raises Unknowable."""
+    return _dimensions(world, world, (table, table))
+
+
 def _check_known(rule: PolicyRule) -> None:
     for struct, known in (
         (rule, _KNOWN_RULE),

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.policy import PORT, changed, compiled, document, repositories, requests
 
 from backstay.core.evaluate import ANONYMOUS, World, asked
 from backstay.core.review.access import access_classes
+from support.policy import PORT, changed, compiled, document, repositories, requests
 
 DOMAIN = "spiffe://backstay.local"
 SOURCES = (

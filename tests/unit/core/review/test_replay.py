@@ -1,8 +1,7 @@
 """Recorded requests through two revisions: counts, lines, and what a log cannot tell."""
 
-from support.policy import BACKENDS, Json, compiled, document
-
 from backstay.core.review.replay import Logged, Replay, Result, summary
+from support.policy import BACKENDS, Json, compiled, document
 
 CLIENT = "spiffe://backstay.local/ns/shop/sa/client"
 BATCH = "spiffe://backstay.local/ns/shop/sa/batch"

@@ -4,10 +4,10 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.policy import BACKENDS, CLIENTS, changed, compiled, document, repositories, requests
 
 from backstay.core.evaluate import World, asked
 from backstay.core.review.routes import RouteClass, effect, route_classes
+from support.policy import BACKENDS, CLIENTS, changed, compiled, document, repositories, requests
 
 CALLERS = tuple(f"shop/{name}" for name in CLIENTS)
 BOUNDED = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

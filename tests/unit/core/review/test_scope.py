@@ -1,0 +1,31 @@
+"""What applies to one workload, and who may ask what of it."""
+
+from backstay.core.review.scope import Policy, scope_of
+from support.policy import BACKENDS, Json, compiled, document
+
+
+def allow(*rules: Json) -> Json:
+    return document("Authorization", "web", {"selector": {"workloads": ["web-v1"]}, "rules": list(rules)})
+
+
+STRICT = document("Authentication", "all", {"selector": {"workloads": ["web-v1"]}, "mtls": {"mode": "STRICT"}})
+READERS = {"from": [{"serviceAccounts": ["client"]}], "to": [{"methods": ["GET"], "paths": ["/a/*"]}]}
+ROUTE = document("Route", "api", {"hosts": ["api"], "rules": [{"backendRefs": [{"name": "api", "port": 80}]}]})
+
+
+def test_a_workload_without_policies_is_open_to_all() -> None:
+    found = scope_of(compiled([*BACKENDS, ROUTE]), "shop/web-v1")
+    assert {(caller.name, caller.extent) for caller in found.callers} == {
+        (name, "everything") for name in ("shop/api-v2", "shop/batch", "shop/client", "shop/web-v2", "plaintext")
+    }
+    assert found.reaches == (("api.shop:80", "02.yaml:8"), ("web.shop:80", ""))
+    assert found.mtls == ((8080, "permissive"),)
+
+
+def test_policies_say_who_may_what() -> None:
+    found = scope_of(compiled([allow(READERS), STRICT]), "shop/web-v1")
+    callers = {caller.name: (caller.extent, caller.requests) for caller in found.callers}
+    assert callers["shop/client"] == ("some", ("GET starting with /a/",))
+    assert callers["shop/batch"] == callers["plaintext"] == ("nothing", ())
+    assert found.policies == (Policy(name="shop/web", action="allow", place="00.yaml:1"),)
+    assert (found.mtls, found.mtls_place) == (((8080, "strict"),), "01.yaml:14")
