@@ -5,7 +5,7 @@ import io
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Protocol
 
 import click
 import msgspec
@@ -101,7 +101,11 @@ def replay(
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def feed(replayed: Replay, log: IO[bytes], caller: str) -> int:
+class Taker(Protocol):
+    def feed(self, requests: Iterable[Logged]) -> None: ...
+
+
+def feed(replayed: Taker, log: IO[bytes], caller: str) -> int:
     """Read a log in portions; returns how many lines were no requests."""
     skipped = 0
     first = True

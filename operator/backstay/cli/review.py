@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import click
 
@@ -20,6 +20,7 @@ from backstay.cli.output import to_yaml
 from backstay.cli.session import Session, pass_session
 from backstay.cli.worlds import registry_of
 from backstay.core.documents import parse
+from backstay.core.evaluate import World
 from backstay.core.registry import Registry
 from backstay.core.review import formats
 from backstay.core.review.report import Report, as_object
@@ -45,6 +46,7 @@ _GIT_TIMEOUT: Final = 60.0  # seconds; asks the local object store only
     show_default=True,
     help="What makes the exit code 1: invalid or forbidden; warnings too; wider access too.",
 )
+@click.option("--traffic", type=click.File("rb"), help="Access log: whom a stricter mTLS mode would refuse.")
 @click.option("--comment", is_flag=True, help="Write the report into one comment of the pull request, edited in place.")
 @pass_session
 def review(
@@ -56,6 +58,7 @@ def review(
     namespace: str,
     outputs: tuple[str, ...],
     fail_on: str,
+    traffic: IO[bytes] | None,
     comment: bool,
 ) -> None:
     """Say what a change does: to which requests, to whose access, by which line.
@@ -66,7 +69,7 @@ def review(
     targets = [_target(text) for text in outputs or ("text",)]
     known = registry_of(session, workloads, registry)
     compared = compare(revisions, folder)
-    report = make_report(compared, known.registry, namespace or known.namespace)
+    report = make_report(compared, known.registry, namespace or known.namespace, traffic)
     for form, path in targets:
         text = written(report, form)
         if path is None:
@@ -172,7 +175,7 @@ def _git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def make_report(compared: Compared, registry: Registry, namespace: str) -> Report:
+def make_report(compared: Compared, registry: Registry, namespace: str, traffic: IO[bytes] | None = None) -> Report:
     """Validate the head, read the base, compare them; files that did not change are read once."""
     cache = Cache()
     base = _read(compared.base, namespace, cache)
@@ -185,7 +188,19 @@ def make_report(compared: Compared, registry: Registry, namespace: str) -> Repor
         refused=head.refused,
         cache=cache,
     )
-    return review_of(base, Side(revision=head.revision, validated=validated), registry, notes=compared.notes)
+    side = Side(revision=head.revision, validated=validated)
+    if traffic is None:
+        return review_of(base, side, registry, notes=compared.notes)
+    return review_of(base, side, registry, notes=compared.notes, seen=lambda old, new: _plaintext(traffic, old, new))
+
+
+def _plaintext(traffic: IO[bytes], before: World, after: World) -> tuple[str, ...]:
+    from backstay.cli.replay import feed  # it reads logs, and is needed only with one
+    from backstay.core.review.replay import PlaintextCallers
+
+    callers = PlaintextCallers(before, after)
+    feed(callers, traffic, "")
+    return callers.told()
 
 
 def _read(files: Files, namespace: str, cache: Cache) -> Side:

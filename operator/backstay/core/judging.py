@@ -49,8 +49,8 @@ def settled(snapshot: Snapshot, registry: Registry) -> Snapshot:
     return Snapshot(revision=snapshot.revision, documents=left)
 
 
-def check_world(live: Snapshot | None, asked: World, *, audit: bool = False) -> Judged:
-    """The same for a snapshot that is compiled already."""
-    findings = guardrails.judge(live, asked.snapshot)
+def check_world(live: Snapshot | None, wanted: Snapshot, asked: World, *, audit: bool = False) -> Judged:
+    """The same for a snapshot that is compiled already; guardrails are about documents that wait as well."""
+    findings = guardrails.judge(live, wanted)
     told = [finding.problem() for finding in findings if audit or finding.severity != "Audit"]
     return Judged(problems=(*told, *expectations.check(asked)))

@@ -1,8 +1,8 @@
 """Two validated revisions -> a review of the change between them: pure, for `backstay review` and for the operator alike."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from backstay.core.compile import declared
 from backstay.core.diff import stage
@@ -35,7 +35,13 @@ class Side:
     validated: Validated
 
 
-def review_of(base: Side, head: Side, registry: Registry, notes: tuple[str, ...] = ()) -> Report:
+Seen: TypeAlias = Callable[[World, World], tuple[str, ...]]
+"""What recorded traffic says of two worlds: plaintext callers that would be refused."""
+
+
+def review_of(
+    base: Side, head: Side, registry: Registry, notes: tuple[str, ...] = (), seen: Seen = lambda old, new: ()
+) -> Report:
     """Everything that can be said. An invalid head is not compared; an invalid base is as if there were none."""
     if head.validated.snapshot is None:
         problems = tuple(map(remark, head.validated.problems))
@@ -45,12 +51,14 @@ def review_of(base: Side, head: Side, registry: Registry, notes: tuple[str, ...]
         count = len(base.validated.errors)
         notes = (*notes, f"{base.revision} is invalid ({count} problems), so the whole of {head.revision} is compared")
         before = Snapshot(revision=base.revision, documents={})
-    return _compared(before, head.validated.snapshot, head, registry, notes)
+    return _compared(before, head.validated.snapshot, head, registry, notes, seen)
 
 
-def _compared(before: Snapshot, after: Snapshot, head: Side, registry: Registry, notes: tuple[str, ...]) -> Report:
+def _compared(
+    before: Snapshot, after: Snapshot, head: Side, registry: Registry, notes: tuple[str, ...], seen: Seen
+) -> Report:
     old, new = compared(settled(before, registry), settled(after, registry), registry)
-    judged = check_world(before, new, audit=True)
+    judged = check_world(before, after, new, audit=True)
     guarded = [problem for problem in judged.problems if problem.reason.startswith("Guardrail")]
     broken = [problem for problem in judged.problems if problem not in guarded]
     touched = tuple(touched_workloads(old, new, registry))
@@ -65,6 +73,7 @@ def _compared(before: Snapshot, after: Snapshot, head: Side, registry: Registry,
         access=tuple(access_changes(old, new)),
         touched=touched,
         rollout=rollout_of(old, new),
+        plaintext=seen(old, new),
         untouched=untouched(old, new, touched),
         notes=(*notes, *_notes(before, after)),
     )

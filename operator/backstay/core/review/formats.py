@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from backstay.core.codes import code_of
 from backstay.core.review.report import AccessChange, Remark, Report, RequestChange, Severity
+from backstay.redact import clean
 
 MOST_LISTED: Final = 100
 """Classes of one kind in a Markdown report; forges cut comments off at 64 KiB, and nobody reads more."""
@@ -26,8 +27,9 @@ _WORST_FIRST: Final = {"error": 0, "warning": 1, "notice": 2}
 
 
 def plain(text: str) -> str:
-    """One line for a terminal or a log: nothing that moves a cursor, changes a colour or turns the reading direction."""
-    return "".join(char if _is_visible(char) else f"\\u{{{ord(char):x}}}" for char in text)
+    """One line for a terminal or a log: nothing that moves a cursor, changes a colour or turns the reading direction, and no
+    secret that somebody wrote into a document."""
+    return clean("".join(char if _is_visible(char) else f"\\u{{{ord(char):x}}}" for char in text))
 
 
 def _is_visible(char: str) -> bool:
@@ -294,7 +296,9 @@ def _sarif_result(item: Remark) -> dict[str, Any]:
 def _uri(file: str) -> str:
     """A relative URI: what is neither letter, digit nor a plain sign is written in percent."""
     safe = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/"
-    return "".join(chr(byte) if byte in safe else f"%{byte:02X}" for byte in file.encode("utf-8", "surrogateescape"))
+    return "".join(
+        chr(byte) if byte in safe else f"%{byte:02X}" for byte in clean(file).encode("utf-8", "surrogateescape")
+    )
 
 
 def as_github(report: Report) -> str:

@@ -236,6 +236,39 @@ class _Side:
         return ", ".join(told), sent.place
 
 
+class PlaintextCallers:
+    """Callers without a certificate whose requests a change would refuse: who to look for before STRICT."""
+
+    def __init__(self, before: World, after: World) -> None:
+        self._sides = (_Side(before), _Side(after))
+        self._seen: dict[Logged, bool] = {}
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def feed(self, requests: Iterable[Logged]) -> None:
+        for logged in requests:
+            if "/" in logged.source:  # an identity, or a workload's key
+                continue
+            refused = self._seen.get(logged)
+            if refused is None:
+                refused = self._seen[logged] = self._is_refused(logged)
+            if refused:
+                key = (logged.source or "somebody", logged.authority)
+                self._counts[key] = self._counts.get(key, 0) + 1
+
+    def _is_refused(self, logged: Logged) -> bool:
+        path, _, query = logged.target.partition("?")
+        question = asked(Request(method=logged.method, authority=logged.authority, path=path or "/", query=query))
+        if question is None:
+            return False
+        old, new = (side.outcome(logged.source, question) for side in self._sides)
+        return old is not None and new is not None and old.answered and not new.answered
+
+    def told(self) -> tuple[str, ...]:
+        """`10.0.0.7: 120 requests to sa-logic`, the most frequent first."""
+        ordered = sorted(self._counts.items(), key=lambda item: -item[1])
+        return tuple(f"{source}: {count} request{'s' * (count != 1)} to {host}" for (source, host), count in ordered)
+
+
 def summary(result: Result) -> Mapping[str, int]:
     return {
         "requests": result.total,

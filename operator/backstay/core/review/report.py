@@ -17,6 +17,7 @@ from backstay.core.review import words
 from backstay.core.review.access import AccessClass, access_classes
 from backstay.core.review.routes import RouteClass, route_classes
 from backstay.core.snapshot import Snapshot
+from backstay.redact import clean
 
 Severity = Literal["error", "warning", "notice"]
 
@@ -131,8 +132,17 @@ class Report(Base, frozen=True, kw_only=True):
 
 
 def as_object(report: Report) -> dict[str, Any]:
-    body: dict[str, Any] = msgspec.to_builtins(report)
+    """The report as plain values, without secrets that somebody wrote into a document."""
+    body: dict[str, Any] = _cleaned(msgspec.to_builtins(report))
     return {"apiVersion": "backstay.dev/v1alpha1", "kind": "Review", **body}
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {key: _cleaned(inner) for key, inner in value.items()}
+    return [_cleaned(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 # --- making one -------------------------------------------------------------------------------------------------------

@@ -74,6 +74,14 @@ def test_plain_text_moves_no_cursor_and_stays_on_its_line() -> None:
     assert "\\u{202e}gnp" in shown
 
 
+@pytest.mark.parametrize("form", ["text", "markdown", "json", "yaml", "sarif", "github", "junit"])
+def test_secrets_in_documents_are_in_no_output(form: str) -> None:
+    from backstay.cli.review import written
+
+    text = written(report("password=hunter2 and https://user:hunter3@git.example/x and ghp_" + "a" * 30), form)
+    assert not re.search("hunter|ghp_a", text)
+
+
 def test_markdown_has_only_our_own_markup() -> None:
     text = formats.as_markdown(report())
     tags = set(re.findall(r"</?[a-z!][^>]*>", text))

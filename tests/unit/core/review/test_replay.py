@@ -1,6 +1,6 @@
 """Recorded requests through two revisions: counts, lines, and what a log cannot tell."""
 
-from backstay.core.review.replay import Logged, Replay, Result, summary
+from backstay.core.review.replay import Logged, PlaintextCallers, Replay, Result, summary
 from support.policy import BACKENDS, Json, compiled, document
 
 CLIENT = "spiffe://backstay.local/ns/shop/sa/client"
@@ -65,3 +65,11 @@ def test_unknown_callers_are_counted() -> None:
 def test_rules_that_ask_for_headers_are_said() -> None:
     asks = route("api", headers=[{"name": "x-a", "value": "1"}])
     assert replayed([], [asks], Logged("GET", "web", "/", CLIENT)).asks_headers == 1
+
+
+def test_plaintext_callers_that_strict_would_refuse_are_named() -> None:
+    strict = document("Authentication", "all", {"mtls": {"mode": "STRICT"}})
+    callers = PlaintextCallers(compiled([]), compiled([strict]))
+    callers.feed([Logged("GET", "web", "/", "10.0.0.7")] * 2 + [Logged("GET", "api", "/x", "10.0.0.8")])
+    callers.feed([Logged("GET", "web", "/", CLIENT), Logged("GET", "far.example", "/", "10.0.0.9")])
+    assert callers.told() == ("10.0.0.7: 2 requests to web", "10.0.0.8: 1 request to api")
