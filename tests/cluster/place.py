@@ -98,6 +98,8 @@ def _join(pid: int, log: Path) -> None:
         (*inside, "ip", "link", "set", NODE_DEVICE, "up"),
         # An answer at once to what is not here, where no route at all would look the same to no program.
         (*inside, "ip", "route", "add", "unreachable", "default"),
+        # The API server calls webhooks by their Service: a route must be found before kube-proxy's rules can lead elsewhere.
+        (*inside, "ip", "route", "add", SERVICE_RANGE, "dev", NODE_DEVICE, "src", NODE_ADDRESS),
         (*inside, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1"),
         ("ip", "route", "add", POD_RANGE, "via", NODE_ADDRESS),
         ("ip", "route", "add", SERVICE_RANGE, "via", NODE_ADDRESS),
