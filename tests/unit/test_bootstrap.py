@@ -152,11 +152,13 @@ def test_every_manifest_is_listed() -> None:
 
 def matches(selector: Object, labels: Mapping[str, str]) -> bool:
     """A LabelSelector as the API server reads it."""
-    for term in selector["matchExpressions"]:
-        is_in = labels.get(term["key"]) in term["values"]
-        if is_in != (term["operator"] == "In"):
-            return False
-    return True
+    return all(holds(term, labels.get(term["key"])) for term in selector["matchExpressions"])
+
+
+def holds(term: Object, value: str | None) -> bool:
+    if term["operator"] == "DoesNotExist":
+        return value is None
+    return (value in term["values"]) == (term["operator"] == "In")
 
 
 @pytest.mark.parametrize("of_pod", [None, "enabled", "disabled"])
@@ -177,6 +179,12 @@ def test_the_pods_label_wins_over_its_namespaces(of_namespace: str | None, of_po
 def test_namespaces_that_a_cluster_cannot_do_without_are_left_alone(name: str) -> None:
     hooks = named("operator/webhook.yaml", "MutatingWebhookConfiguration", "backstay-injector")["webhooks"]
     labels = {"kubernetes.io/metadata.name": name, INJECT: "enabled"}
+    assert not [hook for hook in hooks if matches(hook["namespaceSelector"], labels)]
+
+
+def test_namespaces_of_another_installation_are_its_own() -> None:
+    hooks = named("operator/webhook.yaml", "MutatingWebhookConfiguration", "backstay-injector")["webhooks"]
+    labels = {"kubernetes.io/metadata.name": "shop", INJECT: "enabled", "backstay.dev/operator-class": "canary"}
     assert not [hook for hook in hooks if matches(hook["namespaceSelector"], labels)]
 
 
