@@ -5,7 +5,6 @@ from pathlib import Path
 
 import msgspec
 
-from backstay.adapters.processes import workloads_file
 from backstay.cli.client import Client
 from backstay.cli.exits import Failed
 from backstay.core.registry import Instance, Registry
@@ -22,6 +21,8 @@ class Declared:
 
 def declared(path: Path) -> Declared:
     """Raises Failed, with every problem of the file."""
+    from backstay.adapters.processes import workloads_file  # 40 ms that other registries need not pay
+
     try:
         found = workloads_file.read(path)
     except workloads_file.WorkloadsFileInvalid as error:
@@ -34,6 +35,8 @@ def declared(path: Path) -> Declared:
 
 def expected(path: Path) -> Registry:
     """The registry once everything in a workloads file runs: labels decide who answers, so instances are needed."""
+    from backstay.adapters.processes import workloads_file  # as above
+
     known = declared(path).registry
     instances = {}
     for key, entry in workloads_file.read(path).entries().items():

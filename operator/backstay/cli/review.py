@@ -18,7 +18,7 @@ from backstay.cli.exits import Exit, Failed
 from backstay.cli.files import Files, read_folder, read_revision
 from backstay.cli.output import to_yaml
 from backstay.cli.session import Session, pass_session
-from backstay.cli.worlds import registry_of
+from backstay.cli.worlds import registry_of, without_collector
 from backstay.core.documents import parse
 from backstay.core.evaluate import World
 from backstay.core.registry import Registry
@@ -69,7 +69,8 @@ def review(
     targets = [_target(text) for text in outputs or ("text",)]
     known = registry_of(session, workloads, registry)
     compared = compare(revisions, folder)
-    report = make_report(compared, known.registry, namespace or known.namespace, traffic)
+    with without_collector():
+        report = make_report(compared, known.registry, namespace or known.namespace, traffic)
     for form, path in targets:
         text = written(report, form)
         if path is None:

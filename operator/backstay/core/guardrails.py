@@ -8,7 +8,6 @@ Expressions are evaluated by Google's own CEL with its limits: 10,000 iterations
 """
 
 import functools
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -249,6 +248,5 @@ def _why_bad(expression: str) -> str:
     try:
         kind = str(compiled(expression).return_type().name())
     except BadExpression as error:
-        return str(error)
-    known = {"bool": "", "dyn": ""}
-    return known.get(kind.lower(), f"the expression gives {json.dumps(kind)}, expected true or false")
+        return f"this is no CEL, expected a condition: {error}"
+    return "" if kind.lower() in ("bool", "dyn") else f"the expression gives {kind.lower()!r}, expected true or false"

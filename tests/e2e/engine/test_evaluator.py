@@ -36,7 +36,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("ca"), DOMAIN)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     documents=repositories(patterns=True),
     asked=st.lists(requests(), min_size=1, max_size=10),
@@ -182,7 +182,7 @@ def test_strategies_reach_every_kind_of_answer() -> None:
     """The property above would hold of requests that all end in 404 as well."""
     seen: set[str] = set()
 
-    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(documents=repositories(), request=requests())
     def look(documents: list[Json], request: Request) -> None:
         trace = compiled(documents).trace(CALLER, request)

@@ -136,4 +136,4 @@ def policies_without_effect(facts: Facts) -> Iterator[Problem]:
 def bad_guardrails(facts: Facts) -> Iterator[Problem]:
     """Conditions that are no CEL would be met by nothing, or by everything."""
     for document, path, why in bad_expressions(facts.documents):
-        yield problem(document, path, "GuardrailExpression", f"{why}, expected a condition in CEL")
+        yield problem(document, path, "GuardrailExpression", why)
