@@ -158,7 +158,7 @@ def matches(selector: Object, labels: Mapping[str, str]) -> bool:
 def holds(term: Object, value: str | None) -> bool:
     if term["operator"] == "DoesNotExist":
         return value is None
-    return (value in term["values"]) == (term["operator"] == "In")
+    return bool((value in term["values"]) == (term["operator"] == "In"))
 
 
 @pytest.mark.parametrize("of_pod", [None, "enabled", "disabled"])
