@@ -1247,6 +1247,151 @@ _PROXIES: Final = (
     ),
 )
 
+_PODS: Final = (
+    Explanation(
+        "BS4101",
+        "ForeignMesh",
+        "Another mesh injects this pod as well",
+        "Istio or Linkerd would put a proxy into this pod, or has done so; two proxies cannot share a pod's traffic.",
+        'labels: {sidecar.istio.io/inject: "true"}',
+        'Switch one of them off: `sidecar.istio.io/inject: "false"`, `linkerd.io/inject: disabled`, or '
+        "`backstay.dev/inject: disabled`.",
+    ),
+    Explanation(
+        "BS4102",
+        "ReservedName",
+        "A pod uses a name of the proxy's",
+        "A container or volume is called as the proxy's own, or a container mounts a volume of the proxy, in "
+        "which its key and its token lie.",
+        "volumeMounts: [{name: backstay-token, mountPath: /token}]",
+        "Give it another name. A pod that holds a half-made proxy is injected anew without it.",
+    ),
+    Explanation(
+        "BS4103",
+        "ReservedPort",
+        "A container wants a port of the proxy's",
+        "15000, 15001, 15006, 15021 and 15090 are taken in every pod that is injected.",
+        "ports: [{containerPort: 15021}]",
+        "Let the application listen somewhere else, or label the pod `backstay.dev/inject: disabled`.",
+    ),
+    Explanation(
+        "BS4104",
+        "ReservedUser",
+        "A container runs as the proxy's user",
+        "What user and group 1337 send is not redirected, so that this container would speak past its proxy.",
+        "securityContext: {runAsUser: 1337}",
+        "Run it as another user.",
+    ),
+    Explanation(
+        "BS4105",
+        "AnnotationInvalid",
+        "An annotation for the proxy cannot be read",
+        "A pod with half of its wishes would surprise more than one that is refused.",
+        "annotations: {backstay.dev/exclude-inbound-ports: metrics}",
+        "Write what the message expects; docs/kubernetes.md has all annotations.",
+    ),
+    Explanation(
+        "BS4106",
+        "PodUnreadable",
+        "Something in a pod has the wrong form",
+        "What was to be injected is not a pod as the API knows it.",
+        "containers: 5",
+        "Mend the field that the message names.",
+    ),
+    Explanation(
+        "BS4107",
+        "NamespaceUnknown",
+        "The webhook does not know the pod's namespace",
+        "The API server could not be asked just now, or the namespace is gone already; whoever makes the pod "
+        "tries again.",
+        "",
+        "Wait; if it stays, `kubectl backstay check` says what the operator cannot reach.",
+    ),
+    Explanation(
+        "BS4108",
+        "TokenInvalid",
+        "A token was not issued by this cluster",
+        "An enrolment came with something that is no ServiceAccount token, or one of another cluster.",
+        "",
+        "Look who asks: the operator's log names proxy and address. Proxies of a restored cluster need their "
+        "pods made anew.",
+    ),
+    Explanation(
+        "BS4109",
+        "TokenExpired",
+        "A token has expired",
+        "The kubelet renews the token in a pod in good time; this one was kept by somebody, or the node's "
+        "kubelet hangs.",
+        "",
+        "Look whether the node is well; the proxy reads its token anew at each attempt.",
+    ),
+    Explanation(
+        "BS4110",
+        "TokenAudience",
+        "A token is for somebody else",
+        "It was made for another audience than `backstay-ca`; a token for the API server proves nothing here.",
+        "",
+        "Use the volume that injection adds; do not point the proxy at the pod's default token.",
+    ),
+    Explanation(
+        "BS4111",
+        "TokenUnbound",
+        "A token is bound to no pod",
+        "Made by hand (`kubectl create token`), it would be good from anywhere until it ends.",
+        "kubectl create token default --audience backstay-ca",
+        "Let the proxy use the token of its own pod.",
+    ),
+    Explanation(
+        "BS4112",
+        "PodGone",
+        "A proxy's pod is not there any more",
+        "The token or certificate is of a pod that has ended, or of an earlier one of the same name.",
+        "",
+        "Nothing, if the pod was deleted; else look for who keeps its token.",
+    ),
+    Explanation(
+        "BS4113",
+        "ProxyMismatch",
+        "A proxy calls itself by another's name",
+        "It brought the token of another pod than the one it says it is.",
+        "",
+        "Look into the pod that the log names: somebody may be trying identities.",
+    ),
+    Explanation(
+        "BS4114",
+        "AddressMismatch",
+        "A token was shown from another address than its pod's",
+        "Stolen tokens are worth nothing elsewhere. If every proxy is refused so, something between pods and "
+        "operator changes addresses (a masquerading CNI, a proxy of its own).",
+        "",
+        "Exclude the operator's Service from masquerading; else look for who holds the token.",
+    ),
+    Explanation(
+        "BS4115",
+        "AccountMismatch",
+        "A pod does not have the account of its token",
+        "The API server's words contradict each other; this should not happen.",
+        "",
+        "Report it with the operator's log.",
+    ),
+    Explanation(
+        "BS4116",
+        "IdentityMismatch",
+        "A certificate is not the one of the proxy that shows it",
+        "Its SPIFFE ID is another than that of the pod the proxy calls itself by.",
+        "",
+        "Look into the pod that the log names.",
+    ),
+    Explanation(
+        "BS4117",
+        "ReviewUnavailable",
+        "The API server could not judge a token",
+        "It did not answer, or not with a judgement; the proxy tries again, and serves what it has meanwhile.",
+        "",
+        "See whether the API server is well.",
+    ),
+)
+
 _OPERATOR: Final = (
     Explanation(
         "BS5001",
@@ -1416,7 +1561,7 @@ _TENANCY: Final = (
 
 EXPLANATIONS: Final[tuple[Explanation, ...]] = (
     *_FILES, *_SHAPE, *_REFERENCES, *_ROUTES, *_SECURITY, *_SETTINGS, *_JUDGING, *_GATEWAYS,
-    *_SOURCE, *_ROLLOUT, *_PROXIES, *_OPERATOR, *_TENANCY,
+    *_SOURCE, *_ROLLOUT, *_PROXIES, *_PODS, *_OPERATOR, *_TENANCY,
 )  # fmt: skip
 
 CODES: Final[Mapping[str, Explanation]] = {explanation.code: explanation for explanation in EXPLANATIONS}

@@ -267,7 +267,7 @@ def _check(pod: _Pod, namespace: Surroundings) -> None:
     _check_user("spec", pod.spec.security_context)
     taken = [each.name for each in pod.spec.volumes or () if each.name in _VOLUMES]
     if taken:
-        raise _Refused("NameTaken", f"spec.volumes: {taken[0]!r} is a name of the proxy's own volumes")
+        raise _Refused("ReservedName", f"spec.volumes: {taken[0]!r} is a name of the proxy's own volumes")
 
 
 _VOLUMES: Final = frozenset({TOKEN_VOLUME, ROOTS_VOLUME, STATE_VOLUME})
@@ -286,23 +286,23 @@ def _places(pod: _Pod) -> Iterator[tuple[str, _Container]]:
 
 def _check_names(where: str, container: _Container) -> None:
     if container.name in (PROXY_CONTAINER, REDIRECT_CONTAINER):
-        raise _Refused("NameTaken", f"{where}: {container.name!r} is the name of a container of the mesh")
+        raise _Refused("ReservedName", f"{where}: {container.name!r} is the name of a container of the mesh")
     for mount in container.volume_mounts or ():
         if mount.name in _VOLUMES:  # it would exist after injection, with the proxy's token or key in it
-            raise _Refused("NameTaken", f"{where}: it mounts {mount.name!r}, which is the proxy's own volume")
+            raise _Refused("ReservedName", f"{where}: it mounts {mount.name!r}, which is the proxy's own volume")
 
 
 def _check_ports(where: str, container: _Container) -> None:
     for port in container.ports or ():
         if port.container_port in _PORTS:
             use = _PORTS[port.container_port]
-            raise _Refused("PortTaken", f"{where}: port {port.container_port} is the proxy's {use} port")
+            raise _Refused("ReservedPort", f"{where}: port {port.container_port} is the proxy's {use} port")
 
 
 def _check_user(where: str, user: _User | None) -> None:
     if user is not None and PROXY_UID in (user.run_as_user, user.run_as_group):
         raise _Refused(
-            "UserTaken",
+            "ReservedUser",
             f"{where}: it runs as {PROXY_UID}, the proxy's own user, whose traffic is not redirected; expected another",
         )
 

@@ -55,6 +55,15 @@ def test_every_warning_of_an_event_has_a_code() -> None:
     assert {"CommitInvalid", "HarmSuspected"} <= used
 
 
+def test_every_reason_a_pod_is_refused_for_has_a_code() -> None:
+    """By the injection webhook, and when its proxy enrols."""
+    rooms = (ROOT / "core" / "inject.py", *sorted((ROOT / "adapters" / "kubernetes").glob("*.py")))
+    refusing = re.compile(r'(?:_Refused|EnrolmentRefused|_refusal)\(\s*"([A-Za-z]+)"')
+    used = {reason for path in rooms for reason in refusing.findall(path.read_text(encoding="utf-8"))}
+    assert {reason for reason in used if not code_of(reason)} == set()
+    assert {"ForeignMesh", "AddressMismatch"} <= used
+
+
 def test_every_reason_that_reading_intents_gives_has_a_code() -> None:
     used = {text for path in READING if path.suffix == ".py" for text in constants(path) if CAMEL.match(text)}
     used -= {"Draft202012Validator"} | FIELD_VALUES

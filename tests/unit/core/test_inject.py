@@ -438,30 +438,30 @@ def test_a_pod_that_istio_is_told_to_leave_alone_is_ours() -> None:
     [
         (
             {"containers": [container(ports=[{"containerPort": 15006}])]},
-            "spec.containers[0]: port 15006 is the proxy's inbound port [PortTaken]",
+            "spec.containers[0]: port 15006 is the proxy's inbound port [ReservedPort]",
         ),
         (
             {"containers": [container(), container(name="backstay-proxy")]},
-            "spec.containers[1]: 'backstay-proxy' is the name of a container of the mesh [NameTaken]",
+            "spec.containers[1]: 'backstay-proxy' is the name of a container of the mesh [ReservedName]",
         ),
         (
             {"volumes": [{"name": "backstay-state", "hostPath": {"path": "/"}}]},
-            "spec.volumes: 'backstay-state' is a name of the proxy's own volumes [NameTaken]",
+            "spec.volumes: 'backstay-state' is a name of the proxy's own volumes [ReservedName]",
         ),
         (
             {"containers": [container(volumeMounts=[{"name": "backstay-token", "mountPath": "/t"}])]},
-            "spec.containers[0]: it mounts 'backstay-token', which is the proxy's own volume [NameTaken]",
+            "spec.containers[0]: it mounts 'backstay-token', which is the proxy's own volume [ReservedName]",
         ),
         (
             {"containers": [container(securityContext={"runAsUser": 1337})]},
             (
                 "spec.containers[0]: it runs as 1337, the proxy's own user, whose traffic is not redirected; expected "
-                "another [UserTaken]"
+                "another [ReservedUser]"
             ),
         ),
         (
             {"securityContext": {"runAsUser": 1337}},
-            "spec: it runs as 1337, the proxy's own user, whose traffic is not redirected; expected another [UserTaken]",
+            "spec: it runs as 1337, the proxy's own user, whose traffic is not redirected; expected another [ReservedUser]",
         ),
     ],
 )

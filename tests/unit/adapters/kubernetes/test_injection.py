@@ -29,8 +29,8 @@ def test_a_pod_that_is_left_alone_is_let_through_in_silence_or_with_a_warning() 
 
 
 def test_a_refusal_says_why() -> None:
-    assert answer(Outcome(verdict=Verdict.REFUSE, reason="PortTaken", message="pod a/b: no [PortTaken]")) == {
+    assert answer(Outcome(verdict=Verdict.REFUSE, reason="ReservedPort", message="pod a/b: no [ReservedPort]")) == {
         "uid": "u-1",
         "allowed": False,
-        "status": {"code": 422, "reason": "Invalid", "message": "backstay: pod a/b: no [PortTaken]"},
+        "status": {"code": 422, "reason": "Invalid", "message": "backstay: pod a/b: no [ReservedPort]"},
     }
