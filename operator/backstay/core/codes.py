@@ -1390,6 +1390,22 @@ _PODS: Final = (
         "",
         "See whether the API server is well.",
     ),
+    Explanation(
+        "BS4118",
+        "TokenMissing",
+        "An enrolment came without a token",
+        "The proxy has no token file, it is empty, or it is far longer than any token.",
+        "",
+        "Look for the volume `backstay-token` in the pod; a pod that was injected by hand may lack it.",
+    ),
+    Explanation(
+        "BS4119",
+        "NotAServiceAccount",
+        "A token is a person's",
+        "Good as it may be, it does not belong to a ServiceAccount; proxies have no other identity.",
+        "",
+        "Let the proxy use the token of its own pod.",
+    ),
 )
 
 _OPERATOR: Final = (
