@@ -28,11 +28,10 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.support.results import QUICK, finish, say
-
 from backstay.core.evaluate import Request, world
 from backstay.core.registry import Instance, Registry, Service, ServicePort, Workload
 from backstay.core.validate import validate
+from bench.support.results import QUICK, finish, say
 
 ROUTES: Final = 100 if QUICK else 1000
 WORKLOADS: Final = 30 if QUICK else 300

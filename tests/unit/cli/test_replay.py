@@ -1,6 +1,7 @@
 """Logs of several kinds, read in portions."""
 
 import io
+from collections.abc import Iterable
 
 import pytest
 
@@ -58,10 +59,10 @@ def test_a_log_of_one_application_gets_its_caller() -> None:
         def __init__(self) -> None:
             self.seen: list[Logged] = []
 
-        def feed(self, requests: object) -> None:
-            self.seen += requests  # type: ignore[operator]
+        def feed(self, requests: Iterable[Logged]) -> None:
+            self.seen += requests
 
     kept = Kept()
     line = b'{"method":"GET","authority":"web","path":"/a","source":"127.0.0.1"}\n'
-    assert replay.feed(kept, io.BytesIO(line), "shop/c") == 0  # type: ignore[arg-type]
+    assert replay.feed(kept, io.BytesIO(line), "shop/c") == 0
     assert kept.seen == [Logged("GET", "web", "/a", "shop/c")]
