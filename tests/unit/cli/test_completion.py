@@ -32,7 +32,7 @@ def completed(words: str, state_dir: Path) -> list[str]:
 
 
 def test_verbs_complete(tmp_path: Path) -> None:
-    assert completed("backstay ro", tmp_path) == ["rollout", "rollback"]
+    assert completed("backstay rol", tmp_path) == ["rollout", "rollback"]
     assert completed("backstay rollout p", tmp_path) == ["pause", "promote"]
     assert completed("backstay get in", tmp_path) == ["intents"]
 
