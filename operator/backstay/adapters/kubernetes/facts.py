@@ -21,7 +21,6 @@ TEMPLATE_HASH: Final = "pod-template-hash"
 REVISION_HASH: Final = "controller-revision-hash"
 """What StatefulSets and DaemonSets call the hash of their template."""
 GATEWAY: Final = "backstay.dev/gateway"
-ENGINE: Final = "backstay.dev/engine"
 REACHES: Final = "backstay.dev/reaches"
 
 _TEMPLATE_HASHES: Final = (TEMPLATE_HASH, "rollouts-pod-template-hash")  # the second is Argo Rollouts'
@@ -176,7 +175,6 @@ class PodFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Callers meet its proxy: something takes their connections there."""
     started_at: float
     is_gateway: bool = False
-    engine: Literal["python", "envoy"] = "python"
     reaches: tuple[str, ...] | None = None
 
     @property
@@ -260,7 +258,6 @@ def pod_facts(found: Object) -> PodFacts | None:
         is_meshed=has_proxy and annotations.get(REDIRECT) != "disabled",
         started_at=_seconds(status.start_time),
         is_gateway=labels.get(GATEWAY) == "true",
-        engine="envoy" if annotations.get(ENGINE) == "envoy" else "python",
         reaches=_reaches(annotations.get(REACHES)),
     )
 

@@ -140,7 +140,6 @@ def _workload(
         ports=_ports(found, pods, places, declared),
         reaches=newest.reaches,
         is_gateway=newest.is_gateway,
-        engine=newest.engine,
     )
 
 
