@@ -69,7 +69,9 @@ def request_sentences(change: RequestChange) -> Iterator[str]:
         f" and {len(change.callers) - 5} more" if len(change.callers) > 5 else ""
     )
     for words in change.requests or ("any request",):
-        yield f"{words or 'every request'} to {change.host} from {callers}"
+        # What begins with a method reads as it is: `POST under /analyse to ...`.
+        subject = words if words[:1].isupper() else f"requests {words}" if words else "every request"
+        yield f"{subject} to {change.host} from {callers}"
 
 
 def difference_texts(change: RequestChange) -> list[str]:

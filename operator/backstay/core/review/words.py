@@ -61,8 +61,6 @@ def destination_text(sent: Sent) -> str:
         return f"answered by the proxy {_plain(sent.rule.direct)}"
     if sent.kind != "route":
         return REASONS[sent.kind]
-    if len(sent.destinations) == 1:
-        return _target(sent.destinations[0])
     ordered = sorted(sent.destinations, key=lambda item: (-item.share, item.name))
     return ", ".join(f"{percent(item.share)} {_target(item)}" for item in ordered)
 

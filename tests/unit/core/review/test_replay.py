@@ -42,8 +42,8 @@ def test_admissions_are_the_reverse() -> None:
 def test_other_changes_are_told_as_reviews_tell_them() -> None:
     (group,) = replayed([route("web")], [route("api")], Logged("GET", "web", "/a?x=1", CLIENT)).ordered()
     assert (group.fate, group.before_place, group.after_place) == ("changed", "02.yaml:13", "02.yaml:13")
-    assert group.before.startswith("web.shop:80, timeout 15 s")
-    assert group.after.startswith("api.shop:80, timeout 15 s")
+    assert group.before.startswith("100 % web.shop:80, timeout 15 s")
+    assert group.after.startswith("100 % api.shop:80, timeout 15 s")
 
 
 def test_plaintext_callers_are_asked_at_the_server() -> None:
