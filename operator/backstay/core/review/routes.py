@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from backstay.config.match import HostTable, RouteTable, canonical, covers, host_of, is_from, joined, parameters
-from backstay.config.model import Match
+from backstay.config.model import Match, Rule
 from backstay.core.compile import declared
 from backstay.core.evaluate import Asked, Destination, Sent, World, needs_prefix
 from backstay.core.review.questions import (
@@ -474,6 +474,11 @@ def rule_samples(world: World, caller: str, key: str) -> Iterator[Asked]:
             yield question
 
 
+_UNTRIED: Final = Rule(name="")
+_ANSWERS: Final = ("redirect", "direct", "response_headers", "cors", "rate_limit")
+"""What of a rule can be met where no backend is asked."""
+
+
 def effect(sent: Sent) -> Effect:
     """What a request meets, comparable: no names of rules or subsets, no order of destinations, no places."""
     rule = sent.rule
@@ -487,6 +492,9 @@ def effect(sent: Sent) -> Effect:
     ):
         fault = None
     plain = msgspec.structs.replace(rule, name="", matches=(), backends=(), mirrors=(), fault=fault)
+    if sent.kind != "route":
+        # The proxy answers by itself: how long it would wait for a backend, and how often, is nothing anybody meets.
+        plain = msgspec.structs.replace(_UNTRIED, **{name: getattr(rule, name) for name in _ANSWERS})
     return (sent.kind, plain, _places(sent.destinations), _places(sent.mirrors), sent.prefix)
 
 

@@ -41,7 +41,7 @@ def milliseconds(value: float) -> str:
 def facets(sent: Sent) -> dict[str, str]:
     """Everything a caller's proxy does with a request, by name."""
     found = {"to": destination_text(sent)}
-    if sent.rule is not None and sent.kind in ("route", "no-backend"):
+    if sent.rule is not None and sent.kind == "route":
         found |= {
             "timeout": milliseconds(sent.rule.timeout_ms),
             "try timeout": milliseconds(sent.rule.try_timeout_ms),
@@ -115,7 +115,7 @@ def _extras(sent: Sent) -> dict[str, str]:
     if rule is None:
         return {}
     found = {
-        "fault": _fault(rule.fault),
+        "fault": _fault(rule.fault) if sent.kind == "route" else "",
         "mirror": ", ".join(f"{percent(item.share)} to {_target(item)}" for item in sent.mirrors),
         "request headers": _edits(rule.request_headers),
         "response headers": _edits(rule.response_headers),

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backstay.core.evaluate import World, asked
+from backstay.core.review import words
 from backstay.core.review.routes import RouteClass, effect, route_classes
 from support.policy import BACKENDS, CLIENTS, changed, compiled, document, repositories, requests
 
@@ -40,6 +41,7 @@ def test_every_class_holds_a_request_that_really_changes(data: st.DataObject) ->
         assert found.doubt == ""
         samples = list(found.samples())
         assert len(samples) == len(found.boxes)
+        assert words.facets(found.before) != words.facets(found.after), "a change that cannot be seen is not said"
         for caller in found.callers:
             for question in samples:
                 assert found.holds(caller, question)
