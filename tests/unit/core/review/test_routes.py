@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backstay.core.evaluate import World, asked
-from backstay.core.review import words
+from backstay.core.evaluate import Asked, World, asked
+from backstay.core.review import routes as routes_module
+from backstay.core.review import space, words
 from backstay.core.review.routes import RouteClass, effect, route_classes
 from support.policy import BACKENDS, CLIENTS, changed, compiled, document, repositories, requests
 
@@ -138,3 +140,29 @@ def test_callers_of_one_kind_are_named_together() -> None:
     (found,) = route_classes(web(rule()), web(rule(to="api")))
     assert isinstance(found, RouteClass)
     assert set(CALLERS) <= set(found.callers)
+
+
+# --- doubt ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_match_that_reviews_do_not_know_is_said_of_the_whole_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes_module, "_KNOWN", frozenset(("path", "method")))
+    header = rule({"headers": [{"name": "x-a", "value": "1"}]}, to="api")
+    (found,) = route_classes(web(rule()), web(header, rule()))
+    assert (found.boxes, found.doubt) == ((), "matches by headers cannot be compared yet")
+    assert found.holds(CALLERS[0], Asked(b"GET", b"web", b"/any", b"", ()))
+
+
+def test_rules_that_cross_too_often_are_said_of_the_whole_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space, "MOST_BOXES", 3)
+    many = [rule({"headers": [{"name": f"x-{n}", "value": "1"}]}, to="api") for n in range(9)]
+    (found,) = route_classes(web(rule()), web(*many, rule()))
+    assert found.doubt == "its rules cross each other in too many ways to be compared one by one"
+
+
+def test_patterns_are_compared_by_examples_and_it_is_said() -> None:
+    before = web(rule(path("/a[0-9]+", "RegularExpression"), to="api"), rule())
+    after = web(rule(path("/[ab][0-9]+", "RegularExpression"), to="api"), rule())
+    (found,) = route_classes(before, after)
+    assert found.doubt == "patterns in path were compared by examples"
+    assert all(question.path.startswith(b"/b") for question in found.samples())
