@@ -100,7 +100,6 @@ class Mesh:
         self._events = EventSink(around.client, owner, reporter=around.settings.pod)
         self._orders: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(maxsize=64)
         self._handled: dict[str, dict[str, Any]] = {}
-        self._shown: dict[str, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
@@ -276,8 +275,8 @@ class Mesh:
 
     def _show(self, board: api.StatusBoard, view: MeshView) -> None:
         self.turned_at = time.monotonic()
-        wishes = desired(board.observe(view), self.projection.owner, orders=self._handled)
-        self.projection.show(wishes)
+        shown, projection = board.observe(view), self.projection
+        projection.show(desired(shown, projection.owner, orders=self._handled, last=projection.wanted))
 
     # --- what people ask ----------------------------------------------------------------------------------------------
 

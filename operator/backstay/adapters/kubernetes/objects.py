@@ -11,6 +11,7 @@ import asyncio
 import datetime
 import hashlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,10 @@ AT_ONCE: Final = 8
 EVENTS_REMEMBERED: Final = 256
 REPEAT_AFTER: Final = 600.0
 """Seconds after which the same event is posted anew rather than counted up; the API keeps Events for an hour."""
+FLEETING: Final = frozenset({"lastFetchAt"})
+"""Fields of a status that change without anything having happened."""
+FLEETING_EVERY: Final = 60.0
+"""Seconds after which they are written all the same: a minute is near enough for a person who looks."""
 OWNER: Final = "backstay.dev/mesh-repository"
 """Label of everything that is made for a repository: `namespace.name`."""
 _log: Final = logging.getLogger("backstay.objects")
@@ -77,6 +82,8 @@ class Wish:
     labels: Mapping[str, str] = field(default_factory=dict)
     owner: Owner | None = None
     """Set where the API is to remove it together with its repository."""
+    made_from: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    """The object of core/status that it shows."""
 
     @property
     def key(self) -> str:
@@ -89,10 +96,19 @@ class Wish:
 # --- pure: what should be there ----------------------------------------------------------------------------------------
 
 
-def desired(shown: status.Objects, owner: Owner, *, orders: Mapping[str, Mapping[str, Any]] = {}) -> dict[str, Wish]:
-    """Everything a repository shows. `orders` are the last orders by rollout name."""
+def desired(
+    shown: status.Objects,
+    owner: Owner,
+    *,
+    orders: Mapping[str, Mapping[str, Any]] = {},
+    last: Mapping[str, Wish] = {},
+) -> dict[str, Wish]:
+    """Everything a repository shows. `orders` are the last orders by rollout name, `last` is what this gave before:
+    an object that is shown as it was stays the same wish."""
     wishes = [_repository(shown, owner), *(_rollout(item, owner, orders) for item in shown.rollouts)]
-    wishes += [_intent(item, owner) for item in shown.intents if item["metadata"]["namespace"] in owner.namespaces]
+    wishes += [
+        _intent(item, owner, last) for item in shown.intents if item["metadata"]["namespace"] in owner.namespaces
+    ]
     return {wish.key: wish for wish in wishes}
 
 
@@ -133,8 +149,11 @@ def _rollout(item: status.Json, owner: Owner, orders: Mapping[str, Mapping[str, 
     )
 
 
-def _intent(item: status.Json, owner: Owner) -> Wish:
+def _intent(item: status.Json, owner: Owner, last: Mapping[str, Wish]) -> Wish:
     namespace, spec = item["metadata"]["namespace"], dict(item["spec"])
+    before = last.get(f"{MESH_INTENT.name}/{namespace}/{item['metadata']['name']}")
+    if before is not None and before.made_from is item:
+        return before
     line = f":{spec['line']}" if "line" in spec else ""
     spec |= {"place": f"{spec.get('file', '')}{line}", "repository": owner.key}
     proxies = item["status"]["proxies"]
@@ -147,6 +166,7 @@ def _intent(item: status.Json, owner: Owner) -> Wish:
         labels={OWNER: owner.label},
         # An owner in another namespace would have the garbage collector remove it at once.
         owner=owner if namespace == owner.namespace else None,
+        made_from=item,
     )
 
 
@@ -210,6 +230,9 @@ class _Written:
 
     spec: bytes = b""
     status: bytes = b""
+    wish: Wish | None = None
+    at: float = 0.0
+    """Monotonic seconds of our last write of the status."""
     version: int = 0
     """resourceVersion of our last write: older sightings are no news."""
 
@@ -232,6 +255,11 @@ class Projection:
 
     def __repr__(self) -> str:
         return f"<Projection {self.owner.key} objects={len(self._wanted)} writes={self.writes}>"
+
+    @property
+    def wanted(self) -> Mapping[str, Wish]:
+        """What was shown last."""
+        return self._wanted
 
     def show(self, wishes: Mapping[str, Wish]) -> None:
         """What is to be there from now on. Cheap, and never waits."""
@@ -299,6 +327,7 @@ class Projection:
         wishes = sorted(self._wanted.values(), key=lambda wish: wish.kind is not MESH_REPOSITORY)
         if wishes and wishes[0].kind is MESH_REPOSITORY:
             await self._write(wishes.pop(0))
+        wishes = [wish for wish in wishes if not self._is_written(wish)]
         limit = asyncio.Semaphore(AT_ONCE)
 
         async def one(wish: Wish) -> None:
@@ -313,12 +342,18 @@ class Projection:
             await self._remove(wish)
             self._gone.pop(key, None)
 
+    def _is_written(self, wish: Wish) -> bool:
+        """The very object that was written last: of five hundred intents most are shown as they were."""
+        written = self._written.get(wish.key)
+        return written is not None and written.wish is wish
+
     async def _write(self, wish: Wish) -> None:
         if self._wanted.get(wish.key) is not wish:
             return  # there is a newer wish: the next round writes that one
         written = self._written.setdefault(wish.key, _Written())
         try:
             await self._write_halves(wish, written)
+            written.wish = wish
         except ApiError as error:
             self._written.pop(wish.key, None)
             if error.is_missing and wish.spec is None:
@@ -332,11 +367,11 @@ class Projection:
             if digest != written.spec:
                 written.version = await self._apply(wish.path(), body)
                 written.spec = digest
-        body = status_of(wish)
-        digest = _digest(body)
-        if digest != written.status:
-            written.version = await self._apply(wish.path("status"), body)
-            written.status = digest
+        digest = _digest({key: value for key, value in wish.status.items() if key not in FLEETING})
+        is_old = bool(FLEETING & wish.status.keys()) and time.monotonic() - written.at >= FLEETING_EVERY
+        if digest != written.status or is_old:
+            written.version = await self._apply(wish.path("status"), status_of(wish))
+            written.status, written.at = digest, time.monotonic()
 
     async def _apply(self, path: str, body: Mapping[str, Any]) -> int:
         answer = await self._client.patch(path, body, kind="apply", field_manager=MANAGER)
