@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help images demo test cluster cluster-build cluster-down test-cluster check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup
+.PHONY: help images demo test cluster cluster-build cluster-down test-cluster check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-sidecar: $(VENV)/.stamp-dev ## What one sidecar costs: start, memory, a sw
 
 bench-review: $(VENV)/.stamp-dev ## Evaluation, review and replay in a mesh of 1,000 routes. QUICK=1 for a tenth.
 	@QUICK="$(QUICK)" $(BIN)/python tests/bench/review.py
+
+bench-kubernetes: $(VENV)/.stamp-dev ## What the operator costs in a cluster. QUICK=1 for a tenth.
+	@QUICK="$(QUICK)" $(BIN)/python tests/bench/on_kubernetes.py
 
 bench-startup: $(VENV)/.stamp-dev ## Start-up of the command line over bare Python.
 	@$(BIN)/python tests/bench/startup.py

@@ -50,9 +50,7 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
 )
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if a file differs.")
 @click.pass_context
-def schemas(
-    ctx: click.Context, folder: Path, docs_folder: Path | None, crds_folder: Path | None, check: bool
-) -> None:
+def schemas(ctx: click.Context, folder: Path, docs_folder: Path | None, crds_folder: Path | None, check: bool) -> None:
     """Write the JSON Schemas of the intents into FOLDER, for editors and other tools."""
     wanted = [(folder, generated())] + ([(docs_folder, docs())] if docs_folder else [])
     wanted += [(crds_folder, crds())] if crds_folder else []
