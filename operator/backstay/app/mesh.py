@@ -25,6 +25,7 @@ from backstay.core.durations import seconds
 from backstay.core.ports import CertificateAuthority, Event, Fenced, StateUnavailable
 from backstay.core.resources import MESH_REPOSITORY, MESH_ROLLOUT, RESOURCES
 from backstay.core.rollout.model import MeshState
+from backstay.core.status import Condition, repository_conditions
 from backstay.core.status.common import timestamp
 from backstay.core.tenancy import Refusal, Repository, Scope
 from backstay.core.view import MeshView
@@ -38,6 +39,8 @@ BY_SPEC: Final = "spec.suspend"
 """The actor of a suspension that the MeshRepository itself asks for."""
 RETRY_FIRST: Final = 1.0  # seconds; doubles
 RETRY_MOST: Final = 30.0
+SHOW_EACH: Final = 0.002
+"""Seconds for each proxy between two pictures of a mesh: one of a thousand proxies takes 90 ms to make."""
 VERBS: Final = frozenset({"pause", "resume", "promote", "promote-full", "abort", "retry"})
 
 
@@ -100,6 +103,8 @@ class Mesh:
         self._events = EventSink(around.client, owner, reporter=around.settings.pod)
         self._orders: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(maxsize=64)
         self._handled: dict[str, dict[str, Any]] = {}
+        self._conditions: tuple[Condition, ...] = ()
+        self._shown_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
@@ -274,7 +279,13 @@ class Mesh:
         return [count for count in self._around.control.counts() if count.proxy in own]
 
     def _show(self, board: api.StatusBoard, view: MeshView) -> None:
+        """At once where the repository's conditions are others; numbers that only grow may wait their turn."""
         self.turned_at = time.monotonic()
+        conditions = repository_conditions(view)
+        pause = SHOW_EACH * len(view.proxies)
+        if conditions == self._conditions and self.turned_at - self._shown_at < pause:
+            return
+        self._conditions, self._shown_at = conditions, self.turned_at
         shown, projection = board.observe(view), self.projection
         projection.show(desired(shown, projection.owner, orders=self._handled, last=projection.wanted))
 

@@ -68,6 +68,9 @@ MAX_BODY: Final = 64 * 1024  # an enrolment with the longest ServiceAccount toke
 MAX_EVENTS: Final = 65_536  # 50 proxies, 20 minutes of a stuck reconciler; reports are kept by the proxies as well
 RETRY_AFTER_NACK: Final = 5.0  # seconds; an environment (full disk) may recover without anything changing here
 GATHER: Final = 0.1  # seconds of reports and acks that make one look: fifty proxies speak at fifty different moments
+GATHER_EACH: Final = (
+    0.0005  # seconds more for each proxy: a look at a thousand takes 50 ms, ten a second would be half a core
+)
 HOUSEKEEPING_EVERY: Final = 1.0  # seconds; certificates, trust and cut-offs are due to the second
 FORGET_AFTER: Final = 3600.0  # seconds a proxy may be away before it is a new one
 CLOSE_FENCED: Final = 4001
@@ -475,7 +478,8 @@ class ControlServer:
         if not isinstance(event, Said) or not isinstance(event.message, Report | Ack):
             self.wake()
         elif self._gathering is None:
-            self._gathering = asyncio.get_running_loop().call_later(GATHER, self._gathered)
+            pause = max(GATHER, GATHER_EACH * len(self._links))
+            self._gathering = asyncio.get_running_loop().call_later(pause, self._gathered)
 
     def _gathered(self) -> None:
         self._gathering = None

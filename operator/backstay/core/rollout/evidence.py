@@ -104,6 +104,8 @@ class Folder:
         self._reporters: dict[ProxyId, _Reporter] = {}
         self._counted = dict(counted or {})
         self._buckets: dict[int, dict[WorkloadKey, _Bucket]] = {}
+        self._open: dict[tuple[ProxyId, str], set[int]] = {}
+        """(Proxy, boot) -> sequences that wait in a bucket: looking for them there takes long with a thousand proxies."""
         self._before: dict[WorkloadKey, verdict.Before] = {}
 
     def __repr__(self) -> str:
@@ -137,9 +139,10 @@ class Folder:
         for proxy, reporter in self._reporters.items():
             self._place(proxy, reporter, proxies)
         made: list[Block] = []
+        connected = _connected(proxies)
         for second in sorted(self._buckets):
             bucket = self._buckets[second]
-            closed = [w for w in sorted(bucket) if self._is_closed(second, int(now), w, bucket[w], proxies)]
+            closed = [w for w in sorted(bucket) if self._is_closed(second, int(now), bucket[w], connected.get(w, ()))]
             made += [self._block(second, workload, bucket.pop(workload)) for workload in closed]
             if not bucket:
                 del self._buckets[second]
@@ -161,6 +164,7 @@ class Folder:
             reporter.latest = max(reporter.latest, second)
             bucket = self._bucket(second, reporter.workload)
             bucket.sequences.append((proxy, reporter.boot, sequence))
+            self._open.setdefault((proxy, reporter.boot), set()).add(sequence)
             bucket.shares[proxy] = _share(reporter, report, proxies.get(proxy))
             bucket.pure = bucket.pure and _is_pure(report, reporter.serving, proxies.get(proxy))
             _add_rows(bucket.rows, report.rows, _throughout(reporter.serving, report.serving), reporter.half)
@@ -185,15 +189,14 @@ class Folder:
             attempts, failures = peers.get(digest, (0, 0))
             peers[digest] = (attempts + row.attempts, failures + row.failures)
 
-    def _is_closed(
-        self, second: int, now: int, workload: WorkloadKey, bucket: _Bucket, proxies: Mapping[ProxyId, ProxyView]
-    ) -> bool:
+    def _is_closed(self, second: int, now: int, bucket: _Bucket, connected: Iterable[ProxyId]) -> bool:
         if second <= now - CLOSES_AFTER_S or _is_urgent(bucket):
             return True
-        connected = [view.id for view in proxies.values() if view.workload == workload and view.connected]
         return all(p in self._reporters and self._reporters[p].latest >= second for p in connected)
 
     def _block(self, second: int, workload: WorkloadKey, bucket: _Bucket) -> Block:
+        for proxy, boot, sequence in bucket.sequences:
+            self._close(proxy, boot, sequence)
         for proxy, boot, sequence in bucket.sequences:
             self._count(proxy, boot, sequence)
         block = Block(
@@ -210,6 +213,12 @@ class Folder:
             self._before[workload] = verdict.known(so_far, block, _halves(bucket))
         return block
 
+    def _close(self, proxy: ProxyId, boot: str, sequence: int) -> None:
+        waiting = self._open.get((proxy, boot), set())
+        waiting.discard(sequence)
+        if not waiting:
+            self._open.pop((proxy, boot), None)
+
     def _stratum(self, bucket: _Bucket, direction: Direction) -> Stratum:
         whole = _merged(*(bucket.rows.get((direction, True, half), {}) for half in _BOTH))
         return Stratum(
@@ -223,8 +232,7 @@ class Folder:
         reporter = self._reporters.get(proxy)
         if reporter is None or reporter.boot != boot:
             return
-        held = {s for open_ in self._buckets.values() for b in open_.values() for p, _, s in b.sequences if p == proxy}
-        held.discard(sequence)
+        held = self._open.get((proxy, boot), set())
         while reporter.beyond:
             following = reporter.upto + 1
             if following in reporter.beyond and following not in held:
@@ -260,6 +268,15 @@ class Folder:
     def export(self) -> dict[ProxyId, Counted]:
         """What must survive a kill; give it to Folder() again."""
         return dict(self._counted)
+
+
+def _connected(proxies: Mapping[ProxyId, ProxyView]) -> dict[WorkloadKey, list[ProxyId]]:
+    """Workload -> its connected proxies."""
+    found: dict[WorkloadKey, list[ProxyId]] = {}
+    for view in proxies.values():
+        if view.connected:
+            found.setdefault(view.workload, []).append(view.id)
+    return found
 
 
 def _share(reporter: _Reporter, report: Report, view: ProxyView | None) -> float:
