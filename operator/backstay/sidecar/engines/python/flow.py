@@ -211,12 +211,12 @@ class Exchange:
         self.timer = None
         lane: Lane = self.lane  # type: ignore[assignment]
         group = lane.group
-        pool = group.choose(self.tried) if group.hash_on is None else self._hashed(group)
+        if not group.is_simple and 0 < group.max_requests <= group.active:
+            self.fail("overflow")
+            return
+        pool = group.choose(self.tried) if group.is_simple else self._hashed(group)
         if pool is None:
             self.fail("no-healthy-upstream")
-            return
-        if 0 < group.max_requests <= group.active:
-            self.fail("overflow")
             return
         may_reuse = not self.fresh and self.method != b"CONNECT"
         upstream = self._kept_connection(pool) if may_reuse else None
@@ -425,16 +425,15 @@ class Exchange:
         """The response head that goes downstream; None if this try is made again or the exchange has failed."""
         status = upstream.status
         lane: Lane = self.lane  # type: ignore[assignment]
-        if lane.group.outlier is not None and self.pool is not None:
-            lane.group.note(self.pool, status, self.server.loop.time())
+        if not lane.answers_plainly:
+            self._note_answer(lane, status)
         if status >= FIRST_CLIENT_ERROR and lane.retry is not None:
             outcome = outcome_of(status, lane.retry)
             if outcome is not None and self._try_again(outcome):
                 return None
         client_http11 = self.version == "1.1"
         line = STATUS_LINES.get(status)
-        actions = self.lane.actions  # type: ignore[union-attr]
-        fields = upstream.fields if actions is None else actions.response(self.head, upstream.fields, self.cookie)
+        fields = upstream.fields if lane.answers_plainly else self._answer_fields(upstream)
         head = read_response(
             status, line or b"", fields, self.method, upstream.keep_alive, client_http11
         ) if line else Refusal(status=502, reason="bad-status")  # fmt: skip
@@ -450,6 +449,14 @@ class Exchange:
         if head.length < 0 and not client_http11:
             self.keep_alive = False  # the end of the connection is the only end an HTTP/1.0 client can see
         return head.block + self._connection_field()
+
+    def _note_answer(self, lane: "Lane", status: int) -> None:
+        if lane.group.outlier is not None and self.pool is not None:
+            lane.group.note(self.pool, status, self.server.loop.time())
+
+    def _answer_fields(self, upstream: Upstream) -> Fields:
+        actions = self.lane.actions  # type: ignore[union-attr]
+        return upstream.fields if actions is None else actions.response(self.head, upstream.fields, self.cookie)
 
     def _connection_field(self) -> bytes:
         early = not self.complete  # answered before it was sent whole: what follows need not be read to its end
@@ -490,9 +497,7 @@ class Exchange:
             return
         self._move(_TUNNEL)
         self.status = SWITCHING
-        actions = self.lane.actions  # type: ignore[union-attr]
-        fields = upstream.fields if actions is None else actions.response(self.head, upstream.fields, self.cookie)
-        head = upgrade_head(STATUS_LINES[SWITCHING], fields)
+        head = upgrade_head(STATUS_LINES[SWITCHING], self._answer_fields(upstream))
         self.upstream = None
         self._end()
         upstream.exchange = None

@@ -57,6 +57,7 @@ class Pool:
         "idle",
         "idle_seconds",
         "is_near",
+        "is_simple",
         "key",
         "open",
         "retired",
@@ -219,14 +220,17 @@ class Group:
 
     __slots__ = (
         "_by_hash",
-        "_choose", "_clock",
+        "_choose",
+        "_clock",
         "_maglev",
         "_random",
         "_slow_start",
         "active",
         "connect_seconds",
         "everyone",
-        "hash_on", "health",
+        "hash_on",
+        "health",
+        "is_simple",
         "is_tcp",
         "key",
         "labels",
@@ -261,6 +265,8 @@ class Group:
         self.outlier = backend.outlier
         self.same_zone_first = backend.same_zone_first
         self.hash_on = backend.hash_on if backend.balance in ("ring_hash", "maglev") else None
+        self.is_simple = self.hash_on is None and not self.max_requests
+        """Nothing of a request is looked at to choose, and there may be any number of them."""
         self._maglev = backend.balance == "maglev"
         self._by_hash: Ring[Pool] | Maglev[Pool] | None = None
         self.health = backend.health

@@ -49,6 +49,7 @@ UNKNOWN_ROUTE: Final = "#"
 class Lane:
     __slots__ = (
         "actions",
+        "answers_plainly",
         "counters",
         "deadlines",
         "digest",
@@ -82,6 +83,8 @@ class Lane:
         self.fault = fault
         self.actions = actions
         self.idle_seconds = idle_seconds
+        self.answers_plainly = actions is None and group.outlier is None
+        """True: an answer is passed on as it is, and nobody keeps count of failures."""
         self.is_plain = fault is None and actions is None and not idle_seconds
         """True: a request only has to be sent."""
 
