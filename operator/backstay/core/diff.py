@@ -138,7 +138,10 @@ def _side_of(key: str, old: str, new: str, parts: Mapping[str, bytes]) -> Side:
     before, after = (decode_part(parts[digest]) if digest in parts else None for digest in (old, new))
     if not isinstance(before, Listeners) or not isinstance(after, Listeners):
         return "both"
-    if msgspec.structs.replace(before, egress=after.egress, access_log=after.access_log, gateway=after.gateway) == after:
+    if (
+        msgspec.structs.replace(before, egress=after.egress, access_log=after.access_log, gateway=after.gateway)
+        == after
+    ):
         return "out"  # what happens to hosts nobody described; a gateway sends on what comes in; a log decides nothing
     return "in" if before.egress == after.egress else "both"
 

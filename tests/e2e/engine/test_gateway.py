@@ -18,6 +18,7 @@ from backstay.sidecar.engine import ContentRefused
 from .mesh import (
     LOCALHOST,
     Answer,
+    Application,
     application,
     backend,
     config,
@@ -246,7 +247,7 @@ async def test_tls_passes_through_to_the_service_that_the_name_says(tmp_path: Pa
             await send(port, get())
 
 
-def _polite(serve):  # type: ignore[no-untyped-def]  # an application as in mesh.py
+def _polite(serve: Application) -> Application:
     async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await serve(reader, writer)

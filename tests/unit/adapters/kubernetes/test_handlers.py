@@ -15,7 +15,7 @@ def test_an_order_names_who_and_why() -> None:
 
 
 def test_without_an_actor_the_program_that_wrote_it_is_named() -> None:
-    fields = {"f:metadata": {"f:annotations": {"f:backstay.dev/order": {}}}}
+    fields: dict[str, object] = {"f:metadata": {"f:annotations": {"f:backstay.dev/order": {}}}}
     found = annotated(order="abort")
     found["metadata"]["managedFields"] = [
         {"manager": "argocd", "fieldsV1": {"f:metadata": {}}},

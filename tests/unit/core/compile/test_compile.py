@@ -142,7 +142,9 @@ spec: {selector: {workloads: [b]}, mtls: {mode: PERMISSIVE}}
         listeners = part(compiled, name, "listeners")
         assert isinstance(listeners, Listeners)
         modes[name] = listeners.inbound[0].mtls
-        assert listeners.other_ports == modes[name], "where connections are redirected, unnamed ports can be reached too"
+        assert listeners.other_ports == modes[name], (
+            "where connections are redirected, unnamed ports can be reached too"
+        )
     assert modes == {"shop/a": "strict", "shop/b": "permissive"}
 
 
