@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from backstay.core.intents import Duration, Name, Node
+from backstay.core.intents import Duration, Name, Node, Percent
 
 GROUP: Final = "backstay.dev"
 VERSION: Final = "v1alpha1"
@@ -51,6 +51,52 @@ class RepositoryWebhook(Node, frozen=True, kw_only=True):
     """Lets a forge knock at `/hooks/<namespace>/<name>`; a knock is a hint to look at git, nothing in it is trusted."""
 
     secret_ref: Annotated[SecretRef, Meta(description="Key `token`: what the forge signs its knocks with.")]
+
+
+class RepositoryForge(Node, frozen=True, kw_only=True):
+    """The forge that hosts the repository: where commit statuses go, and what is said of pull requests."""
+
+    provider: Annotated[
+        Literal["github", "gitlab", "gitea"], Meta(description="What it speaks; `gitea` is Forgejo as well.")
+    ]
+    url: Annotated[
+        str,
+        Meta(
+            max_length=2048,
+            description="Address of its API; left out: the usual one of the host in `spec.url`.",
+            examples=["https://git.example.com/api/v1"],
+        ),
+    ] = ""
+    project: Annotated[
+        str,
+        Meta(
+            max_length=512,
+            pattern=r"^([A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$",
+            description="`owner/name` there; left out: the path of `spec.url`.",
+            examples=["shop/mesh"],
+        ),
+    ] = ""
+    secret_ref: Annotated[SecretRef, Meta(description="Key `token`: what the forge knows the operator by.")]
+    commit_status: Annotated[bool, Meta(description="Each commit's status there follows its rollout.")] = True
+
+
+class RolloutDefaults(Node, frozen=True, kw_only=True):
+    """`spec.rollout` of a Mesh document, where git does not say: what a Mesh document says wins, field by field."""
+
+    shares: Annotated[
+        tuple[Annotated[float, Meta(gt=0, le=100)], ...],
+        Meta(description="Percentage of each affected workload per wave, ascending, ending in 100.", max_length=20),
+    ] = ()
+    soak: Duration | None = None
+    deadline: Duration | None = None
+    warm_up: Duration | None = None
+    tolerance: Percent | None = None
+    margin: Percent | None = None
+    on_fail: Literal["rollback", "pause"] | None = None
+    on_no_traffic: Literal["proceed", "hold"] | None = None
+    confirm_within: Duration | None = None
+    bake_time: Duration | None = None
+    on_bake_fail: Literal["rollback", "alert"] | None = None
 
 
 class PruneGuard(Node, frozen=True, kw_only=True):
@@ -99,6 +145,8 @@ class MeshRepositorySpec(Node, frozen=True, kw_only=True):
     suspend: Annotated[bool, Meta(description="Do not look at git; what is live stays.")] = False
     prune_guard: PruneGuard = PruneGuard()
     allow: Allow = Allow()
+    forge: RepositoryForge | None = None
+    rollout: RolloutDefaults | None = None
 
 
 # --- what the operator writes: shapes of core/status --------------------------------------------------------------------
@@ -420,6 +468,27 @@ MESH_REPOSITORY: Final = Kind(
             at="spec.timeout",
             expression="duration(self) >= duration('1s')",
             message="at least 1s",
+        ),
+        Rule(
+            at="spec.forge.url",
+            # The token goes there.
+            expression="self == '' || self.matches('^https://[^@/?#\\\\s]+(/[^?#\\\\s]*)?$')",
+            message="expected https://host/path, without a password",
+        ),
+        Rule(
+            at="spec.rollout.shares",
+            expression="size(self) == 0 || (self.isSorted() && self[size(self) - 1] == 100.0)",
+            message="percentages that ascend, the last one 100",
+        ),
+        Rule(
+            at="spec.rollout.deadline",
+            expression="duration(self) > duration('0s')",
+            message="more than 0s",
+        ),
+        Rule(
+            at="spec.rollout.confirmWithin",
+            expression="duration(self) >= duration('5s')",
+            message="at least 5s: proxies report once a second, and a few lost reports must not end a lease",
         ),
     ),
 )
