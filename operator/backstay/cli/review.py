@@ -253,11 +253,24 @@ def text_lines(report: Report) -> Iterator[str]:
     if report.plaintext:
         yield "\nplaintext callers seen that would be refused"
         yield from (f"  {plain(text)}" for text in report.plaintext)
+    yield from _traffic_text(report)
     yield ""
     yield plain(formats.rollout_sentence(report))
     yield from (f"note: {plain(text)}" for text in report.notes)
     if report.untouched:
         yield plain(report.untouched)
+
+
+def _traffic_text(report: Report) -> Iterator[str]:
+    plain, replayed = formats.plain, report.traffic
+    if replayed is None or not replayed.requests:
+        return
+    yield f"\n{click.style('live traffic', bold=True)}"
+    yield f"  {plain(formats.traffic_sentence(replayed))}"
+    for kind in replayed.kinds:
+        yield f"  {kind.count} {kind.fate}"
+        yield f"      {plain(kind.before)} → {plain(kind.after)}  {click.style(plain(formats.kind_places(kind)), dim=True)}"
+        yield from (f"      {plain(example)}" for example in kind.examples)
 
 
 def _access_text(report: Report) -> Iterator[str]:

@@ -35,6 +35,8 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     protocol: int
     epoch: int
     mesh: str
+    samples: int = 0
+    """Most requests that a report may tell of as samples; 0: none are taken."""
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -234,6 +236,33 @@ class PeerRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     failures: int
 
 
+class Sample(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One kind of request among those that were looked at: for reviews, never for decisions. Neither header, nor body, nor any
+    value of the query leaves the proxy."""
+
+    method: str
+    authority: str
+    target: str
+    """Path and names of query parameters."""
+    caller: str
+    """Address of a caller without a certificate; empty: the application beside this proxy."""
+    port: int
+    """Where such a caller's request came in: the application's own port, or a gateway's; 0 for the application's requests."""
+    status: int
+    weight: int
+    """Requests that it stands for."""
+
+
+class PlaintextRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Connections without a certificate since the previous report; both counts 0: one from before is still open."""
+
+    port: int
+    """The application's own; 0: ports that the config does not name."""
+    address: str
+    accepted: int
+    refused: int
+
+
 class Report(Message, frozen=True, kw_only=True, tag="report"):
     boot: str
     sequence: int
@@ -245,6 +274,8 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
     serving: dict[str, float] = {}
     """Config digest -> share of requests at the end of the second."""
     open_requests: int = 0
+    samples: list[Sample] = []
+    plaintext: list[PlaintextRow] = []
 
 
 class WentBack(Message, frozen=True, kw_only=True, tag="went-back"):

@@ -21,6 +21,7 @@ from backstay.core.review.report import (
     request_changes,
     untouched,
 )
+from backstay.core.review.traffic import Traffic, refused_plaintext, replayed
 from backstay.core.rollout.plan import waves
 from backstay.core.snapshot import Snapshot
 from backstay.core.validate import Validated
@@ -40,9 +41,18 @@ Seen: TypeAlias = Callable[[World, World], tuple[str, ...]]
 
 
 def review_of(
-    base: Side, head: Side, registry: Registry, notes: tuple[str, ...] = (), seen: Seen = lambda old, new: ()
+    base: Side,
+    head: Side,
+    registry: Registry,
+    notes: tuple[str, ...] = (),
+    seen: Seen = lambda old, new: (),
+    traffic: Traffic | None = None,
 ) -> Report:
-    """Everything that can be said. An invalid head is not compared; an invalid base is as if there were none."""
+    """Everything that can be said. An invalid head is not compared; an invalid base is as if there were none.
+
+    `traffic` is what a live mesh was asked lately: requests are put through both revisions, and callers without a certificate
+    that a stricter mode would refuse are named.
+    """
     if head.validated.snapshot is None:
         problems = tuple(map(remark, head.validated.problems))
         return Report(base=base.revision, head=head.revision, valid=False, problems=problems, notes=notes)
@@ -51,11 +61,17 @@ def review_of(
         count = len(base.validated.errors)
         notes = (*notes, f"{base.revision} is invalid ({count} problems), so the whole of {head.revision} is compared")
         before = Snapshot(revision=base.revision, documents={})
-    return _compared(before, head.validated.snapshot, head, registry, notes, seen)
+    return _compared(before, head.validated.snapshot, head, registry, notes, seen, traffic)
 
 
 def _compared(
-    before: Snapshot, after: Snapshot, head: Side, registry: Registry, notes: tuple[str, ...], seen: Seen
+    before: Snapshot,
+    after: Snapshot,
+    head: Side,
+    registry: Registry,
+    notes: tuple[str, ...],
+    seen: Seen,
+    traffic: Traffic | None,
 ) -> Report:
     old, new = compared(settled(before, registry), settled(after, registry), registry)
     judged = check_world(before, after, new, audit=True)
@@ -73,7 +89,8 @@ def _compared(
         access=tuple(access_changes(old, new)),
         touched=touched,
         rollout=rollout_of(old, new),
-        plaintext=seen(old, new),
+        plaintext=(*seen(old, new), *(refused_plaintext(traffic, old, new) if traffic is not None else ())),
+        traffic=replayed(traffic, old, new) if traffic is not None else None,
         untouched=untouched(old, new, touched),
         notes=(*notes, *_notes(before, after)),
     )

@@ -11,7 +11,7 @@ from typing import Any, Final
 from xml.sax.saxutils import escape, quoteattr
 
 from backstay.core.codes import code_of
-from backstay.core.review.report import AccessChange, Remark, Report, RequestChange, Severity
+from backstay.core.review.report import AccessChange, Remark, Replayed, ReplayedKind, Report, RequestChange, Severity
 from backstay.redact import clean
 
 MOST_LISTED: Final = 100
@@ -116,6 +116,8 @@ def summary(report: Report) -> str:
     denied = sum(item.severity == "error" for item in report.guardrails)
     if denied:
         told.append(f"{denied} guardrail{'s' * (denied != 1)} forbid{'s' * (denied == 1)} it")
+    if report.traffic is not None and report.traffic.denied:
+        told.append(f"about {report.traffic.denied} requests of the last {report.traffic.span} would be denied")
     proxies = sum(item.proxies for item in report.touched)
     told.append(f"{_counted(len(report.touched), 'workload', 'workloads')}, {_counted(proxies, 'proxy', 'proxies')}")
     return ", ".join(told)
@@ -146,6 +148,24 @@ def _request_remarks(changes: Sequence[RequestChange]) -> Iterator[Remark]:
         file, line = split_place(change.after_place or change.before_place)
         message = f"{'; '.join(request_sentences(change))}: {', '.join(difference_texts(change))}"
         yield Remark(severity="notice", reason="OutcomeChanges", message=message, file=file, line=line)
+
+
+def traffic_sentence(replayed: Replayed) -> str:
+    """What the last hour's requests would have met, in one line."""
+    told = (
+        f"of about {replayed.requests} requests of the last {replayed.span} ({replayed.distinct} different) "
+        f"{replayed.denied} would be denied, {replayed.admitted} admitted, {replayed.changed} otherwise changed"
+    )
+    if replayed.unknown:
+        told += f"; {replayed.unknown} cannot be told"
+    if replayed.rules_ask_for_headers:
+        told += f"; {replayed.rules_ask_for_headers} go to hosts whose rules ask for headers, which samples do not have"
+    return told
+
+
+def kind_places(kind: ReplayedKind) -> str:
+    before, after = kind.before_place or "no document", kind.after_place or "no document"
+    return before if before == after else f"{before} → {after}"
 
 
 def split_place(place: str) -> tuple[str, int]:
@@ -179,6 +199,7 @@ def _markdown_lines(report: Report) -> Iterator[str]:
     if report.plaintext:
         yield "\n**Plaintext callers seen that would be refused**\n"
         yield from (f"- {markdown(text)}" for text in report.plaintext[:MOST_LISTED])
+    yield from _traffic_lines(report.traffic)
     yield from _rollout_lines(report)
     yield from (f"\n> {markdown(text)}" for text in report.notes)
     if report.untouched:
@@ -235,6 +256,21 @@ def _request_lines(changes: Sequence[RequestChange]) -> Iterator[str]:
         yield f"| {which}{doubt} | {what} | {_code(places(item))} |"
     if len(changes) > MOST_LISTED:
         yield f"\nand {len(changes) - MOST_LISTED} more classes"
+
+
+def _traffic_lines(replayed: Replayed | None) -> Iterator[str]:
+    if replayed is None or not replayed.requests:
+        return
+    yield "\n**Live traffic**\n"
+    yield f"{markdown(traffic_sentence(replayed))}."
+    if replayed.kinds:
+        yield "\n| requests | outcome | line |"
+        yield "|---|---|---|"
+    for kind in replayed.kinds[:MOST_LISTED]:
+        which = "<br>".join((f"{kind.count} {kind.fate}", *map(markdown, kind.examples)))
+        yield f"| {which} | {markdown(kind.before)} → {markdown(kind.after)} | {_code(kind_places(kind))} |"
+    if len(replayed.kinds) > MOST_LISTED:
+        yield f"\nand {len(replayed.kinds) - MOST_LISTED} more kinds"
 
 
 def _rollout_lines(report: Report) -> Iterator[str]:

@@ -28,6 +28,8 @@ class Logged(NamedTuple):
     """Path and query."""
     source: str
     """SPIFFE ID, a workload's key, or an address (a caller without a certificate)."""
+    entry: str = ""
+    """`<workload>:<port>` where such a caller's request came in; empty: where its host leads."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,6 +88,10 @@ class Replay:
         if len(counts) > MOST_REMEMBERED:
             self.finish()
 
+    def take(self, request: Logged, count: int) -> None:
+        """One that stands for several."""
+        self._counts[request] = self._counts.get(request, 0) + count
+
     def finish(self) -> Result:
         """Decide what was fed since the last time."""
         for request, count in self._counts.items():
@@ -102,8 +108,8 @@ class Replay:
         if question is None:
             result.unknown += count
             return
-        old = self._sides[0].outcome(logged.source, question)
-        new = self._sides[1].outcome(logged.source, question)
+        old = self._sides[0].outcome(logged, question)
+        new = self._sides[1].outcome(logged, question)
         if old is None or new is None:
             result.unknown += count
             return
@@ -119,9 +125,7 @@ class Replay:
         key = (fate, old.effect, new.effect, old.refused, new.refused)
         group = self.result.groups.get(key)
         if group is None:
-            told = [
-                side.told(item, logged.source, question) for side, item in zip(self._sides, (old, new), strict=True)
-            ]
+            told = [side.told(item, logged, question) for side, item in zip(self._sides, (old, new), strict=True)]
             (before, before_place), (after, after_place) = told
             group = self.result.groups[key] = Group(
                 fate=fate, before=before, after=after, before_place=before_place, after_place=after_place
@@ -146,8 +150,11 @@ class _Side:
         self._effects: dict[int, tuple[Sent, Hashable, tuple[tuple[Reach, bool], ...]]] = {}
         self._headers: dict[tuple[bytes, str], bool] = {}
 
-    def outcome(self, source: str, question: Asked) -> _Outcome | None:
+    def outcome(self, logged: Logged, question: Asked) -> _Outcome | None:
         """None for a caller that is not known, or a name that means nothing to a caller without a proxy."""
+        if logged.entry:
+            return self._entering(logged.entry, question)
+        source = logged.source
         caller = self._by_identity.get(source)
         if caller is not None:
             sent = self._world.chooses(caller, question)
@@ -157,11 +164,24 @@ class _Side:
     def _from_outside(self, question: Asked) -> _Outcome | None:
         """A caller without a proxy reaches the workloads of a service directly."""
         found = self._services(question.authority)
-        if not found:
-            return None
+        return self._at(found, question) if found else None
+
+    def _at(self, found: tuple[Reach, ...], question: Asked) -> _Outcome:
         refusals = [self._refuses(reach, ANONYMOUS, question) for reach in found]
         refused = next((reach.workload for reach, why in zip(found, refusals, strict=True) if why), "")
         return _Outcome(tuple(refusals), not all(refusals), None, refused)
+
+    def _entering(self, entry: str, question: Asked) -> _Outcome | None:
+        """A caller without a proxy at one port of one workload, which may be a gateway's."""
+        workload, _, digits = entry.rpartition(":")
+        if workload not in self._world.compiled.manifests:
+            return None
+        port = int(digits)
+        listeners = self._world.listeners(workload)
+        if all(item.port != port for item in listeners.gateway):
+            return self._at((Reach(workload=workload, port=port),), question)
+        sent = self._world.enters(workload, port, question)
+        return self._answered(sent, listeners.identity, question)
 
     def _services(self, authority: bytes) -> tuple[Reach, ...]:
         host, _, port = authority.decode("latin-1").lower().partition(":")
@@ -221,11 +241,13 @@ class _Side:
             found = self._headers[key] = any(match.headers for rule in rules for match in rule.matches)
         return found
 
-    def told(self, outcome: _Outcome, source: str, question: Asked) -> tuple[str, str]:
+    def told(self, outcome: _Outcome, logged: Logged, question: Asked) -> tuple[str, str]:
         """In words, with the place."""
         sent = outcome.sent
         if outcome.refused and not outcome.answered:
-            caller = self._by_identity.get(source)
+            caller = self._by_identity.get(logged.source)
+            if sent is not None and logged.entry:
+                caller = logged.entry.rpartition(":")[0]  # the gateway asks in its own name
             identity = self._world.listeners(caller).identity if caller else ANONYMOUS
             ports = dict(self._world.registry.workloads[outcome.refused].ports)
             received = self._world.takes(outcome.refused, next(iter(ports), 0), identity, question)
@@ -260,7 +282,7 @@ class PlaintextCallers:
         question = asked(Request(method=logged.method, authority=logged.authority, path=path or "/", query=query))
         if question is None:
             return False
-        old, new = (side.outcome(logged.source, question) for side in self._sides)
+        old, new = (side.outcome(logged, question) for side in self._sides)
         return old is not None and new is not None and old.answered and not new.answered
 
     def told(self) -> tuple[str, ...]:

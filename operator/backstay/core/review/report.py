@@ -101,6 +101,33 @@ class Rollout(Base, frozen=True, kw_only=True):
     """All waves of all stages, if each is proven as soon as it may be."""
 
 
+class ReplayedKind(Base, frozen=True, kw_only=True):
+    """Real requests that one line before and one line after decide, with the same change."""
+
+    fate: Literal["denied", "admitted", "changed"]
+    count: int
+    before: str
+    after: str
+    before_place: str
+    after_place: str
+    examples: tuple[str, ...]
+
+
+class Replayed(Base, frozen=True, kw_only=True):
+    """What live traffic would have met; counts are estimates from samples."""
+
+    span: str
+    """How far back the samples go, in words."""
+    requests: int
+    distinct: int
+    denied: int
+    admitted: int
+    changed: int
+    unknown: int
+    rules_ask_for_headers: int
+    kinds: tuple[ReplayedKind, ...] = ()
+
+
 class Report(Base, frozen=True, kw_only=True):
     base: str
     head: str
@@ -114,6 +141,8 @@ class Report(Base, frozen=True, kw_only=True):
     rollout: Rollout = Rollout()
     plaintext: tuple[str, ...] = ()
     """Callers without a certificate that a stricter mode would refuse, where traffic was given."""
+    traffic: Replayed | None = None
+    """The last hour's requests through both revisions, where a live mesh was asked."""
     untouched: str = ""
     notes: tuple[str, ...] = ()
 

@@ -13,6 +13,8 @@ from backstay.core.review.report import (
     Difference,
     DocumentChange,
     Remark,
+    Replayed,
+    ReplayedKind,
     Report,
     RequestChange,
     Rollout,
@@ -62,6 +64,27 @@ def report(text: str = HOSTILE) -> Report:
         touched=(Touched(workload=text, proxies=1, parts=(text,)),),
         rollout=Rollout(strategy="Progressive", stages=(text,), waves=(5, 100), soak_seconds=30, least_seconds=60),
         plaintext=(text,),
+        traffic=Replayed(
+            span=text,
+            requests=10,
+            distinct=2,
+            denied=3,
+            admitted=0,
+            changed=0,
+            unknown=1,
+            rules_ask_for_headers=2,
+            kinds=(
+                ReplayedKind(
+                    fate="denied",
+                    count=3,
+                    before=text,
+                    after=text,
+                    before_place=text,
+                    after_place=f"{text}:1",
+                    examples=(text,),
+                ),
+            ),
+        ),
         untouched=text,
         notes=(text,),
     )
@@ -98,7 +121,7 @@ def test_markdown_has_only_our_own_markup() -> None:
     rest = re.sub(r"&#\d+;|<[^>]*>", "", text)
     assert not re.search(r"[\[\]`@\\]|www\.|\x1b|\u202e|https?:", rest)
     assert "#" not in rest.replace("### 🛑", "")
-    assert [line.count("|") for line in text.splitlines() if line.startswith("|")] == [4, 4, 4]
+    assert [line.count("|") for line in text.splitlines() if line.startswith("|")] == [4] * 6
 
 
 def test_markdown_of_a_huge_change_fits_into_a_comment() -> None:
