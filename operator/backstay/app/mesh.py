@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from backstay.adapters.kubernetes import handlers
 from backstay.adapters.kubernetes.client import ApiClient, ApiError
 from backstay.adapters.kubernetes.lease import Elector
@@ -253,6 +255,7 @@ class Mesh:
             handled_reconcile=str(status.get("lastHandledReconcileAt") or ""),
             scope=Scope(namespaces=self.namespaces, kinds=frozenset(spec.allow.kinds)),
             prune_percent=spec.prune_guard.max_percent,
+            rollout_defaults=msgspec.to_builtins(spec.rollout) if spec.rollout is not None else {},
             inherited=self._inherit,
         )
 

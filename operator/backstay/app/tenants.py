@@ -67,6 +67,7 @@ def limited(registry: Registry, owns: Callable[[str], bool]) -> Registry:
         services=registry.services,
         workloads={key: item for key, item in registry.workloads.items() if owns(key)},
         instances={key: item for key, item in registry.instances.items() if owns(item.workload)},
+        updates={key: item for key, item in registry.updates.items() if owns(key)},
     )
 
 

@@ -144,6 +144,13 @@ class MeshRollout(Node, frozen=True, kw_only=True):
     ] = (5.0, 25.0, 60.0, 100.0)
     soak: Annotated[Duration, Meta(description="The least time a wave lasts; evidence decides the rest.")] = "30s"
     deadline: Annotated[Duration, Meta(description="The longest a wave waits for evidence.")] = "10m"
+    warm_up: Annotated[
+        Duration,
+        Meta(
+            description="Pods younger than this give no evidence: an application that starts fails and is slow for reasons "
+            "of its own."
+        ),
+    ] = "60s"
     tolerance: Annotated[
         Percent, Meta(description="Pass when the candidate is surely less than this many percentage points worse.")
     ] = 1.0

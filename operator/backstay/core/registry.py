@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+TEMPLATE: Final = "pod-template-hash"
+"""Label of instances that a controller makes from a template: which one. Kubernetes has it on the pods of a Deployment."""
+
 
 def qualify(host: str, namespace: str) -> str:
     """`sa-logic` -> `sa-logic.shop`; a name with dots is what it is."""
@@ -77,10 +80,25 @@ class Instance:
     service_account: str = ""
     """Where it differs from its workload's: pods of two accounts stand side by side while a Deployment rolls."""
 
+    @property
+    def template(self) -> str:
+        """Instances of two templates are two versions of an application; empty: the platform has no such thing."""
+        return self.labels.get(TEMPLATE, "")
+
     def identity(self, workload: Workload, trust_domain: str) -> str:
         """Its own SPIFFE ID, `workload` being its own."""
         account = self.service_account or workload.service_account
         return f"spiffe://{trust_domain}/ns/{workload.namespace}/sa/{account}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """A workload whose instances are being replaced by those of another template: its own rollout."""
+
+    began_at: float
+    """Unix seconds."""
+    updated: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +109,8 @@ class Registry:
     """By key `namespace/name`."""
     instances: Mapping[str, Instance] = field(default_factory=dict)
     """By id."""
+    updates: Mapping[str, Update] = field(default_factory=dict)
+    """Workload -> its own rollout, as long as it has instances of two templates."""
 
     def of_service(self, service: str) -> Iterator[Instance]:
         """Instances behind a service, ready or not."""
@@ -101,6 +121,20 @@ class Registry:
 
     def of_workload(self, workload: str) -> Iterator[Instance]:
         return (instance for instance in self.instances.values() if instance.workload == workload)
+
+
+UPDATE_MOST_S: Final = 600.0
+"""What a Deployment may take before Kubernetes calls it stuck (progressDeadlineSeconds). Whoever keeps two templates side
+by side for longer wants them so."""
+
+
+def under_way(registry: Registry, now: float) -> dict[str, str]:
+    """Workload -> what its own rollout has come to, while it progresses."""
+    return {
+        workload: f"{workload} is being updated itself, {update.updated} of {update.total} instances so far"
+        for workload, update in registry.updates.items()
+        if now - update.began_at < UPDATE_MOST_S
+    }
 
 
 DOUBT_FROM: Final = 4

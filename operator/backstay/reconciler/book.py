@@ -107,10 +107,11 @@ class FleetBook:
             del self._pages[proxy]
         return gone
 
-    def views(self, registry: Registry, monotonic: float) -> dict[str, ProxyView]:
-        """All proxies that have ever said hello and whose instance exists."""
+    def views(self, registry: Registry, monotonic: float, *, young_after: float = 0.0) -> dict[str, ProxyView]:
+        """All proxies that have ever said hello and whose instance exists. Those that started after `young_after` (Unix
+        seconds) are too young for their evidence to count, where the platform makes them from templates."""
         return {
-            page.proxy: _view(page, registry, monotonic)
+            page.proxy: _view(page, registry, monotonic, young_after)
             for page in self._pages.values()
             if page.hello is not None and (page.connected or page.proxy in registry.instances)
         }
@@ -159,8 +160,9 @@ def _say(page: Page, message: Ack | Nack | Report | WentBack, wall: float, pile:
             _went_back(page, message.candidate, message.reason, pile)
 
 
-def _view(page: Page, registry: Registry, monotonic: float) -> ProxyView:
-    workload = registry.workloads.get(page.workload)
+def _view(page: Page, registry: Registry, monotonic: float, young_after: float) -> ProxyView:
+    workload, instance = registry.workloads.get(page.workload), registry.instances.get(page.proxy)
+    template = instance.template if instance is not None else ""
     capabilities = page.hello.capabilities if page.hello else []
     return ProxyView(
         id=page.proxy,
@@ -168,7 +170,8 @@ def _view(page: Page, registry: Registry, monotonic: float) -> ProxyView:
         connected=page.connected,
         can_split="split" in capabilities,
         is_gateway=bool(workload and workload.is_gateway),
-        warm=True,
+        warm=instance is None or not template or instance.started_at <= young_after,
+        template=template,
         stable=page.stable,
         candidate=page.candidate,
         share=page.share,

@@ -47,6 +47,7 @@ from backstay.reconciler.planning import (
     Provenance,
     Wanted,
     final_configs,
+    mesh_rollout,
     plan_mesh,
     provenance,
     settings_for,
@@ -65,8 +66,17 @@ MOST_SUPERSESSIONS: Final = 3
 class Conductor:
     """Owns the plan and the running rollout of one mesh."""
 
-    def __init__(self, keeper: Keeper, journal: Journal, source: SourceRepo, clock: Clock, namespace: str) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        journal: Journal,
+        source: SourceRepo,
+        clock: Clock,
+        namespace: str,
+        rollout_defaults: Mapping[str, object] = {},
+    ) -> None:
         self._keeper = keeper
+        self._rollout_defaults = rollout_defaults
         self._journal = journal
         self._source = source
         self._clock = clock
@@ -245,7 +255,7 @@ class Conductor:
         return [document for document in found if document is not None]
 
     def _resolve(self, made: MeshPlan, documents: Sequence[Document]) -> Settings:
-        settings = settings_for(made.effective.snapshot.mesh.rollout, documents)
+        settings = settings_for(mesh_rollout(made.effective.snapshot, self._rollout_defaults), documents)
         if not made.gaining:
             settings = msgspec.structs.replace(settings, traffic=())
         if self.by_hand or self._is_proven(made):
@@ -309,7 +319,20 @@ class Conductor:
     def stable(self) -> dict[str, str]:
         return {key: item.stable for key, item in self._keeper.state.workloads.items()}
 
-    def roll(self, heard: Heard, views: Mapping[str, ProxyView], elapsed: float) -> None:
+    def warm_up(self) -> float:
+        """Seconds that an instance must have run before it gives evidence."""
+        rollout = self._keeper.state.rollout
+        if rollout is not None:
+            return rollout.settings.warm_up
+        stable = self._keeper.snapshot(self._keeper.state.stable_documents)
+        if stable is None:
+            return Settings().warm_up
+        return settings_for(mesh_rollout(stable, self._rollout_defaults), ()).warm_up
+
+    def roll(
+        self, heard: Heard, views: Mapping[str, ProxyView], elapsed: float, updating: Mapping[str, str] = {}
+    ) -> None:
+        """`updating`: workloads whose own rollout progresses, and how far it is."""
         blocks = self.folder.blocks(self._clock.monotonic(), views)
         if blocks:
             self._keeper.change(counted=msgspec.Raw(evidence.encode(self.folder.export())))
@@ -326,6 +349,7 @@ class Conductor:
             went_back=heard.went_back,
             orders=orders,
             second=int(self._clock.monotonic()),
+            updating=dict(updating),
             origins=self._places(),
         )
         after, commands = decide.decide(rollout, seen, stable=self.stable())

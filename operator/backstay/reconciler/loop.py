@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from backstay import __version__
@@ -28,7 +28,7 @@ from backstay.core.ports import (
     TlsSecrets,
 )
 from backstay.core.problems import Problem, Severity
-from backstay.core.registry import Registry, has_lost_half
+from backstay.core.registry import Registry, has_lost_half, under_way
 from backstay.core.rollout.model import ProxyView
 from backstay.core.snapshot import Document, Snapshot
 from backstay.core.tenancy import Scope, removes_too_much
@@ -78,6 +78,8 @@ class LoopSettings:
     """What documents may be about; None: anything."""
     prune_percent: int = 100
     """Share of the documents that one commit may remove."""
+    rollout_defaults: Mapping[str, object] = field(default_factory=dict)
+    """`spec.rollout` of a Mesh document, where git does not say."""
     inherited: Callable[[], Mapping[str, bytes]] = dict
     """Documents of others that count here as well (a platform's Mesh and Guardrails): path -> text."""
 
@@ -106,7 +108,9 @@ class Reconciler:
         self._journal = Journal(self._keeper, ports.clock)
         self._book = FleetBook()
         namespace = settings.default_namespace
-        self._conductor = Conductor(self._keeper, self._journal, ports.source, ports.clock, namespace)
+        self._conductor = Conductor(
+            self._keeper, self._journal, ports.source, ports.clock, namespace, settings.rollout_defaults
+        )
         self._messenger = Messenger(self._keeper, ports.fleet, ports.authority, settings.trust_domain)
         self._watch = SourceWatch(
             ports.source,
@@ -222,9 +226,11 @@ class Reconciler:
         await self._look_at_registry()
         heard = self._look_at_fleet()
         self._look_at_git()
-        views = self._book.views(self._registry, self._clock.monotonic())
+        now = self._clock.wall()
+        young_after = now - self._conductor.warm_up()
+        views = self._book.views(self._registry, self._clock.monotonic(), young_after=young_after)
         self._conductor.fold(heard)
-        self._conductor.roll(heard, views, elapsed)
+        self._conductor.roll(heard, views, elapsed, under_way(self._registry, now))
         await self._conductor.hold()
         if self._conductor.replan:
             self._conductor.make_plan(self._registry, views)

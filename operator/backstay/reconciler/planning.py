@@ -8,6 +8,8 @@ do.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from backstay.config.model import Backend, Manifest, decode_part
 from backstay.core import intents, ramp
 from backstay.core.compile import Compiled, PartCache, compile_mesh
@@ -281,6 +283,15 @@ def _touches(document: Document, part_keys: Iterable[str]) -> bool:
     return any(key.partition("/")[2].rpartition(":")[0] in names for key in part_keys)
 
 
+def mesh_rollout(snapshot: Snapshot, defaults: Mapping[str, object]) -> intents.MeshRollout:
+    """The Mesh document's `spec.rollout`, and `defaults` (of the same form) where it says nothing."""
+    if not defaults:
+        return snapshot.mesh.rollout
+    documents = (document for document in snapshot.documents.values() if document.kind == "Mesh")
+    said = next(((document.raw.get("spec") or {}).get("rollout") or {} for document in documents), {})
+    return msgspec.convert({**defaults, **said}, intents.MeshRollout)
+
+
 def settings_for(mesh: intents.MeshRollout, documents: Iterable[Document]) -> Settings:
     """The Mesh's defaults, overridden by the documents that change."""
     rollouts = [(document.kind, document.spec.rollout) for document in documents if hasattr(document.spec, "rollout")]
@@ -293,7 +304,8 @@ def settings_for(mesh: intents.MeshRollout, documents: Iterable[Document]) -> Se
     return Settings(
         shares=tuple(share / 100 for share in mesh.shares),
         soak=seconds(mesh.soak),
-        deadline=seconds(mesh.deadline),
+        deadline=max(seconds(mesh.deadline), seconds(mesh.soak)),  # defaults and document may say one each
+        warm_up=seconds(mesh.warm_up),
         tolerance=max(mesh.tolerance, mesh.margin) / 100,
         margin=mesh.margin / 100,
         on_fail="pause" if pause else "rollback",

@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from backstay.core.compile import PartCache, compile_mesh
 from backstay.core.intents import MeshRollout
 from backstay.core.registry import Registry
+from backstay.core.resources import RolloutDefaults
 from backstay.core.rollout.model import HeldSet
 from backstay.core.snapshot import Snapshot
-from backstay.reconciler.planning import MeshPlan, Wanted, expected_refusals, plan_mesh, settings_for
+from backstay.reconciler.planning import MeshPlan, Wanted, expected_refusals, mesh_rollout, plan_mesh, settings_for
 from support.meshes import registry, snapshot
 
 HEAD = "apiVersion: backstay.dev/v1alpha1\n"
@@ -119,3 +121,15 @@ def test_immediate_needs_every_changed_document_to_say_so() -> None:
 def test_expected_refusals_come_from_the_changed_documents() -> None:
     found = docs(POLICY % "{expectRefused: [{source: 10.0.0.0/8, path: /x}]}").documents.values()
     assert expected_refusals(found) == (("10.0.0.0/8", "", "/x"),)
+
+
+def test_defaults_of_the_repository_count_where_the_mesh_document_is_silent() -> None:
+    defaults = msgspec.to_builtins(RolloutDefaults(soak="1s", warm_up="5s", shares=(50.0, 100.0)))
+    mesh = HEAD + "kind: Mesh\nmetadata: {name: mesh}\nspec: {rollout: {soak: 7s}}\n"
+    assert mesh_rollout(docs(), {}) == MeshRollout()
+    assert mesh_rollout(docs(), defaults) == MeshRollout(soak="1s", warm_up="5s", shares=(50.0, 100.0))
+    assert mesh_rollout(docs(mesh), defaults) == MeshRollout(soak="7s", warm_up="5s", shares=(50.0, 100.0))
+
+
+def test_a_soak_and_a_deadline_that_do_not_fit_each_other_leave_time_for_evidence() -> None:
+    assert settings_for(MeshRollout(soak="20m", deadline="10m"), ()).deadline == 1200.0

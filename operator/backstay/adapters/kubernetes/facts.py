@@ -12,18 +12,18 @@ from typing import Any, Final, Literal
 import msgspec
 
 from backstay.core.inject import PROXY_CONTAINER, REDIRECT
+from backstay.core.registry import TEMPLATE
 
 Protocol = Literal["http", "tcp"]
 
 ZONE: Final = "topology.kubernetes.io/zone"
 SERVICE_OF_SLICE: Final = "kubernetes.io/service-name"
-TEMPLATE_HASH: Final = "pod-template-hash"
 REVISION_HASH: Final = "controller-revision-hash"
 """What StatefulSets and DaemonSets call the hash of their template."""
 GATEWAY: Final = "backstay.dev/gateway"
 REACHES: Final = "backstay.dev/reaches"
 
-_TEMPLATE_HASHES: Final = (TEMPLATE_HASH, "rollouts-pod-template-hash")  # the second is Argo Rollouts'
+_TEMPLATE_HASHES: Final = (TEMPLATE, "rollouts-pod-template-hash")  # the second is Argo Rollouts'
 _CRON_JOB: Final = re.compile(r"(.+)-\d{8,10}")  # the CronJob controller appends the scheduled minute since 1970
 _HTTP: Final = frozenset({"http", "kubernetes.io/ws", "grpc-web"})
 """Declared protocols that the proxies read as HTTP/1.1; HTTP/2, gRPC and TLS pass as bytes."""
@@ -52,6 +52,7 @@ class _Metadata(_Shape):
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     owner_references: list[_Owner] | None = None
+    creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
 
 
@@ -174,6 +175,7 @@ class PodFacts(msgspec.Struct, frozen=True, kw_only=True):
     is_meshed: bool
     """Callers meet its proxy: something takes their connections there."""
     started_at: float
+    created_at: float = 0.0
     is_gateway: bool = False
     reaches: tuple[str, ...] | None = None
 
@@ -257,6 +259,7 @@ def pod_facts(found: Object) -> PodFacts | None:
         has_proxy=has_proxy,
         is_meshed=has_proxy and annotations.get(REDIRECT) != "disabled",
         started_at=_seconds(status.start_time),
+        created_at=_seconds(meta.creation_timestamp),
         is_gateway=labels.get(GATEWAY) == "true",
         reaches=_reaches(annotations.get(REACHES)),
     )
@@ -340,7 +343,7 @@ def _declared(containers: Iterable[_Container]) -> Iterator[tuple[int, str]]:
 def _labels(meta: _Metadata) -> dict[str, str]:
     labels = dict(meta.labels or {})
     if REVISION_HASH in labels:
-        labels.setdefault(TEMPLATE_HASH, labels[REVISION_HASH])
+        labels.setdefault(TEMPLATE, labels[REVISION_HASH])
     return labels
 
 

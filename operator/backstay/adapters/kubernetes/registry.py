@@ -16,7 +16,7 @@ from backstay.adapters.kubernetes.facts import (
     SliceFacts,
     declared_protocol,
 )
-from backstay.core.registry import Instance, Registry, Service, ServicePort, Workload
+from backstay.core.registry import TEMPLATE, Instance, Registry, Service, ServicePort, Update, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,26 @@ def build(facts: Facts, former: Iterable[Workload] = ()) -> Registry:
     workloads |= {each.key: each for each in _outside(places, services)}
     instances = {pod.id: _instance(pod, key, places, services, facts.zones) for key, pod in pods.items() if pod.ips}
     instances |= {each.id: each for each in _outside_instances(places)}
-    return Registry(services=services, workloads=workloads, instances=instances)
+    return Registry(services=services, workloads=workloads, instances=instances, updates=_updates(pods.values()))
+
+
+def _updates(pods: Iterable[PodFacts]) -> dict[str, Update]:
+    """Workloads with pods of several templates: a Deployment, StatefulSet or DaemonSet that progresses. The pods say it
+    as well as the controllers' statuses do, and they are watched anyway."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for pod in pods:
+        template = pod.labels.get(TEMPLATE, "")
+        if template and not pod.is_leaving:
+            found.setdefault(pod.workload_key, {}).setdefault(template, []).append(pod.created_at)
+    return {key: _update(templates) for key, templates in found.items() if len(templates) > 1}
+
+
+def _update(templates: Mapping[str, list[float]]) -> Update:
+    """The template whose first pod came last is the new one."""
+    newest = max(templates, key=lambda name: (min(templates[name]), name))
+    return Update(
+        began_at=min(templates[newest]), updated=len(templates[newest]), total=sum(map(len, templates.values()))
+    )
 
 
 class Departed:

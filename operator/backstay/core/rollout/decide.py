@@ -959,8 +959,13 @@ def _doubt(look: _Look) -> str:
     for name, state in look.rollout.workloads.items():
         if state.share <= 0 or not plan.candidates(look.rollout).get(name):
             continue
-        if state.seats and not any(_is_heard(look.fleet.get(proxy)) for proxy in state.seats):
+        if name in look.seen.updating:
+            return look.seen.updating[name]
+        heard = [view for proxy in state.seats if _is_heard(view := look.fleet.get(proxy)) and view is not None]
+        if state.seats and not heard:
             return f"no proxy of {name} that serves the candidate reports"
+        if heard and not any(view.warm for view in heard):
+            return f"what serves the candidate of {name} has not run for {look.rollout.settings.warm_up:g} s yet"
         views = look.views(name)
         if views and not state.seats and all(view.id in look.memo.left_out for view in views):
             return f"all proxies of {name} are left out"

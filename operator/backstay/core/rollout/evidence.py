@@ -136,8 +136,9 @@ class Folder:
     def blocks(self, now: float, proxies: Mapping[ProxyId, ProxyView]) -> list[Block]:
         """All seconds that are complete now, oldest first."""
         self._forget_gone(proxies)
+        templates = _templates(proxies)
         for proxy, reporter in self._reporters.items():
-            self._place(proxy, reporter, proxies)
+            self._place(proxy, reporter, proxies, templates)
         made: list[Block] = []
         connected = _connected(proxies)
         for second in sorted(self._buckets):
@@ -153,8 +154,15 @@ class Folder:
             del self._reporters[proxy]
             self._counted.pop(proxy, None)
 
-    def _place(self, proxy: ProxyId, reporter: _Reporter, proxies: Mapping[ProxyId, ProxyView]) -> None:
-        """Put what is pending into the seconds it speaks of."""
+    def _place(
+        self,
+        proxy: ProxyId,
+        reporter: _Reporter,
+        proxies: Mapping[ProxyId, ProxyView],
+        templates: Mapping[WorkloadKey, str],
+    ) -> None:
+        """Put what is pending into the seconds it speaks of. What is no evidence is taken note of, and that is all."""
+        is_evidence = _is_evidence(proxies.get(proxy), templates)
         for sequence in sorted(reporter.pending):
             report, _ = reporter.pending.pop(sequence)
             second = sequence + (reporter.offset or 0)
@@ -165,11 +173,13 @@ class Folder:
             bucket = self._bucket(second, reporter.workload)
             bucket.sequences.append((proxy, reporter.boot, sequence))
             self._open.setdefault((proxy, reporter.boot), set()).add(sequence)
-            bucket.shares[proxy] = _share(reporter, report, proxies.get(proxy))
-            bucket.pure = bucket.pure and _is_pure(report, reporter.serving, proxies.get(proxy))
-            _add_rows(bucket.rows, report.rows, _throughout(reporter.serving, report.serving), reporter.half)
+            served, reporter.serving = reporter.serving, report.serving
+            if not is_evidence:
+                continue
+            bucket.shares[proxy] = _share(served, report, proxies.get(proxy))
+            bucket.pure = bucket.pure and _is_pure(report, served, proxies.get(proxy))
+            _add_rows(bucket.rows, report.rows, _throughout(served, report.serving), reporter.half)
             _weigh(reporter, report, bucket.shares[proxy])
-            reporter.serving = report.serving
             self._charge_peers(second, report, proxies)
 
     def _bucket(self, second: int, workload: WorkloadKey) -> _Bucket:
@@ -178,11 +188,12 @@ class Folder:
     def _charge_peers(self, second: int, report: Report, proxies: Mapping[ProxyId, ProxyView]) -> None:
         """Failed connections are charged to the config of the proxy that was called.
 
-        A peer that serves two configs is left out: it draws per connection and counts its own refusals per config.
+        A peer that serves two configs is left out: it draws per connection and counts its own refusals per config. So is
+        one that starts: it may not listen yet.
         """
         for row in report.peers:
             view = proxies.get(row.peer)
-            if view is None or 0 < view.share < 1:
+            if view is None or not view.warm or 0 < view.share < 1:
                 continue
             digest = view.candidate if view.candidate and view.share >= 1 else view.stable
             peers = self._bucket(second, view.workload).peers
@@ -279,12 +290,28 @@ def _connected(proxies: Mapping[ProxyId, ProxyView]) -> dict[WorkloadKey, list[P
     return found
 
 
-def _share(reporter: _Reporter, report: Report, view: ProxyView | None) -> float:
+def _templates(proxies: Mapping[ProxyId, ProxyView]) -> dict[WorkloadKey, str]:
+    """Workloads with instances of several templates -> the one whose proxies are compared: where the candidate is, then
+    where most are. Two versions of an application differ for reasons of their own."""
+    found: dict[WorkloadKey, dict[str, tuple[bool, int]]] = {}
+    for view in proxies.values():
+        if view.connected and view.warm:
+            known = found.setdefault(view.workload, {})
+            tried, count = known.get(view.template, (False, 0))
+            known[view.template] = (tried or bool(view.candidate), count + 1)
+    return {w: max(known, key=lambda name: (known[name], name)) for w, known in found.items() if len(known) > 1}
+
+
+def _is_evidence(view: ProxyView | None, templates: Mapping[WorkloadKey, str]) -> bool:
+    return view is None or (view.warm and view.template == templates.get(view.workload, view.template))
+
+
+def _share(served: Mapping[Digest, float], report: Report, view: ProxyView | None) -> float:
     """The candidate's share on this proxy throughout the second; a second in which it changed counts the lesser one."""
     if view is None or not view.candidate:
         return 0.0
     now = report.serving.get(view.candidate, 0.0)
-    return min(now, reporter.serving.get(view.candidate, 0.0)) if reporter.serving else now
+    return min(now, served.get(view.candidate, 0.0)) if served else now
 
 
 def _is_pure(report: Report, served: Mapping[Digest, float], view: ProxyView | None) -> bool:

@@ -59,6 +59,8 @@ class Settings(State, frozen=True, kw_only=True):
     shares: tuple[float, ...] = (0.05, 0.25, 0.6, 1.0)
     soak: float = 30.0
     deadline: float = 600.0
+    warm_up: float = 60.0
+    """Proxies younger than this give no evidence, where the platform says how old they are."""
     tolerance: float = 0.01
     """D: pass when surely less than this much worse (absolute share of requests)."""
     margin: float = 0.002
@@ -282,6 +284,8 @@ class ProxyView(State, frozen=True, kw_only=True):
     is_gateway: bool = False
     warm: bool = True
     """False while it is too young for its evidence to count."""
+    template: str = ""
+    """Of which template its application is; proxies of one workload are compared within one."""
     stable: Digest = ""
     candidate: Digest = ""
     share: float = 0.0
@@ -374,6 +378,8 @@ class Observation(State, frozen=True, kw_only=True):
     orders: tuple[Order, ...] = ()
     second: int = -1
     """The operator's second now, as blocks count them; -1: as the newest block."""
+    updating: dict[WorkloadKey, str] = {}
+    """Workloads whose own rollout progresses -> how far it is, for people."""
     origins: dict[WorkloadKey, dict[str, str]] = {}
     """Workload -> route (as in Row.route) -> `file:line`, for the sentence that names a cause; may be incomplete."""
 

@@ -9,7 +9,7 @@ from backstay.adapters.kubernetes.facts import (
 )
 from backstay.adapters.kubernetes.registry import Departed, Facts, build
 from backstay.core.live import endpoints
-from backstay.core.registry import Instance, Registry, Service, ServicePort, Workload
+from backstay.core.registry import Instance, Registry, Service, ServicePort, Update, Workload, under_way
 
 
 def pod(name: str, workload: str = "web", **fields: Any) -> PodFacts:
@@ -202,3 +202,32 @@ def test_a_pod_of_its_own_does_not_return() -> None:
     alone = registry_of(pod("alone", workload="alone"))
     departed.after(Registry(), {"shop/alone"}, 0.0)
     assert departed.after(alone, set(), 1.0) == []
+
+
+def of_template(name: str, template: str, created: float, **fields: Any) -> PodFacts:
+    return pod(name, labels={"pod-template-hash": template}, created_at=created, **fields)
+
+
+def test_pods_of_two_templates_are_a_workload_that_is_updated_itself() -> None:
+    """Those that leave are gone already; what has no address yet counts."""
+    old = [
+        of_template("a", "v1", 100.0),
+        of_template("bb", "v1", 400.0),
+        of_template("ccc", "v1", 90.0, is_leaving=True),
+    ]
+    new = [of_template("dddd", "v2", 300.0, ips=()), of_template("eeeee", "v2", 310.0)]
+    found = registry_of(*old, *new)
+    assert found.updates == {"shop/web": Update(began_at=300.0, updated=2, total=4)}
+    assert under_way(found, 310.0) == {"shop/web": "shop/web is being updated itself, 2 of 4 instances so far"}
+
+
+def test_two_templates_for_longer_than_kubernetes_calls_it_stuck_are_no_update() -> None:
+    found = registry_of(of_template("a", "v1", 100.0), of_template("bb", "v2", 300.0))
+    assert (list(under_way(found, 899.0)), list(under_way(found, 900.0))) == (["shop/web"], [])
+
+
+def test_a_workload_of_one_template_is_not_updated_whatever_its_pods_ages() -> None:
+    found = registry_of(
+        of_template("a", "v1", 1.0), of_template("bb", "v1", 9e9), pod("ccc", "job"), pod("dddd", "job")
+    )
+    assert dict(found.updates) == {}

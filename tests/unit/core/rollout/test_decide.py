@@ -582,6 +582,49 @@ def test_a_proxy_that_never_confirms_stable_is_named_and_not_waited_for_for_ever
     ]
 
 
+# --- the application's own rollout ---------------------------------------------------------------------------------------
+
+UPDATED = {WEB: "shop/web is being updated itself, 1 of 8 instances so far"}
+
+
+def test_a_wave_holds_while_the_application_itself_is_updated_and_goes_on_afterwards() -> None:
+    story = play(before={WEB: calm()}).looks(10, GOOD, GOOD, updating=UPDATED)
+    assert (story.phase, story.rollout.sentence) == (Phase.HOLDING, f"holding: {UPDATED[WEB]}")
+    waited = story.looks(500, GOOD, GOOD, updating=UPDATED).rollout.wave_elapsed
+    assert (story.phase, waited < story.rollout.settings.deadline) == (Phase.HOLDING, True)
+    assert story.until(Phase.BAKING, GOOD, GOOD).stable == {WEB: "new"}
+
+
+def test_another_workloads_update_holds_nothing() -> None:
+    story = play().until(Phase.BAKING, GOOD, GOOD, updating={"shop/other": "shop/other is being updated itself"})
+    assert story.stable == {WEB: "new"}
+
+
+def test_a_bad_change_fails_while_the_application_itself_is_updated() -> None:
+    story = play(before={WEB: calm()}).looks(6, None, GOOD, updating=UPDATED)
+    assert story.phase is Phase.HOLDING
+    assert story.look((20, 20), GOOD, updating=UPDATED).phase is Phase.ROLLING_BACK
+
+
+def test_what_has_just_started_holds_the_wave_until_it_has_run_for_a_while() -> None:
+    """A single replica that was replaced a moment ago: neither time nor its failures count."""
+    story = play(fleet(1, warm=False), before={WEB: calm()}).looks(30, None, None)
+    assert (story.phase, story.rollout.sentence) == (
+        Phase.HOLDING,
+        "holding: what serves the candidate of shop/web has not run for 60 s yet",
+    )
+    assert "NoTraffic" not in story.looks(100, None, None).reasons
+    story.view("web-0", warm=True)
+    assert story.until(Phase.BAKING, GOOD, GOOD).stable == {WEB: "new"}
+
+
+def test_one_proxy_that_has_run_for_long_is_enough_to_go_by() -> None:
+    proxies = fleet(8, warm=False) | {"web-3": msgspec.structs.replace(fleet(8)["web-3"], warm=True)}
+    story = play(proxies, settings=replaced(shares=(0.25, 1.0)), before={WEB: calm()})
+    assert "web-3" in story.on_candidate
+    assert "RolloutHolding" not in story.until(Phase.BAKING, GOOD, GOOD).reasons
+
+
 # --- people -----------------------------------------------------------------------------------------------------------
 
 

@@ -316,3 +316,76 @@ def test_whatever_order_reports_come_in_each_counts_exactly_once(
         total += requests(folder.blocks(float(now), views)) if look else 0
     total += requests(folder.blocks(now + 20.0, views))
     assert total == len({(proxy, sequence) for proxy, sequence, _, _ in arrivals})
+
+
+# --- versions of the application, and its start --------------------------------------------------------------------------
+
+
+def of_template(views: dict[str, ProxyView], proxy: str, template: str, **fields: Any) -> dict[str, ProxyView]:
+    return views | {proxy: msgspec.structs.replace(views[proxy], template=template, **fields)}
+
+
+def second_of(folder: Folder, views: dict[str, ProxyView], rows: dict[str, Row], sequence: int = 1) -> Block:
+    """One second in which each of these proxies reports one row."""
+    for proxy, told in rows.items():
+        folder.fold(proxy, WEB, report(sequence, told, serving={told.config: 1.0}), 100 + sequence)
+    (block,) = folder.blocks(103.0 + sequence, views)
+    return block
+
+
+def test_a_proxy_that_has_just_started_gives_no_evidence_and_its_reports_are_acked() -> None:
+    folder, views = Folder(), fleet(2)
+    views = views | {"web-1": msgspec.structs.replace(views["web-1"], warm=False)}
+    block = second_of(folder, views, {"web-0": row(), "web-1": row(bad=10)})
+    assert (block.cohorts["old"].total, block.cohorts["old"].bad) == (10, 0)
+    assert folder.ackable() == {"web-0": 1, "web-1": 1}
+
+
+def test_nobody_is_blamed_for_a_peer_that_does_not_listen_yet() -> None:
+    folder, views = Folder(), fleet(2)
+    told = report(1, row(), peers=[PeerRow(peer="web-1", config="old", attempts=5, failures=5)])
+    young = views | {"web-1": msgspec.structs.replace(views["web-1"], warm=False)}
+    folder.fold("web-0", WEB, told, 100)
+    assert [block.peers for block in folder.blocks(103.0, young)] == [{}]
+    again = Folder()
+    again.fold("web-0", WEB, told, 100)
+    assert [block.peers for block in again.blocks(103.0, views)] == [{"old": (5, 5)}]
+
+
+def test_proxies_of_two_versions_are_compared_within_the_one_that_has_the_candidate() -> None:
+    """Two of three pods run the new version, which fails by itself; the candidate is on the old one."""
+    views = of_template(half(fleet(4), "web-0"), "web-0", "v1")
+    views = of_template(of_template(of_template(views, "web-1", "v1"), "web-2", "v2"), "web-3", "v2")
+    rows = {"web-0": row("new"), "web-1": row(), "web-2": row(bad=10), "web-3": row(bad=10)}
+    block = second_of(Folder(), views, rows)
+    assert {config: (seen.total, seen.bad) for config, seen in block.cohorts.items()} == {
+        "new": (10, 0),
+        "old": (10, 0),
+    }
+    assert block.share == 0.5
+
+
+def test_without_a_candidate_the_version_that_most_proxies_have_is_learnt_from() -> None:
+    views = of_template(of_template(of_template(fleet(3), "web-0", "v1"), "web-1", "v2"), "web-2", "v2")
+    folder = Folder()
+    block = second_of(folder, views, {"web-0": row(bad=10), "web-1": row(), "web-2": row()})
+    assert (block.cohorts["old"].total, block.cohorts["old"].bad) == (20, 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20), st.sampled_from(["old", "new"])), min_size=1, max_size=40)
+)
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_one_version_is_as_none_at_all(told: list[tuple[int, int, str]]) -> None:
+    """What a platform without templates measures is what it measured before there were any."""
+    plain = half(fleet(4), "web-0")
+    labelled = {name: msgspec.structs.replace(view, template="v1") for name, view in plain.items()}
+    made = []
+    for views in (plain, labelled):
+        folder = Folder()
+        for sequence, (proxy, total, config) in enumerate(told, start=1):
+            folder.fold(
+                f"web-{proxy}", WEB, report(sequence, row(config, total), serving={config: 1.0}), 100 + sequence
+            )
+        made.append((folder.blocks(1000.0, views), folder.before(), folder.ackable()))
+    assert made[0] == made[1]
