@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from kubernetes.client import Configuration
+from kubernetes.config import load_kube_config
 
+from backstay.adapters.kubernetes.client import ApiClient, Credentials
 from cluster import build
 from cluster.reach import Reach
 
@@ -59,3 +62,13 @@ def of_kinds(objects: Iterable[Object], *kinds: str) -> list[Object]:
 
 def as_json(objects: Sequence[Object]) -> str:
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+
+
+def with_token(reach: Reach, token: str) -> ApiClient:
+    """The administrator's way to the server, somebody else's token."""
+    found = Configuration()
+    load_kube_config(config_file=str(reach.kubeconfig), client_configuration=found)  # type: ignore[no-untyped-call] # half typed
+    found.cert_file = found.key_file = None
+    found.api_key = {"authorization": token}
+    found.api_key_prefix = {"authorization": "Bearer"}
+    return ApiClient(Credentials(found))

@@ -25,6 +25,9 @@ class FolderSecrets:
     async def read(self, names: Iterable[str]) -> Mapping[str, TlsMaterial]:
         return await asyncio.to_thread(self._read_all, sorted(names))
 
+    def lacking(self, name: str) -> str:
+        return f"secret {name} is not there or has no certificate with its key"
+
     def _read_all(self, names: list[str]) -> dict[str, TlsMaterial]:
         found = ((name, self._read(name)) for name in names)
         return {name: material for name, material in found if material is not None}

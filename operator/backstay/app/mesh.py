@@ -15,8 +15,9 @@ from backstay.adapters.kubernetes.client import ApiClient, ApiError
 from backstay.adapters.kubernetes.lease import Elector
 from backstay.adapters.kubernetes.objects import EventSink, Owner, Projection, desired, memory_of, owned, refused
 from backstay.adapters.kubernetes.platform import KubernetesPlatform
-from backstay.adapters.kubernetes.secrets import read_secret
+from backstay.adapters.kubernetes.secrets import TlsSecretsOfCluster, read_secret
 from backstay.adapters.kubernetes.state import KubernetesStore
+from backstay.adapters.secrets import belong_together
 from backstay.app.common import Facade, SystemClock
 from backstay.app.tenants import OwnNamespaces, SecretSource, Term
 from backstay.control import api
@@ -208,13 +209,14 @@ class Mesh:
                 authority=around.authority,
                 clock=SystemClock(),
                 notifiers=(self._events,),
+                tls_secrets=TlsSecretsOfCluster(around.client, belong_together),
             ),
             epoch,
         )
         board = api.StatusBoard(await self._remembered())
         folder = settings.run_dir / self.repository.key
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        server = api.ApiServer(Facade(reconciler), folder, self.streams, board)
+        server = api.ApiServer(Facade(reconciler), folder, self.streams, board, around.control.traffic_of)
         reconciler.on_view = lambda view: self._show(board, view)
         helpers: list[asyncio.Task[None]] = []
         try:

@@ -200,6 +200,9 @@ class TlsSecrets(Protocol):
         """Those of the asked (`<namespace>/<name>`) that are there, with a key that belongs to the certificate. Raises
         TlsSecretsUnavailable."""
 
+    def lacking(self, name: str) -> str:
+        """Why a secret that was asked for was not among them, for people."""
+
 
 class Fleet(Protocol):
     """The connected proxies. Sending never waits for a slow proxy: each has a bounded queue, the slow one is cut."""
@@ -245,6 +248,76 @@ class Notifier(Protocol):
     """Where sentences go besides the store: commit status, chat. Never waited for, never fatal."""
 
     async def notify(self, events: Sequence[Event]) -> None: ...
+
+
+class ForgeUnavailable(Exception):
+    """The forge did not answer, or only with failures; trying later may help."""
+
+
+class ForgeRefused(Exception):
+    """The forge answered no: a token without the right, a place that is not there."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequest:
+    """A change that somebody proposes, open now."""
+
+    number: int
+    head: str
+    """Commit id, as the forge says."""
+    base: str
+    """Name of the branch that it is to become part of."""
+
+
+class ReviewDesk(Protocol):
+    """The forge, as far as reviews need it. Every call raises ForgeUnavailable, ForgeRefused."""
+
+    async def open_requests(self) -> Sequence[PullRequest]:
+        """Lately changed first, within a bound."""
+
+    async def comment(self, request: int, text: str) -> None:
+        """Make our one comment on it say this."""
+
+    async def status(self, sha: str, *, good: bool, description: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """What a pull request would change, as files."""
+
+    base: Tree
+    """Where it left the followed branch."""
+    head: Tree
+    notes: tuple[str, ...] = ()
+
+
+class Proposals(Protocol):
+    """Commits that are proposed and never applied, kept apart from those that are. Raises as SourceRepo does."""
+
+    async def branch(self) -> str:
+        """The branch that is followed; empty where the mesh follows tags or one commit."""
+
+    async def fetch(self, request: PullRequest) -> Proposal: ...
+
+    async def keep_only(self, heads: Iterable[str]) -> None:
+        """Forget all other proposals."""
+
+    async def close(self) -> None: ...
+
+
+class JobFailed(Exception):
+    """Work in a process of its own came to no result: it took too long, too much, or crashed. The message says which."""
+
+
+class Workbench(Protocol):
+    """Work on what strangers wrote, in a process of its own with limits on time and memory."""
+
+    async def review(self, job: bytes) -> bytes:
+        """A ReviewJob to a Report, both encoded. Raises JobFailed."""
 
 
 class Clock(Protocol):

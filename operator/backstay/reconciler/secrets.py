@@ -33,7 +33,8 @@ class SecretsWatch:
         self._journal = journal
         self._known = known
         self._told: Mapping[str, Mapping[str, TlsMaterial]] = {}
-        self._missing: frozenset[str] = frozenset()
+        self._missing: Mapping[str, str] = {}
+        """Secret -> what has been said of it."""
 
     async def run(self) -> None:
         while True:
@@ -57,7 +58,9 @@ class SecretsWatch:
             self._told = by_workload
 
     def _complain(self, missing: frozenset[str]) -> None:
-        for name in sorted(missing - self._missing):
-            text = f"secret {name} is not there or has no certificate with its key: its listeners refuse handshakes"
-            self._journal.event("certificate", "SecretMissing", text, subject=name, warning=True)
-        self._missing = missing
+        """Once for each secret, and again when something else is wrong with it."""
+        said = {name: f"{self._secrets.lacking(name)}: its listeners refuse handshakes" for name in sorted(missing)}
+        for name, text in said.items():
+            if text != self._missing.get(name):
+                self._journal.event("certificate", "SecretMissing", text, subject=name, warning=True)
+        self._missing = said

@@ -4,12 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from kubernetes.client import Configuration
-from kubernetes.config import load_kube_config
 
-from backstay.adapters.kubernetes.client import ApiClient, ApiError, Credentials
+from backstay.adapters.kubernetes.client import ApiClient, ApiError
 from cluster.reach import Reach
-from support.bootstrap import as_json, kustomized, moved, of_kinds
+from support.bootstrap import as_json, kustomized, moved, of_kinds, with_token
 from support.permissions import NEEDED, NEVER, Permission
 
 ROLES = ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount")
@@ -104,13 +102,3 @@ async def test_the_roots_can_be_applied_everywhere_and_no_other_config_map(
     finally:
         await operator.close()
         api.kubectl("delete", "namespace", f"{system}-b", "--wait=false")
-
-
-def with_token(reach: Reach, token: str) -> ApiClient:
-    """The administrator's way to the server, somebody else's token."""
-    found = Configuration()
-    load_kube_config(config_file=str(reach.kubeconfig), client_configuration=found)  # type: ignore[no-untyped-call] # half typed
-    found.cert_file = found.key_file = None
-    found.api_key = {"authorization": token}
-    found.api_key_prefix = {"authorization": "Bearer"}
-    return ApiClient(Credentials(found))
