@@ -50,6 +50,8 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_default
     """SPIFFE ID its certificate must show; empty: not in the mesh, plaintext."""
     labels: dict[str, str] = {}
     zone: str = ""
+    workload: str = ""
+    """`<namespace>/<name>` of its workload, for metrics; empty if nobody knows."""
 
 
 class Live(Message, frozen=True, kw_only=True, tag="live"):

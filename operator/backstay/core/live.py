@@ -37,6 +37,7 @@ def _add(
                     identity=instance.identity(workload, trust_domain) if instance.meshed else "",
                     labels=dict(instance.labels),
                     zone=instance.zone,
+                    workload=instance.workload,
                 )
             )
 

@@ -12,7 +12,12 @@ def test_an_endpoint_is_the_proxys_port_with_its_identity() -> None:
     assert found == {
         "a.shop:80": [
             Endpoint(
-                id="a-0", address="127.1.0.1", port=18080, identity="spiffe://td/ns/shop/sa/a", labels={"version": "v1"}
+                id="a-0",
+                address="127.1.0.1",
+                port=18080,
+                identity="spiffe://td/ns/shop/sa/a",
+                labels={"version": "v1"},
+                workload="shop/a",
             )
         ]
     }

@@ -20,7 +20,7 @@ from backstay.sidecar.engines.python.accesslog import AccessLog, Sink, StdoutSin
 from backstay.sidecar.engines.python.downstream import Downstream
 from backstay.sidecar.engines.python.ingress import GatewayAcceptor, Ingress, load_secrets
 from backstay.sidecar.engines.python.listeners import Explicit, Inbound, Listener, Outbound
-from backstay.sidecar.engines.python.metrics import render
+from backstay.sidecar.engines.python.metrics import Own, render
 from backstay.sidecar.engines.python.redirected import FromApplication, ToApplication
 from backstay.sidecar.engines.python.runtime import Runtime
 from backstay.sidecar.engines.python.server import Server, close_all
@@ -179,6 +179,7 @@ class PythonEngine:
 
     def endpoints(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> None:
         close_all(self.server.pools.update(changed, full=full))
+        self.server.peers.forget_places()
 
     def addresses(self, services: Mapping[str, Sequence[str]]) -> None:
         self.server.services = {address: service for service, found in services.items() for address in found}
@@ -219,7 +220,16 @@ class PythonEngine:
         serving = self._serving()
         rows, peers = server.ledger.collect(server.open_exchanges(), monotonic(), serving)
         open_requests = sum(1 for _ in server.open_exchanges())
-        return Observed(rows=rows, peers=peers, serving=serving, open_requests=open_requests)
+        sent = sum(row.total for row in rows if row.direction == "out")
+        samples = server.sampler.collect(sent, sum(row.total for row in rows))
+        server.tell_open_plaintext()
+        return Observed(
+            rows=rows, peers=peers, serving=serving, open_requests=open_requests, samples=samples,
+            plaintext=server.ledger.take_plaintext(),
+        )  # fmt: skip
+
+    def sample(self, most: int) -> None:
+        self.server.sampler.allow(most)
 
     def _serving(self) -> dict[str, float]:
         server = self.server
@@ -231,10 +241,11 @@ class PythonEngine:
         shares[server.candidate.digest] = shares.get(server.candidate.digest, 0.0) + server.share
         return shares
 
-    def metrics(self) -> bytes:
-        """Prometheus text."""
+    def metrics(self, *, exemplars: bool = False) -> bytes:
+        """Prometheus text; with exemplars, OpenMetrics."""
         server = self.server
-        workload = server.stable.config.manifest.workload if server.stable is not None else "unknown/unknown"
+        for tunnel in server.tunnels:
+            tunnel.tell()
         gauges = [
             ("backstay_downstream_connections", float(len(server.downstreams))),
             ("backstay_upstream_connections", float(len(server.upstreams))),
@@ -247,9 +258,30 @@ class PythonEngine:
         ]
         ledger = server.ledger
         return render(
-            ledger.sums(), workload=workload, gauges=gauges, audited=ledger.audited, refused=ledger.refused,
-            copies=ledger.all_copies(),
+            ledger.sums(), own=self._own(), gauges=gauges, configs=self._configs(), audited=ledger.audited,
+            refused=ledger.refused, copies=ledger.all_copies(), exemplars=exemplars,
         )  # fmt: skip
+
+    def _own(self) -> Own:
+        """The workload beside this proxy, as metrics name it."""
+        server, runtime = self.server, self.server.stable
+        if runtime is None:
+            return Own(workload="unknown/unknown")
+        address, peers = server.address, server.peers
+        labels = peers.labels_at(address.host)
+        ports = {port: address.inbound.get(port, port) for port in runtime.ports}
+        services = {port: peers.service_at(address.host, listen) for port, listen in ports.items()}
+        return Own(
+            workload=runtime.config.manifest.workload,
+            identity=runtime.listeners.identity,
+            app=labels.get("app", ""),
+            version=labels.get("version", ""),
+            services={port: service for port, service in services.items() if service},
+        )
+
+    def _configs(self) -> list[tuple[str, str]]:
+        served = (("stable", self.server.stable), ("candidate", self.server.candidate))
+        return [(role, runtime.digest) for role, runtime in served if runtime is not None]
 
     async def drain(self, timeout: float) -> None:
         server = self.server

@@ -26,6 +26,7 @@ from backstay.sidecar.engines.python.framing import (
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.listeners import Listener
+    from backstay.sidecar.engines.python.peers import Peer
     from backstay.sidecar.engines.python.runtime import Runtime
     from backstay.sidecar.engines.python.server import Server
 
@@ -39,7 +40,7 @@ STALL_SECONDS: Final = 60.0  # without a byte of a request body, or of a respons
 
 class Downstream(asyncio.Protocol):
     __slots__ = (  # noqa: RUF023 - by lifetime
-        "address", "authority", "draw", "identity", "leaving", "listener", "namespace", "secure", "server",
+        "address", "authority", "draw", "identity", "leaving", "listener", "namespace", "peer", "secure", "server",
         "transport",  # connection
         "_fed", "_head_bytes", "_in_head", "_pumping", "_replay", "busy_since", "early", "fields", "full_since", "incoming",
         "parser", "target",  # parsing
@@ -54,6 +55,8 @@ class Downstream(asyncio.Protocol):
         """What an explicit listener or a tunnel fixed; requests on this connection are for it whatever they say."""
         self.identity = ""
         self.namespace = ""
+        self.peer: Peer | None = None
+        """Who this is for metrics; found with the first request."""
         self.secure = False
         self.draw = 0.0
         """Which config decides about this connection: below the candidate's share is the candidate."""
@@ -333,6 +336,10 @@ class Downstream(asyncio.Protocol):
             self.transport.pause_reading()
         else:
             self.transport.resume_reading()
+
+    def find_peer(self) -> "Peer":
+        found = self.peer = self.server.peers.caller(self.identity, self.address)
+        return found
 
     # --- ending ----------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from backstay.sidecar.engines.python.framing import (
 from backstay.sidecar.engines.python.limits import told
 from backstay.sidecar.engines.python.mirror import send_copies
 from backstay.sidecar.engines.python.outlier import UNREACHED
+from backstay.sidecar.engines.python.peers import UNKNOWN, Peer
 from backstay.sidecar.engines.python.pool import Group, Pool, hash_value
 from backstay.sidecar.engines.python.retry import (
     FAILOVERS,
@@ -39,6 +40,7 @@ from backstay.sidecar.engines.python.retry import (
     should_retry,
     within_budget,
 )  # fmt: skip
+from backstay.sidecar.engines.python.stats import NO_FLAGS, Streams
 from backstay.sidecar.engines.python.tunnel import splice
 from backstay.sidecar.engines.python.upstream import SWITCHING, Upstream
 
@@ -515,7 +517,12 @@ class Exchange:
         if self.version:
             downstream.write(_ESTABLISHED)
         early = downstream.leave_for_tunnel()
-        self.server.tunnels.add(splice(downstream, upstream, early, self.lane.digest))  # type: ignore[union-attr]
+        lane: Lane = self.lane  # type: ignore[assignment]
+        tunnel = splice(downstream, upstream, early, lane.digest)
+        cell = lane.counters.cell(self._peer(lane.counters))
+        cell.streams = cell.streams or Streams()
+        tunnel.count_into(cell.streams, len(early))
+        self.server.tunnels.add(tunnel)
 
     def upstream_lost(self, upstream: Upstream, *, refused: bool) -> None:
         """The connection is gone before its response was complete."""
@@ -581,7 +588,7 @@ class Exchange:
         self._move(_ENDED)
         self._count_failure(failure, counters)
         seconds = monotonic() - self.started
-        counters.finish(seconds, failure.status)
+        self._measure(counters, seconds)
         self._log(seconds)
         self.downstream.answer(self, failure.status, failure_text(reason))
 
@@ -613,7 +620,7 @@ class Exchange:
         counters = lane.counters
         seconds = monotonic() - self.started
         counters.open -= 1
-        counters.finish(seconds, self.status)
+        self._measure(counters, seconds)
         if self.status >= SERVER_ERROR and not self.reason:
             counters.blame("5xx")
         if self.retrying:
@@ -621,10 +628,42 @@ class Exchange:
         self._leave_try()
         self._log(seconds)
 
+    def _measure(self, counters: "Counters", seconds: float) -> None:
+        """Count by what verdicts ask for, and by who was at the other end."""
+        bucket = counters.finish(seconds, self.status)
+        if not self.version:
+            return  # no request, but a connection: its tunnel is counted
+        peer = self._peer(counters)
+        cell = counters.cells.get(peer) or counters.cell(peer)
+        flags = self.flags if self.reason or self.retrying else NO_FLAGS
+        cell.finish(bucket, seconds, (self.status, flags), self.size, self.response_bytes)
+
+    def _peer(self, counters: "Counters") -> Peer:
+        """The other end, as metrics name it."""
+        if counters.direction == "in":
+            return self.downstream.peer or self.downstream.find_peer()
+        pool = self.pool or (self.tried[-1] if self.tried else None)
+        return UNKNOWN if pool is None else pool.peer or self.server.peers.of_pool(pool)
+
+    @property
+    def flags(self) -> str:
+        """Response flags as Envoy's users know them; `-` for none."""
+        failure = FAILURES.get(self.reason)
+        found = [failure.flag] if failure is not None else []
+        lane = self.lane
+        is_bad = self.status >= SERVER_ERROR or bool(self.reason)
+        if is_bad and lane is not None and lane.retry is not None and self.tries - self.failovers > lane.retry.attempts:
+            found.append("URX")
+        return ",".join(found) or NO_FLAGS
+
     def _log(self, seconds: float) -> None:
         logs = self.runtime.logs if self.runtime is not None else "off"
         if logs == "all" or self.audited or (logs == "failures" and (self.reason or self.status >= SERVER_ERROR)):
             self.server.log.exchange(self, seconds)
+        sampler = self.server.sampler
+        sampler.left -= 1
+        if sampler.left == 0:
+            sampler.look(self)
 
     def _move(self, phase: int) -> None:
         """Change phase by the table; a transition that is not in it cuts both sides."""

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from backstay.sidecar.engines.python.framing import Fields, RequestHead
+from backstay.sidecar.engines.python.peers import UNKNOWN
 from backstay.sidecar.engines.python.retry import MAX_REPLAY_BYTES
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class Nobody:
     secure = False
     leaving = False
     full_since = 0.0
+    peer = UNKNOWN
+    listener = None
+    """Nobody asked for a copy: it is no sample of anybody's requests."""
 
     def __init__(self, server: "Server") -> None:
         self.server = server

@@ -23,6 +23,7 @@ from backstay.sidecar.engines.python.retry import IDEMPOTENT
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.framing import RequestHead
+    from backstay.sidecar.engines.python.peers import Peer
     from backstay.sidecar.engines.python.upstream import Upstream
 
 LEAST_SHARE: Final = 0.1  # of its share, for an endpoint that is new: Envoy's and Istio's least weight
@@ -60,6 +61,7 @@ class Pool:
         "is_simple",
         "key",
         "open",
+        "peer",
         "retired",
         "since",
         "source",
@@ -85,6 +87,8 @@ class Pool:
         """When it became known."""
         self.is_near = True
         """In the proxy's own zone, or nothing is said of either."""
+        self.peer: Peer | None = None
+        """Who this is for metrics; found when it first answers."""
         self.source = ""
         """Address to connect from; empty: whichever the system takes."""
 
@@ -429,6 +433,11 @@ class Pools:
             if full or group.service in changed:
                 self._fill(group)
         return self._retire()
+
+    @property
+    def known(self) -> Mapping[str, tuple[Endpoint, ...]]:
+        """All live endpoints by service port."""
+        return self._endpoints
 
     def _take_away(self, services: Iterable[str]) -> None:
         for service in services:

@@ -22,8 +22,10 @@ from backstay.sidecar.engines.python.accesslog import AccessLog
 from backstay.sidecar.engines.python.checks import Checks
 from backstay.sidecar.engines.python.framing import split_authority
 from backstay.sidecar.engines.python.listeners import Inbound
+from backstay.sidecar.engines.python.peers import Peers
 from backstay.sidecar.engines.python.pool import MAX_PENDING, Group, Pool, PoolKey, Pools
 from backstay.sidecar.engines.python.runtime import Lane, Runtime
+from backstay.sidecar.engines.python.sampling import Sampler
 from backstay.sidecar.engines.python.split import Asked, is_expected
 from backstay.sidecar.engines.python.stats import Ledger
 from backstay.sidecar.engines.python.tls import Contexts
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from backstay.sidecar.engines.python.upstream import Upstream
 
 SWEEP_SECONDS: Final = 0.5  # limits of seconds and log lines are looked at this often
+OPEN_TOLD_EVERY: Final = 600.0
+"""Seconds between notes of open plaintext connections: who asks for the last day needs no better."""
 MAX_EXTERNAL: Final = 1024  # hosts outside of the mesh whose connections are kept
 _LOCAL_NAMES: Final = frozenset(("localhost", "127.0.0.1", "::1", "0.0.0.0"))  # noqa: S104 - compared, not bound
 
@@ -88,7 +92,9 @@ class Server:
         self.random = random
         self.log = log
         self.ledger = Ledger()
+        self.sampler = Sampler(random)
         self.pools = Pools(random, by_address=address.redirected is not None)
+        self.peers = Peers(lambda: self.pools.known)
         self.app_groups = {port: self._make_app_group(port) for port in address.inbound}
         self.stable: Runtime | None = None
         self.candidate: Runtime | None = None
@@ -114,6 +120,7 @@ class Server:
         self._external: OrderedDict[bytes, Group] = OrderedDict()
         self.pools.zone = address.zone
         self.checks = Checks(self)
+        self._open_told_at = self.now
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
     # --- configs ---------------------------------------------------------------------------------------------------
@@ -227,6 +234,18 @@ class Server:
         for pool in self.every_pool():
             close_all(pool.stale(now))
         self.log.flush()
+
+    def tell_open_plaintext(self) -> None:
+        """Once in a while, note who has had a connection without a certificate open all the time."""
+        if self.now < self._open_told_at + OPEN_TOLD_EVERY:
+            return
+        self._open_told_at = self.now
+        tunnelled = (tunnel.client for tunnel in self.tunnels)
+        for downstream in (*self.downstreams, *(client for client in tunnelled if client is not None)):
+            listener = downstream.listener
+            if isinstance(listener, Inbound) and not downstream.identity:
+                known = self.stable is None or listener.port in self.stable.ports
+                self.ledger.note_plaintext(listener.port if known else 0, downstream.address)
 
     def watch_idle(self, exchange: "Exchange") -> None:
         self._idle[exchange] = (0, self.loop.time())

@@ -6,13 +6,18 @@ the sums. Increments per request: one bucket, one code, perhaps one reason.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from backstay.config.model import LATENCY_BOUNDS_MS
-from backstay.config.wire import PeerRow, Row
+from backstay.config.wire import PeerRow, PlaintextRow, Row
+
+if TYPE_CHECKING:
+    from backstay.sidecar.engines.python.peers import Peer
 
 Direction = Literal["in", "out"]
 BUCKETS: Final = len(LATENCY_BOUNDS_MS) + 1
+MOST_CALLERS: Final = 256
+"""Addresses without a certificate that a report names; of more, the others are counted without."""
 _BOUNDS_S: Final = tuple(bound / 1000 for bound in LATENCY_BOUNDS_MS)
 
 
@@ -21,11 +26,93 @@ def bucket_of(seconds: float) -> int:
     return bisect_left(_BOUNDS_S, seconds)
 
 
+SIZE_BOUNDS: Final = tuple(4**power - 1 for power in range(14))
+"""Upper bounds of the buckets of body sizes: 0, 3, 15, ... 64 MiB - 1. Powers of four, because those cost no search."""
+_LAST_SIZE: Final = len(SIZE_BOUNDS)
+NO_FLAGS: Final = "-"  # as Envoy and Istio write it
+
+
+class Exemplar(NamedTuple):
+    """A traced request of a bucket."""
+
+    trace: str
+    seconds: float
+    at: float
+
+
+class Streams:
+    """Connections whose bytes are not read."""
+
+    __slots__ = ("closed", "opened", "received", "sent")
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.closed = 0
+        self.received = 0
+        self.sent = 0
+
+
+class Cell:
+    """What happened between this proxy and one peer under one rule: what metrics show, and no verdict asks for."""
+
+    __slots__ = ("codes", "exemplars", "latency", "received", "requests", "responses", "seconds", "sent", "streams")
+
+    def __init__(self) -> None:
+        self.codes: dict[tuple[int, str], int] = {}
+        """Status and flags -> count."""
+        self.latency = [0] * BUCKETS
+        self.seconds = 0.0
+        self.requests = [0] * (_LAST_SIZE + 1)
+        self.responses = [0] * (_LAST_SIZE + 1)
+        self.received = 0
+        """Bytes of request bodies."""
+        self.sent = 0
+        self.exemplars: dict[int, Exemplar] | None = None
+        self.streams: Streams | None = None
+
+    def finish(self, bucket: int, seconds: float, code: tuple[int, str], received: int, sent: int) -> None:
+        self.codes[code] = self.codes.get(code, 0) + 1
+        self.latency[bucket] += 1
+        self.seconds += seconds
+        size = (received.bit_length() + 1) >> 1
+        self.requests[min(_LAST_SIZE, size)] += 1
+        size = (sent.bit_length() + 1) >> 1
+        self.responses[min(_LAST_SIZE, size)] += 1
+        self.received += received
+        self.sent += sent
+
+    def note(self, bucket: int, exemplar: Exemplar) -> None:
+        if self.exemplars is None:
+            self.exemplars = {}
+        self.exemplars[bucket] = exemplar
+
+    def add(self, other: "Cell") -> None:
+        for code, count in other.codes.items():
+            self.codes[code] = self.codes.get(code, 0) + count
+        self.latency = [one + another for one, another in zip(self.latency, other.latency, strict=True)]
+        self.requests = [one + another for one, another in zip(self.requests, other.requests, strict=True)]
+        self.responses = [one + another for one, another in zip(self.responses, other.responses, strict=True)]
+        self.seconds += other.seconds
+        self.received += other.received
+        self.sent += other.sent
+        if other.exemplars:
+            self.exemplars = {**(self.exemplars or {}), **other.exemplars}
+        if other.streams is not None:
+            self._add_streams(other.streams)
+
+    def _add_streams(self, other: Streams) -> None:
+        mine = self.streams = self.streams or Streams()
+        mine.opened += other.opened
+        mine.closed += other.closed
+        mine.received += other.received
+        mine.sent += other.sent
+
+
 class Counters:
     """What happened to the requests of one kind since the process started."""
 
     __slots__ = (
-        "_sent", "attempts", "backend", "bad", "codes", "config", "direction", "excused", "latency", "open", "route", "seconds",
+        "_sent", "attempts", "backend", "bad", "cells", "codes", "config", "direction", "excused", "latency", "open", "route", "seconds",
     )  # fmt: skip
 
     def __init__(self, config: str, direction: Direction, route: str, backend: str) -> None:
@@ -39,14 +126,25 @@ class Counters:
         self.latency = [0] * BUCKETS
         self.bad: dict[str, int] = {}
         self.codes: dict[int, int] = {}
+        self.cells: dict[Peer, Cell] = {}
+        """The same requests by who was at the other end."""
         self.open = 0
         """Requests under way; a config that is gone keeps its counters until the last one has ended."""
         self._sent = NOTHING_SENT
 
-    def finish(self, seconds: float, status: int) -> None:
-        self.latency[bisect_left(_BOUNDS_S, seconds)] += 1
+    def finish(self, seconds: float, status: int) -> int:
+        """Count one request; returns its latency bucket."""
+        bucket = bisect_left(_BOUNDS_S, seconds)
+        self.latency[bucket] += 1
         self.seconds += seconds
         self.codes[status] = self.codes.get(status, 0) + 1
+        return bucket
+
+    def cell(self, peer: "Peer") -> Cell:
+        found = self.cells.get(peer)
+        if found is None:
+            found = self.cells[peer] = Cell()
+        return found
 
     def blame(self, reason: str) -> None:
         self.bad[reason] = self.bad.get(reason, 0) + 1
@@ -152,6 +250,7 @@ class Ledger:
         """Requests by the audit rule that they matched."""
         self.refused: dict[tuple[int, str], int] = {}
         """Connections turned away by inbound port and reason, whether or not that is evidence."""
+        self._plaintext: dict[tuple[int, str], list[int]] = {}
         self._copies: dict[tuple[str, str], Counters] = {}
         self.illegal_transitions = 0
         self.protocol_errors = 0
@@ -176,6 +275,21 @@ class Ledger:
 
     def note_refused(self, port: int, reason: str) -> None:
         self.refused[port, reason] = self.refused.get((port, reason), 0) + 1
+
+    def note_plaintext(self, port: int, address: str, *, accepted: int = 0, refused: int = 0) -> None:
+        """Count connections without a certificate; without a count, one from before is still open."""
+        key = (
+            (port, address) if (port, address) in self._plaintext or len(self._plaintext) < MOST_CALLERS else (port, "")
+        )
+        row = self._plaintext.setdefault(key, [0, 0])
+        row[0] += accepted
+        row[1] += refused
+
+    def take_plaintext(self) -> list[PlaintextRow]:
+        """What was noted since the last call."""
+        rows = [PlaintextRow(*key, accepted, refused) for key, (accepted, refused) in self._plaintext.items()]
+        self._plaintext.clear()
+        return rows
 
     def connected(self, peer: str, config: str, *, failed: bool) -> None:
         """Count one attempt to open a connection to an endpoint."""
@@ -237,3 +351,5 @@ def _add(sums: dict[Key, Counters], counters: Counters) -> None:
         total.bad[reason] = total.bad.get(reason, 0) + count
     for code, count in counters.codes.items():
         total.codes[code] = total.codes.get(code, 0) + count
+    for peer, cell in counters.cells.items():
+        total.cell(peer).add(cell)

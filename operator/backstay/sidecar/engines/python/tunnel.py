@@ -3,6 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING
 
+from backstay.sidecar.engines.python.stats import Streams
 from backstay.sidecar.engines.python.tls import is_alert
 
 if TYPE_CHECKING:
@@ -13,16 +14,19 @@ if TYPE_CHECKING:
 class Pipe(asyncio.Protocol):
     """One side of a tunnel: what it reads, the other side writes."""
 
-    __slots__ = ("_tunnel", "other", "received", "transport")
+    __slots__ = ("_tunnel", "moved", "other", "received", "transport")
 
     def __init__(self, transport: asyncio.Transport, tunnel: "Tunnel") -> None:
         self.transport = transport
         self._tunnel = tunnel
         self.received = False
+        self.moved = 0
+        """Bytes read here that metrics have not been told of."""
         self.other: Pipe
 
     def data_received(self, data: bytes) -> None:
         self.received = True
+        self.moved += len(data)
         self.other.transport.write(data)
 
     def pause_writing(self) -> None:
@@ -47,9 +51,11 @@ class Pipe(asyncio.Protocol):
 class Tunnel:
     """Both pipes, until one of them ends."""
 
-    __slots__ = ("_digest", "_pipes", "_upstream", "half_closed", "peers")
+    __slots__ = ("_digest", "_pipes", "_upstream", "client", "half_closed", "peers", "streams")
 
     def __init__(self, client: asyncio.Transport, upstream: "Upstream", identity: str, digest: str) -> None:
+        self.client: Downstream | None = None
+        """Whose connection it was."""
         self.peers = (identity, upstream.peer)
         """SPIFFE IDs of both ends (empty: plaintext), so that a revoked one can be cut off."""
         assert upstream.transport is not None  # noqa: S101 - `splice` is called with both ends open
@@ -59,6 +65,28 @@ class Tunnel:
         self._upstream = upstream
         self._digest = digest
         self.half_closed = False
+        self.streams: Streams | None = None
+        """Where its bytes are counted."""
+
+    def count_into(self, streams: Streams, early: int) -> None:
+        """Count this tunnel, of which so many bytes of the client have gone on already."""
+        self.streams = streams
+        self._pipes[0].moved += early
+        streams.opened += 1
+
+    def tell(self) -> None:
+        """Count what moved since the last time."""
+        streams, (client, upstream) = self.streams, self._pipes
+        if streams is not None:
+            streams.received += client.moved
+            streams.sent += upstream.moved
+            client.moved = upstream.moved = 0
+
+    def _close_count(self) -> None:
+        self.tell()
+        if self.streams is not None:
+            self.streams.closed += 1
+            self.streams = None
 
     def start(self) -> None:
         for pipe in self._pipes:
@@ -76,12 +104,14 @@ class Tunnel:
         self.end()
 
     def end(self) -> None:
+        self._close_count()
         self._upstream.server.tunnels.discard(self)
         for pipe in self._pipes:
             if not pipe.transport.is_closing():
                 pipe.transport.close()
 
     def abort(self) -> None:
+        self._close_count()
         self._upstream.server.tunnels.discard(self)
         for pipe in self._pipes:
             pipe.transport.abort()
@@ -91,6 +121,7 @@ def splice(client: "Downstream", upstream: "Upstream", early: bytes, digest: str
     """Join two connections; `early` is what the client had already sent for the other side."""
     assert client.transport is not None and upstream.transport is not None  # noqa: S101, PT018 - callers hold both open
     tunnel = Tunnel(client.transport, upstream, client.identity, digest)
+    tunnel.client = client
     if early:
         upstream.transport.write(early)
     if upstream.early:

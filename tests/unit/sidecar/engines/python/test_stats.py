@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from backstay.config.wire import PeerRow
-from backstay.sidecar.engines.python.metrics import render
 from backstay.sidecar.engines.python.stats import BUCKETS, Counters, Ledger, bucket_of
 
 LIVE = ("c",)
@@ -84,26 +83,6 @@ def test_counters_of_a_config_that_is_gone_stay_until_told_and_until_its_last_re
     assert ledger.counters("old", "in", "inbound:80", "") is not old
     (total,) = ledger.sums()
     assert total.codes == {200: 2}
-
-
-def test_prometheus_text_has_istios_names() -> None:
-    ledger = Ledger()
-    ledger.counters("c", "out", "routes/web.shop:80#r", "web.shop:80/v2").finish(0.002, 200)
-    text = render(ledger.sums(), workload="shop/client", gauges=[("backstay_tunnels", 1.0)]).decode()
-    labels = (
-        'reporter="source",source_workload="client",source_workload_namespace="shop",route="routes/web.shop:80#r",'
-        'destination_service="web.shop:80",destination_version="v2"'
-    )
-    assert f'istio_requests_total{{{labels},response_code="200"}} 1\n' in text
-    assert f'istio_request_duration_milliseconds_bucket{{{labels},le="2.5"}} 1\n' in text
-    assert f'istio_request_duration_milliseconds_bucket{{{labels},le="1"}} 0\n' in text
-    assert text.endswith("# TYPE backstay_tunnels gauge\nbackstay_tunnels 1\n")
-
-
-def test_label_values_are_escaped() -> None:
-    counters = Counters("c", "out", 'a"b\\c\nd', "")
-    counters.finish(0.0, 200)
-    assert 'route="a\\"b\\\\c\\nd"' in render([counters], workload="n/w", gauges=[]).decode()
 
 
 def test_a_request_that_was_open_and_has_gone_without_an_answer_is_not_counted_again() -> None:
