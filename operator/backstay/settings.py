@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+MOST_SAMPLES = 100
+"""Requests a second that a sidecar may be made to tell of: 10 KB of a report, and a thousand of them are a core here."""
 STATE_FILE = "state.db"
 """The operator's SQLite file in its state folder."""
 
@@ -54,6 +56,8 @@ class LocalSettings:
     commit_status: tuple[str, str, str] | None = None
     """Where commit statuses follow the rollout: (`github`, `gitea` or `gitlab`, its API's URL, `owner/name`)."""
     commit_status_token_file: Path | None = None
+    traffic_samples: int = 5
+    """Requests a second that each sidecar tells of, for reviews; 0: none."""
     leave_running: bool = False
     """Leave sidecars and services running when the operator ends; the next start adopts them."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -91,6 +95,8 @@ class KubernetesSettings:
     injection_port: int = 15017
     metrics_port: int = 15014
     hooks_port: int = 15018
+    traffic_samples: int = 5
+    """Requests a second that each sidecar tells of, for reviews; 0: none."""
     operator_url: str = ""
     """Where proxies find the operator; empty: its Service."""
 

@@ -60,6 +60,9 @@ class RecordingEngine:
         self._identities += 1
         self._write("identity", count=self._identities)
 
+    def sample(self, most: int) -> None:
+        self._write("sample", most=most)
+
     def collect(self) -> Observed:
         digest = next(iter(self._serving), "")
         rows = [Row(digest, "in", "inbound:80", "", 1, {}, 0, 0, [], [])] if digest else []

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from backstay.control import api
 from backstay.core.ports import Event
+from backstay.core.registry import Registry
+from backstay.core.review.traffic import names_by_address
 from backstay.core.view import MeshView
 from backstay.reconciler.loop import OrderRefused, Reconciler
 
@@ -17,6 +19,21 @@ class SystemClock:
 
     def wall(self) -> float:
         return time.time()
+
+
+class Neighbours:
+    """Which workload runs at an address, as the reconciler sees it."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+        self._registry: Registry | None = None
+        self._names: dict[str, str] = {}
+
+    def __call__(self, address: str) -> str:
+        registry = self._reconciler.view().registry
+        if registry is not self._registry:
+            self._registry, self._names = registry, names_by_address(registry)
+        return self._names.get(address, "")
 
 
 class Facade:

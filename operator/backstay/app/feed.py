@@ -19,6 +19,7 @@ from backstay.core.compile import Compiled, compile_mesh, parts_of
 from backstay.core.documents import parse
 from backstay.core.ports import Assignment, CertificateAuthority
 from backstay.core.registry import Registry
+from backstay.core.review.traffic import names_by_address
 from backstay.core.snapshot import Snapshot
 
 _log: Final = logging.getLogger("backstay.app")
@@ -54,6 +55,9 @@ class LiveFeed:
         news = live.changed(self._endpoints, endpoints), live.changed(self._addresses, addresses)
         if self._registry is None or any(news) or trust != self._trust:
             self._control.publish(Live(epoch=self._epoch, endpoints=news[0], addresses=news[1], trust=trust))
+        if registry is not self._registry:
+            names = names_by_address(registry)
+            self._control.runs_at = lambda address: names.get(address, "")
         self._registry, self._endpoints, self._addresses, self._trust = registry, endpoints, addresses, trust
 
 

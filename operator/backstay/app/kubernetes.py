@@ -142,6 +142,7 @@ class KubernetesOperator:
             host=self.settings.host,
             port=self.settings.control_port,
             trust_domain=self.settings.trust_domain,
+            samples=self.settings.traffic_samples,
         )
 
     def _injection_server(self, authority: SharedCA) -> InjectionServer:

@@ -17,7 +17,7 @@ from backstay.adapters.notifications import WebhookNotifier
 from backstay.adapters.processes import LocalPlatform, OperatorEndpoint
 from backstay.adapters.secrets import FolderSecrets
 from backstay.adapters.sqlite import SqliteStore
-from backstay.app.common import Facade, SystemClock
+from backstay.app.common import Facade, Neighbours, SystemClock
 from backstay.control import api
 from backstay.control.server import ControlServer
 from backstay.control.webhook import webhook_app
@@ -99,6 +99,7 @@ class LocalOperator:
             mesh=settings.mesh,
             host=settings.host,
             port=settings.control_port or _remembered_port(settings.state_dir),
+            samples=settings.traffic_samples,
         )
         self.reconciler = reconciler = Reconciler(
             self._loop_settings(),
@@ -169,7 +170,10 @@ class LocalOperator:
         return trust
 
     async def _open_doors(self, reconciler: Reconciler, control: ControlServer) -> None:
-        self.api = api.ApiServer(Facade(reconciler), self.settings.state_dir, control.counts)
+        control.runs_at = Neighbours(reconciler)
+        self.api = api.ApiServer(
+            Facade(reconciler), self.settings.state_dir, control.counts, traffic=control.traffic_of
+        )
         reconciler.on_view = self.api.observe
         await self.api.start()
         if self.settings.webhook_port:

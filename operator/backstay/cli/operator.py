@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from backstay.cli.exits import Exit, Failed
+from backstay.settings import MOST_SAMPLES
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -36,6 +37,9 @@ def _default_pod() -> str:
 @click.option("--injection-port", default=15017, help="Where the API server asks about new pods.")
 @click.option("--metrics-port", default=15014, help="/metrics, /healthz, /readyz.")
 @click.option("--hooks-port", default=15018, help="Where forges knock.")
+@click.option(
+    "--traffic-samples", type=click.IntRange(0, MOST_SAMPLES), default=5, help="Requests a second each proxy tells of."
+)
 @click.option("--operator-url", default="", help="Where proxies find the operator, if not at its Service.")
 @click.option("--log-level", type=click.Choice(LEVELS), default="info")
 def operator(log_level: str, **options: Any) -> None:

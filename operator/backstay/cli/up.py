@@ -13,6 +13,7 @@ import click
 from backstay.cli.session import Session, pass_session
 from backstay.cli.timeline import DurationType
 from backstay.redact import clean
+from backstay.settings import MOST_SAMPLES
 from backstay.tasks import spawn, stop
 
 if TYPE_CHECKING:
@@ -60,6 +61,13 @@ LOG_END: Final = 4096  # bytes of a log in which its last line is looked for
 @click.option("--ca-file", type=click.Path(path_type=Path, exists=True), help="PEM bundle to trust for https.")
 @click.option("--ssh-identity", type=click.Path(path_type=Path, exists=True), help="Private key for ssh repositories.")
 @click.option("--ssh-known-hosts", type=click.Path(path_type=Path, exists=True), help="Host keys of the ssh server.")
+@click.option(
+    "--traffic-samples",
+    type=click.IntRange(0, MOST_SAMPLES),
+    default=5,
+    show_default=True,
+    help="Requests a second that each sidecar tells of, for reviews.",
+)
 @click.option("--leave-running", is_flag=True, help="Leave proxies and services running when the operator ends.")
 @pass_session
 def up(session: Session, /, repository: str, workloads: Path, interval: float, **options: Any) -> None:

@@ -25,6 +25,7 @@ from backstay.core import memory as snapshots
 from backstay.core import status
 from backstay.core.events import event_object
 from backstay.core.ports import Event, StateUnavailable
+from backstay.core.review.traffic import Traffic
 from backstay.core.snapshot import Snapshot
 from backstay.core.view import MeshView
 from backstay.redact import clean
@@ -82,6 +83,15 @@ class OperatorFacade(Protocol):
         """Part bytes by digest, those that exist."""
 
 
+TrafficOf: TypeAlias = Callable[[Iterable[str]], Traffic]
+"""What is known of requests to and from these workloads."""
+
+
+def no_traffic(workloads: Iterable[str]) -> Traffic:
+    """Where no proxy is listened to."""
+    return Traffic(since=0.0, until=0.0)
+
+
 class StatusBoard:
     """Keeps the memory of transition times. `observe` is called after every tick that changed something, so that
     lastTransitionTime is when it happened and not when somebody looked."""
@@ -104,6 +114,7 @@ class _Context:
     facade: OperatorFacade
     board: StatusBoard
     streams: Callable[[], Sequence[StreamCount]]
+    traffic: TrafficOf
 
     def objects(self) -> status.Objects:
         return self.board.observe(self.facade.view())
@@ -126,10 +137,11 @@ def application(
     facade: OperatorFacade,
     board: StatusBoard | None = None,
     streams: Callable[[], Sequence[StreamCount]] = tuple,
+    traffic: TrafficOf = no_traffic,
 ) -> web.Application:
-    """`streams` counts what the control port sends, for the metrics."""
+    """`streams` counts what the control port sends, for the metrics; `traffic` is what it has heard of requests."""
     app = web.Application(middlewares=[_answer_errors], client_max_size=MAX_BODY_BYTES)
-    app[_CONTEXT] = _Context(facade=facade, board=board or StatusBoard(), streams=streams)
+    app[_CONTEXT] = _Context(facade=facade, board=board or StatusBoard(), streams=streams, traffic=traffic)
     app.router.add_get("/v1/meshrepository", _meshrepository)
     for path, kind, pick in _LISTS:
         app.router.add_get(path, _lister(kind, pick))
@@ -137,6 +149,7 @@ def application(
     app.router.add_get("/v1/config/{namespace}/{workload}", _config)
     app.router.add_get("/v1/snapshot", _snapshot)
     app.router.add_get("/v1/registry", _registry)
+    app.router.add_get("/v1/traffic", _traffic)
     app.router.add_get("/v1/version", _version)
     app.router.add_get("/metrics", _metrics)
     app.router.add_post("/v1/actions", _actions)
@@ -319,6 +332,12 @@ async def _registry(request: web.Request) -> web.StreamResponse:
     return _json(request.app[_CONTEXT].facade.view().registry)
 
 
+async def _traffic(request: web.Request) -> web.StreamResponse:
+    """Sampled requests and plaintext callers of this mesh's workloads."""
+    context = request.app[_CONTEXT]
+    return _json(context.traffic(context.facade.view().registry.workloads))
+
+
 def _choice(request: web.Request, choices: Sequence[str]) -> str:
     which = request.query.get("which", choices[0])
     if which not in choices:
@@ -338,10 +357,11 @@ class ApiServer:
         state_dir: Path,
         streams: Callable[[], Sequence[StreamCount]] = tuple,
         board: StatusBoard | None = None,
+        traffic: TrafficOf = no_traffic,
     ) -> None:
         self.path: Final = state_dir / SOCKET_NAME
         self.board: Final = board or StatusBoard()
-        app = application(facade, self.board, streams)
+        app = application(facade, self.board, streams, traffic)
         self._runner: Final = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
 
     def observe(self, view: MeshView) -> None:

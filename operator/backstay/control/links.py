@@ -43,6 +43,8 @@ class ProxyRecord:
     acked_at: float = 0.0
     """Unix time of its last ack; 0: none yet."""
     away_since: float = 0.0
+    heard: tuple[str, int] = ("", 0)
+    """Boot and sequence of the last report whose samples were kept."""
 
     def believe(self, *digests: str) -> None:
         fresh = dict.fromkeys(digest for digest in digests if digest)

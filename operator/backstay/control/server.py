@@ -57,6 +57,7 @@ from backstay.core.ports import (
     Said,
     TlsMaterial,
 )
+from backstay.core.review.traffic import Traffic, TrafficBook
 from backstay.redact import clean
 from backstay.tasks import spawn, stop
 
@@ -73,6 +74,9 @@ GATHER_EACH: Final = (
 )
 HOUSEKEEPING_EVERY: Final = 1.0  # seconds; certificates, trust and cut-offs are due to the second
 FORGET_AFTER: Final = 3600.0  # seconds a proxy may be away before it is a new one
+DEFAULT_SAMPLES: Final = 5
+"""Requests a second that each proxy may tell of for reviews: half a kilobyte, and an hour of it shows 18,000."""
+MOST_PLAINTEXT: Final = 1024  # rows of a report that are read; ours tell of 257 at most
 CLOSE_FENCED: Final = 4001
 """WebSocket close code by which a proxy says that it has seen a greater epoch (4000-4999 are private use)."""
 
@@ -93,6 +97,7 @@ class ControlServer:
         host: str = "127.0.0.1",
         port: int = 0,
         trust_domain: str = "",
+        samples: int = DEFAULT_SAMPLES,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.host = host
@@ -106,6 +111,11 @@ class ControlServer:
         self.limiter = AttemptLimiter()
         self.elsewhere: Callable[[], str | None] = _here
         """Where streams are held: None here, `host:port` of the one who leads, "" where nobody is known to lead."""
+        self.traffic = TrafficBook(wall())
+        """What proxies sampled, and who asked them without a certificate."""
+        self.runs_at: Callable[[str], str] = _unknown
+        """Key of the workload at an address, "" where nobody knows."""
+        self._samples = samples
         self._ca = ca
         self._enroller = enroller
         self._epoch = epoch
@@ -183,6 +193,7 @@ class ControlServer:
         self._epoch, self.fenced = 0, False
         self._events, self._records = [], {}
         self._library, self._live = Library(), LiveSum(dict(self._ca.trust_bundle()))
+        self.traffic = TrafficBook(self._wall())
 
     # --- the port Fleet ---
 
@@ -271,6 +282,10 @@ class ControlServer:
         """WebSocket bytes sent to a proxy since it was first seen, TLS not counted."""
         record = self._records.get(proxy)
         return record.sent_bytes if record else 0
+
+    def traffic_of(self, workloads: Iterable[str]) -> Traffic:
+        """What was sampled of these workloads' requests in the last hour, and who asked them without a certificate."""
+        return self.traffic.told(workloads, self._wall())
 
     def counts(self) -> list[StreamCount]:
         """What is counted of every connected proxy's stream."""
@@ -406,7 +421,7 @@ class ControlServer:
 
     def _greet(self, link: Link, hello: Hello) -> None:
         protocol = min(PROTOCOL_MAX, hello.protocol_max)
-        link.send(encode(Welcome(protocol=protocol, epoch=self._epoch, mesh=self.mesh)))
+        link.send(encode(Welcome(protocol=protocol, epoch=self._epoch, mesh=self.mesh, samples=self._samples)))
         record = link.record
         if record.desired is not None:
             link.services = set(self._library.services([record.stable, record.candidate, *record.believed]))
@@ -446,6 +461,7 @@ class ControlServer:
             return  # superseded: what it still says is the newer stream's to say
         match message:
             case Report():
+                self._take_traffic(link, message)
                 self._say(link, message)
             case Ack():
                 link.record.believe(message.candidate, message.stable)
@@ -465,6 +481,20 @@ class ControlServer:
                 link.draining = True
             case Hello():
                 link.cut("ProtocolMismatch", "hello comes once")
+
+    def _take_traffic(self, link: Link, report: Report) -> None:
+        """Once, though a report may come again until it is acknowledged."""
+        record = link.record
+        boot, sequence = record.heard
+        if report.boot == boot and report.sequence <= sequence:
+            return
+        record.heard = (report.boot, report.sequence)
+        workload, now = link.identity.workload, self._wall()
+        if report.samples:
+            self.traffic.sampled(workload, report.samples[: self._samples], now)
+        if report.plaintext:
+            rows = report.plaintext[:MOST_PLAINTEXT]
+            self.traffic.plaintext(workload, [(row, self.runs_at(row.address)) for row in rows], now)
 
     def _say(self, link: Link, message: Ack | Nack | Report | WentBack) -> None:
         self._tell(Said(proxy=link.record.proxy, workload=link.identity.workload, message=message))
@@ -581,6 +611,11 @@ _NOBODY: Final = Identity(proxy="", workload="", spiffe_id="")
 
 def _nobody() -> None:
     """Before anybody listens, events wait for the first drain."""
+
+
+def _unknown(address: str) -> str:
+    """Before there is a registry, an address is all that is known of a caller."""
+    return ""
 
 
 def _here() -> str | None:

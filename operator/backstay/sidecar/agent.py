@@ -411,6 +411,7 @@ class Agent:
 
     def _welcomed(self, message: Welcome) -> None:
         self.connected = True
+        self.engine.sample(message.samples)
         _log.info("stream.up epoch=%d mesh=%s", message.epoch, message.mesh)
         for report in self.ring.pending():
             self._send(report)

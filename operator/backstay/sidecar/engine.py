@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from backstay.config.model import Config
-from backstay.config.wire import Endpoint, PeerRow, RefusalExpected, Row
+from backstay.config.wire import Endpoint, PeerRow, PlaintextRow, RefusalExpected, Row, Sample
 
 
 class ContentRefused(Exception):
@@ -84,6 +84,8 @@ class Observed:
     peers: Sequence[PeerRow]
     serving: Mapping[str, float]
     open_requests: int
+    samples: Sequence[Sample] = ()
+    plaintext: Sequence[PlaintextRow] = ()
 
 
 class Engine(Protocol):
@@ -114,6 +116,9 @@ class Engine(Protocol):
     def secrets(self, files: Mapping[str, Path]) -> None:
         """Certificates that a gateway shows, by name (`<namespace>/<name>`): PEM, key and chain in one file. The whole truth;
         new handshakes go by it at once."""
+
+    def sample(self, most: int) -> None:
+        """Tell of at most so many requests at each `collect`; an engine that cannot, tells of none."""
 
     def collect(self) -> Observed:
         """Counters since the previous call."""

@@ -37,6 +37,8 @@ class ReportRing:
             peers=list(observed.peers),
             serving=dict(observed.serving),
             open_requests=observed.open_requests,
+            samples=list(observed.samples),
+            plaintext=list(observed.plaintext),
         )
         self._next += 1
         self._kept.append((now, report))

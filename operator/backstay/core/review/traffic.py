@@ -14,6 +14,7 @@ import msgspec
 from backstay.config.wire import PlaintextRow, Sample
 from backstay.core.durations import spell
 from backstay.core.evaluate import ANONYMOUS, World, refused_by_mode
+from backstay.core.registry import Registry
 from backstay.core.review.replay import Logged, Replay
 from backstay.core.review.report import Replayed, ReplayedKind
 
@@ -197,6 +198,16 @@ class TrafficBook:
                     refused=sum(counts[1] for counts in caller.hours.values()),
                     last_seen=caller.last_seen,
                 )
+
+
+def names_by_address(registry: Registry) -> dict[str, str]:
+    """Address -> workload, for addresses at which only one runs."""
+    found: dict[str, str] = {}
+    for instance in registry.instances.values():
+        known = found.setdefault(instance.address, instance.workload)
+        if known != instance.workload:
+            found[instance.address] = ""
+    return found
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------

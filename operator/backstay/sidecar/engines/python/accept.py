@@ -176,6 +176,8 @@ class Acceptor:
             count_refusal(self._server, listener.port, draw, "plaintext-refused", address)
             sock.close()
             return
+        if isinstance(listener, Inbound):
+            note_plaintext(self._server, listener.port, draw, address)
         self._serve(sock, address, listener, draw)
 
     def _serve(self, sock: socket.socket, address: str, listener: Listener, draw: float) -> None:
@@ -221,6 +223,7 @@ class Acceptor:
             self._take_mesh_tls(sock, address, listener, draw)
         else:
             listener.is_opaque = True
+            note_plaintext(self._server, listener.port, draw, address)
             self._serve(sock, address, listener, draw)
 
     def _take_mesh_tls(self, sock: socket.socket, address: str, listener: Inbound, draw: float) -> None:
@@ -276,8 +279,9 @@ def count_refusal(
 ) -> None:
     """Count one refused connection. `whoever`: no config would have taken it (a bad certificate proves nothing)."""
     runtime = server.runtime_for(draw)
-    is_named = runtime is None or port in runtime.ports
-    server.ledger.note_refused(port if is_named else 0, reason)  # 0: whatever ports a stranger tries
+    server.ledger.note_refused(_named(runtime, port), reason)
+    if reason == "plaintext-refused":
+        server.ledger.note_plaintext(_named(runtime, port), address, refused=1)
     if runtime is not None and runtime.logs != "off":
         server.log.refused(address, port, reason, runtime.digest, error)
     if runtime is None or port not in runtime.ports:
@@ -288,6 +292,16 @@ def count_refusal(
         counters.excused += 1
     else:
         counters.blame(FAILURES[reason].bad)
+
+
+def note_plaintext(server: "Server", port: int, draw: float, address: str) -> None:
+    """Count a connection that was taken although its caller showed no certificate of the mesh."""
+    server.ledger.note_plaintext(_named(server.runtime_for(draw), port), address, accepted=1)
+
+
+def _named(runtime: "Runtime | None", port: int) -> int:
+    """0 for whatever ports a stranger tries."""
+    return port if runtime is None or port in runtime.ports else 0
 
 
 def _stable_refuses(server: "Server", port: int, reason: str) -> bool:

@@ -23,6 +23,7 @@ from backstay.sidecar.engines.python.runtime import Lane, Runtime
 from backstay.sidecar.engines.python.tls import TlsTransport
 
 if TYPE_CHECKING:
+    from backstay.sidecar.engines.python.downstream import Downstream
     from backstay.sidecar.engines.python.flow import Exchange
     from backstay.sidecar.engines.python.server import Server
 
@@ -77,6 +78,9 @@ class Ingress(Outbound):
     def __init__(self, server: "Server", port: int) -> None:
         super().__init__(server)
         self.port = port
+
+    def asker(self, downstream: "Downstream") -> tuple[str, int] | None:
+        return downstream.address, self.port
 
     def admit(self, exchange: "Exchange") -> None:
         head, downstream = exchange.head, exchange.downstream

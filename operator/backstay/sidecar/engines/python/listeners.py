@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import socket
 
     from backstay.config.match import RouteTable
+    from backstay.sidecar.engines.python.downstream import Downstream
     from backstay.sidecar.engines.python.flow import Exchange
     from backstay.sidecar.engines.python.framing import RequestHead
     from backstay.sidecar.engines.python.server import Server
@@ -39,6 +40,11 @@ class Listener(ABC):
 
     def __init__(self, server: "Server") -> None:
         self.server = server
+
+    def asker(self, downstream: "Downstream") -> tuple[str, int] | None:
+        """(address, port) of who asks, for samples: nothing for the application itself; None where the caller's own proxy
+        samples."""
+        return "", 0
 
     @abstractmethod
     def decide(self, runtime: Runtime, exchange: "Exchange") -> Lane | Refused:
@@ -94,6 +100,9 @@ class Inbound(Listener):
     @property
     def looks(self) -> bool:
         return True
+
+    def asker(self, downstream: "Downstream") -> tuple[str, int] | None:
+        return None if downstream.identity else (downstream.address, self.port)
 
     def port_of(self, runtime: Runtime) -> CompiledPort:
         return runtime.ports[self.port]
