@@ -198,6 +198,33 @@ def _identities() -> st.SearchStrategy[str]:
     )
 
 
+BLOCKS = ("10.0.0.0/8", "10.1.0.0/16", "127.0.0.0/8", "192.0.2.7", "2001:db8::/32")
+ADDRESSES = ("127.0.0.1", "10.1.2.3", "10.2.0.0", "192.0.2.7", "2001:db8::1", "203.0.113.9")
+
+
+@st.composite
+def _around_sources(draw: st.DrawFn) -> Json:
+    """What a source asks besides identities; nothing most of the time."""
+    kind = draw(st.sampled_from(("", "", "", "", "peer", "remote", "both")))
+    found: Json = {}
+    if kind in ("peer", "both"):
+        name = draw(st.sampled_from(("ipBlocks", "notIpBlocks")))
+        found[name] = draw(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=2, unique=True))
+    if kind in ("remote", "both"):
+        name = draw(st.sampled_from(("remoteIpBlocks", "notRemoteIpBlocks")))
+        found[name] = draw(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=2, unique=True))
+    return found
+
+
+@st.composite
+def _around_operations(draw: st.DrawFn) -> Json:
+    kind = draw(st.sampled_from(("", "", "", "", "hosts", "notHosts", "notMethods", "notPaths", "notPorts")))
+    values = {
+        "hosts": ["web*"], "notHosts": ["*.shop"], "notMethods": ["POST"], "notPaths": ["/a/*"], "notPorts": [PORT],
+    }  # fmt: skip
+    return {kind: values[kind]} if kind else {}
+
+
 @st.composite
 def policy_rules(draw: st.DrawFn) -> Json:
     found: Json = {}
@@ -212,6 +239,7 @@ def policy_rules(draw: st.DrawFn) -> Json:
             source["namespaces"] = [draw(st.sampled_from((NAMESPACE, "other")))]
         if draw(st.integers(0, 3)) == 0:
             source["notPrincipals"] = [draw(_identities())]
+        source |= draw(_around_sources())
         sources.append(source)
     if sources:
         found["from"] = sources
@@ -227,6 +255,7 @@ def policy_rules(draw: st.DrawFn) -> Json:
         headers = draw(_value_matches(("x-a", "x-b"), "headers"))
         if headers:
             operation["headers"] = headers
+        operation |= draw(_around_operations())
         operations.append(operation)
     if operations:
         found["to"] = operations
@@ -305,6 +334,8 @@ def requests(draw: st.DrawFn) -> Request:
     headers = [
         (name, draw(st.sampled_from((*VALUES, "other")))) for name in ("x-a", "X-B", "x-unused") if draw(st.booleans())
     ]
+    if draw(st.integers(0, 3)) == 0:
+        headers.append(("X-Forwarded-For", draw(st.sampled_from((*ADDRESSES, "junk", "10.1.1.1, 192.0.2.7")))))
     query = "&".join(
         f"{name}={draw(st.sampled_from((*VALUES, 'other')))}" for name in ("p", "q", "r") if draw(st.booleans())
     )
@@ -314,4 +345,5 @@ def requests(draw: st.DrawFn) -> Request:
         path=draw(st.sampled_from(paths)),
         query=query,
         headers=tuple(headers),
+        address="127.0.0.1",
     )

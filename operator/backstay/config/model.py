@@ -303,6 +303,17 @@ class Backend(Base, frozen=True, kw_only=True, tag="backend", tag_field="part"):
         return f"backend/{self.service}:{self.port}"
 
 
+class ClaimMatch(Base, frozen=True, kw_only=True):
+    """One claim of a verified token. One of `values` must be among its values (none: it may be anything, but must be there
+    unless `not_values` says more), and none of `not_values`."""
+
+    name: str
+    """A claim, or the way to one within another, joined by dots: `realm_access.roles`."""
+    values: tuple[str, ...] = ()
+    """Exact, `prefix*`, `*suffix` or `*`."""
+    not_values: tuple[str, ...] = ()
+
+
 class Source(Base, frozen=True, kw_only=True):
     """Who a caller may be; all non-empty fields must hold, values of one field are alternatives."""
 
@@ -311,6 +322,17 @@ class Source(Base, frozen=True, kw_only=True):
     namespaces: tuple[str, ...] = ()
     not_principals: tuple[str, ...] = ()
     not_namespaces: tuple[str, ...] = ()
+    ip_blocks: tuple[str, ...] = ()
+    """CIDRs of the address that the connection comes from."""
+    not_ip_blocks: tuple[str, ...] = ()
+    remote_ip_blocks: tuple[str, ...] = ()
+    """CIDRs of the address that began the request, by X-Forwarded-For and `Listeners.trusted_hops`."""
+    not_remote_ip_blocks: tuple[str, ...] = ()
+    request_principals: tuple[str, ...] = ()
+    """`<issuer>/<subject>` of the request's verified token: exact, `prefix*`, `*suffix`, or `*` (any token)."""
+    not_request_principals: tuple[str, ...] = ()
+    claims: tuple[ClaimMatch, ...] = ()
+    """All must hold."""
 
 
 class Operation(Base, frozen=True, kw_only=True):
@@ -321,6 +343,12 @@ class Operation(Base, frozen=True, kw_only=True):
     """Exact, `prefix*`, `*suffix` or `*`; compared with the path that is forwarded, without the query."""
     headers: tuple[ValueMatch, ...] = ()
     ports: tuple[int, ...] = ()
+    hosts: tuple[str, ...] = ()
+    """As paths; compared in lower case with the host that the request names, without its port."""
+    not_methods: tuple[str, ...] = ()
+    not_paths: tuple[str, ...] = ()
+    not_ports: tuple[int, ...] = ()
+    not_hosts: tuple[str, ...] = ()
 
 
 class PolicyRule(Base, frozen=True, kw_only=True):
@@ -385,6 +413,9 @@ class Listeners(Base, frozen=True, kw_only=True, tag="listeners", tag_field="par
     egress: Literal["allow_any", "registry_only"] = "allow_any"
     access_log: Literal["off", "failures", "all"] = "off"
     gateway: tuple[GatewayListener, ...] = ()
+    trusted_hops: int = 0
+    """Proxies in front whose word in X-Forwarded-For counts: the address that began a request is the entry that many before
+    the last one."""
 
     @property
     def key(self) -> str:

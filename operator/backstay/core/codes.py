@@ -621,6 +621,22 @@ _SECURITY: Final = (
 
 _SETTINGS: Final = (
     Explanation(
+        "BS1507",
+        "BadAddress",
+        "No address, and no block of addresses",
+        "A policy by address that cannot be read would mean nobody, or everybody.",
+        "ipBlocks: [10.0.0.0/33]",
+        "Write an address (10.2.0.1) or a block (10.2.0.0/16).",
+    ),
+    Explanation(
+        "BS1508",
+        "AddressWithinBlock",
+        "An address within a block",
+        "A block is all addresses with the same first bits; whoever wrote 10.2.3.4/16 may have meant 10.2.3.4 alone.",
+        "ipBlocks: [10.2.3.4/16]",
+        "Write the block's first address, or the address without a slash.",
+    ),
+    Explanation(
         "BS1601",
         "StepsNotAscending",
         "Steps that do not ascend",
@@ -1508,6 +1524,15 @@ _OPERATOR: Final = (
         "No ready instance is behind this service port any more; calls are answered 503 no-upstream.",
         "",
         "Start an instance, or look at why the last one is not ready: `backstay get workloads`.",
+    ),
+    Explanation(
+        "BS5110",
+        "ReviewNotPosted",
+        "A pull request was not answered",
+        "The forge refused the review's comment or status, or could not be reached, or git could not fetch the proposed "
+        "commits. Rollouts do not depend on any of it.",
+        "",
+        "Give the token what the message names; what only failed for now is tried again by itself.",
     ),
 )
 

@@ -9,15 +9,16 @@ core/review and the property tests that compare them with a real sidecar.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
 
 from backstay.config.actions import CompiledEdits, redirect_location, rewritten_target
-from backstay.config.authorize import AuthorizationTable, namespace_of
+from backstay.config.addresses import remote_address
+from backstay.config.authorize import Around, AuthorizationTable, namespace_of
 from backstay.config.match import HostTable, RouteTable
 from backstay.config.model import (
     Authorization,
@@ -53,6 +54,10 @@ class Request:
     path: str = "/"
     query: str = ""
     headers: tuple[tuple[str, str], ...] = ()
+    address: str = ""
+    """Where the connection to whoever answers comes from; empty: not said, and then it lies in no block."""
+    claims: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Of a token that is valid in itself; None: it has none."""
 
     def __str__(self) -> str:
         query = f"?{self.query}" if self.query else ""
@@ -84,6 +89,10 @@ class Asked:
     path: bytes
     query: bytes
     fields: Fields
+    address: str = ""
+    remote: str = ""
+    """Where it began; empty: as the address and X-Forwarded-For say."""
+    claims: Mapping[str, Any] | None = field(default=None, hash=False)
 
 
 def asked(request: Request) -> Asked | None:
@@ -102,7 +111,8 @@ def asked(request: Request) -> Asked | None:
         for option in value.split(b",")
     }
     seen = tuple(item for item in fields if is_seen(item[0]) and item[0].lower() not in listed)
-    return Asked(method, request.authority.encode("latin-1", "replace"), path, query, seen)
+    authority = request.authority.encode("latin-1", "replace")
+    return Asked(method, authority, path, query, seen, address=request.address, claims=request.claims)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -460,11 +470,12 @@ class World:
             )  # fmt: skip
         table, namespace = self.policies(workload), namespace_of(source)
         if inbound.protocol == "tcp":
-            decision = table.decide_connection(source, namespace, port)
-            audited = table.audited_connection(source, namespace, port)
+            decision = table.decide_connection(source, namespace, port, question.address)
+            audited = table.audited_connection(source, namespace, port, question.address)
         else:
-            decision = table.decide(source, namespace, question.method, question.path, question.fields, port)
-            audited = table.audited(source, namespace, question.method, question.path, question.fields, port)
+            about = around(question, self.listeners(workload))
+            request = (source, namespace, question.method, question.path, question.fields, port, about)
+            decision, audited = table.decide(*request), table.audited(*request)
         return Received(
             workload=workload,
             port=port,
@@ -566,6 +577,12 @@ def refused_by_mode(mode: str, source: str) -> str:
     return "handshake-refused" if mode == "disable" and source != ANONYMOUS else ""
 
 
+def around(question: Asked, listeners: Listeners) -> Around:
+    """What the policies of a workload may ask besides the request itself."""
+    remote = question.remote or remote_address(question.fields, question.address, listeners.trusted_hops)
+    return Around(authority=question.authority, address=question.address, remote=remote, claims=question.claims)
+
+
 def needs_prefix(rule: Rule) -> bool:
     """Whether what a rule does depends on the prefix by which it took a request."""
     rewrites = (rule.rewrite.path if rule.rewrite else None, rule.redirect.path if rule.redirect else None)
@@ -586,7 +603,7 @@ def forwarded_as(sent: Sent, question: Asked) -> Asked | None:
         authority = rule.rewrite.host.encode() or authority
     if rule.request_headers is not None:
         fields = tuple(CompiledEdits(rule.request_headers).apply(fields))
-    return Asked(question.method, authority, path, query, fields)
+    return replace(question, authority=authority, path=path, query=query, fields=fields)
 
 
 def location_of(sent: Sent, question: Asked, *, secure: bool = False) -> str:

@@ -211,6 +211,15 @@ class MeshSpec(Node, frozen=True, kw_only=True):
         Meta(description="What proxies do with hosts outside the mesh: pass them through, or answer 502."),
     ] = "ALLOW_ANY"
     access_log: AccessLog = AccessLog()
+    trusted_hops: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=16,
+            description="Proxies in front of the mesh's gateways (load balancers, a CDN) that write X-Forwarded-For. The "
+            "address that began a request is the entry that many before the last.",
+        ),
+    ] = 0
     rollout: MeshRollout = MeshRollout()
 
 
@@ -676,17 +685,82 @@ class AuthenticationSpec(Node, frozen=True, kw_only=True):
     rollout: DocumentRollout = DocumentRollout()
 
 
+IpBlock = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9a-fA-F:.]{2,45}(/[0-9]{1,3})?$",
+        description="An address, or a block of them (CIDR).",
+        examples=["10.2.0.0/16", "2001:db8::1"],
+    ),
+]
+TokenPattern = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=512,
+        pattern=r"^(\*|[^*]+\*?|\*[^*]+)$",
+        description="Exact, a prefix ending in `*`, a suffix that begins with `*`, or `*` for any.",
+        examples=["admin", "https://issuer.example/*"],
+    ),
+]
+ServiceAccount = Annotated[str, Meta(pattern=r"^([a-z0-9-]+/)?[a-z0-9-]+$", examples=["shop/sa-webapp"])]
+
+
+class ClaimCondition(Node, frozen=True, kw_only=True):
+    """One claim of the request's token (JWT). Without a verified token no condition holds."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=256,
+            pattern=r"^\S+$",
+            description="A claim, or one within another, joined by dots. A claim that is a list has all its elements as "
+            "values; `scope` is a list written as one text.",
+            examples=["groups", "realm_access.roles"],
+        ),
+    ]
+    values: Annotated[
+        tuple[TokenPattern, ...], Meta(max_length=64, description="One of them; left out: any value, but one.")
+    ] = ()
+    not_values: Annotated[tuple[TokenPattern, ...], Meta(max_length=64, description="None of them.")] = ()
+
+
 class AuthorizationSource(Node, frozen=True, kw_only=True):
-    """Who calls. All given fields must hold; values of one field are alternatives."""
+    """Who calls. All given fields must hold; values of one field are alternatives, of a `not...` field none may hold."""
 
     principals: Annotated[tuple[SpiffeId, ...], Meta(max_length=128)] = ()
     service_accounts: Annotated[
-        tuple[Annotated[str, Meta(pattern=r"^([a-z0-9-]+/)?[a-z0-9-]+$", examples=["shop/sa-webapp"])], ...],
+        tuple[ServiceAccount, ...],
         Meta(description="`namespace/name`, or a name of the document's namespace.", max_length=128),
     ] = ()
     namespaces: Annotated[tuple[Name, ...], Meta(max_length=128)] = ()
+    ip_blocks: Annotated[
+        tuple[IpBlock, ...], Meta(description="Where the connection comes from: the last hop.", max_length=128)
+    ] = ()
+    remote_ip_blocks: Annotated[
+        tuple[IpBlock, ...],
+        Meta(
+            description="Where the request began, by X-Forwarded-For and the Mesh's `trustedHops`. As true as what stands in "
+            "front of this workload: a caller inside of the mesh may write any.",
+            max_length=128,
+        ),
+    ] = ()
+    request_principals: Annotated[
+        tuple[TokenPattern, ...],
+        Meta(description="`<issuer>/<subject>` of the request's token; `*` is any valid token.", max_length=128),
+    ] = ()
+    claims: Annotated[
+        tuple[ClaimCondition, ...], Meta(description="All of them must hold for the token.", max_length=32)
+    ] = ()
     not_principals: Annotated[tuple[SpiffeId, ...], Meta(max_length=128)] = ()
+    not_service_accounts: Annotated[tuple[ServiceAccount, ...], Meta(max_length=128)] = ()
     not_namespaces: Annotated[tuple[Name, ...], Meta(max_length=128)] = ()
+    not_ip_blocks: Annotated[tuple[IpBlock, ...], Meta(max_length=128)] = ()
+    not_remote_ip_blocks: Annotated[tuple[IpBlock, ...], Meta(max_length=128)] = ()
+    not_request_principals: Annotated[
+        tuple[TokenPattern, ...], Meta(description="A request without a token meets this.", max_length=128)
+    ] = ()
 
 
 PathPattern = Annotated[
@@ -699,13 +773,31 @@ PathPattern = Annotated[
 ]
 
 
+AuthorityPattern = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|[A-Za-z0-9.-]{1,253}\*?|\*[A-Za-z0-9.-]{1,253})$",
+        description="Exact, a prefix ending in `*`, a suffix that begins with `*`, or `*`; case does not matter.",
+        examples=["shop.example.com", "*.example.com"],
+    ),
+]
+
+
 class AuthorizationOperation(Node, frozen=True, kw_only=True):
-    """What is asked. All given fields must hold; values of one field are alternatives."""
+    """What is asked. All given fields must hold; values of one field are alternatives, of a `not...` field none may hold."""
 
     methods: Annotated[tuple[Method, ...], Meta(max_length=32)] = ()
     paths: Annotated[tuple[PathPattern, ...], Meta(max_length=128)] = ()
     headers: Annotated[tuple[HTTPHeaderMatch, ...], Meta(max_length=16)] = ()
     ports: Annotated[tuple[Port, ...], Meta(description="The application's own ports.", max_length=32)] = ()
+    hosts: Annotated[
+        tuple[AuthorityPattern, ...],
+        Meta(description="The host that the request names, without its port.", max_length=64),
+    ] = ()
+    not_methods: Annotated[tuple[Method, ...], Meta(max_length=32)] = ()
+    not_paths: Annotated[tuple[PathPattern, ...], Meta(max_length=128)] = ()
+    not_ports: Annotated[tuple[Port, ...], Meta(max_length=32)] = ()
+    not_hosts: Annotated[tuple[AuthorityPattern, ...], Meta(max_length=64)] = ()
 
 
 class AuthorizationRule(Node, frozen=True, kw_only=True):

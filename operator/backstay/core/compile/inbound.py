@@ -36,6 +36,7 @@ def listeners_part(workload: Workload, document: Document | None, facts: Index) 
         egress="allow_any" if facts.mesh.egress == "ALLOW_ANY" else "registry_only",
         access_log=_LOGS[facts.mesh.access_log.mode],
         gateway=listener_parts(facts.gateways.get(workload.key, ())),
+        trusted_hops=facts.mesh.trusted_hops,
     )
 
 
@@ -62,12 +63,23 @@ def _policy(document: Document, trust_domain: str) -> model.Policy:
 
 
 def _source(spec: intents.AuthorizationSource, namespace: str, trust_domain: str) -> model.Source:
-    accounts = tuple(_principal(account, namespace, trust_domain) for account in spec.service_accounts)
+    def principals(accounts: Sequence[str]) -> tuple[str, ...]:
+        return tuple(_principal(account, namespace, trust_domain) for account in accounts)
+
     return model.Source(
-        principals=(*spec.principals, *accounts),
+        principals=(*spec.principals, *principals(spec.service_accounts)),
         namespaces=spec.namespaces,
-        not_principals=spec.not_principals,
+        not_principals=(*spec.not_principals, *principals(spec.not_service_accounts)),
         not_namespaces=spec.not_namespaces,
+        ip_blocks=spec.ip_blocks,
+        not_ip_blocks=spec.not_ip_blocks,
+        remote_ip_blocks=spec.remote_ip_blocks,
+        not_remote_ip_blocks=spec.not_remote_ip_blocks,
+        request_principals=spec.request_principals,
+        not_request_principals=spec.not_request_principals,
+        claims=tuple(
+            model.ClaimMatch(name=claim.name, values=claim.values, not_values=claim.not_values) for claim in spec.claims
+        ),
     )
 
 
@@ -82,4 +94,9 @@ def _operation(spec: intents.AuthorizationOperation) -> model.Operation:
         paths=spec.paths,
         headers=tuple(header_match(header) for header in spec.headers),
         ports=spec.ports,
+        hosts=spec.hosts,
+        not_methods=spec.not_methods,
+        not_paths=spec.not_paths,
+        not_ports=spec.not_ports,
+        not_hosts=spec.not_hosts,
     )

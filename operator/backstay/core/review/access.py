@@ -10,17 +10,35 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from backstay.config.authorize import AuthorizationTable, namespace_of
-from backstay.config.model import Authorization, InboundPort, Operation, Policy, PolicyRule, Source
+from backstay.config.addresses import remote_address
+from backstay.config.authorize import (
+    AuthorizationTable,
+    namespace_of,
+    operation_reads_requests,
+    reads_requests,
+    takes_claim,
+)
+from backstay.config.claims import principal_of
+from backstay.config.model import Authorization, ClaimMatch, InboundPort, Operation, Policy, PolicyRule, Source
 from backstay.core.evaluate import ANONYMOUS, Asked, Received, World, refused_by_mode
 from backstay.core.review.questions import (
+    ADDRESS,
+    AUTHORITY,
+    HELD,
     METHOD,
     PATH,
+    REMOTE,
     SOURCE,
+    TOKEN,
+    address_dimension,
+    claim_dimension,
+    claim_dimensions,
     header_dimension,
+    host_dimension,
     method_dimension,
     path_dimension,
     sample,
+    token_dimension,
     value_dimensions,
 )
 from backstay.core.review.routes import box_words, value_of
@@ -39,8 +57,17 @@ Verdict: TypeAlias = Literal["allowed", "denied", "plaintext-refused", "handshak
 _Takes: TypeAlias = Callable[[bytes | None], bool]
 Direction: TypeAlias = Literal["gains", "loses", "refused otherwise"]
 
-_KNOWN_OPERATION: Final = frozenset(("methods", "paths", "headers", "ports"))
-_KNOWN_SOURCE: Final = frozenset(("principals", "namespaces", "not_principals", "not_namespaces"))
+_KNOWN_OPERATION: Final = frozenset(
+    ("methods", "paths", "headers", "ports", "hosts", "not_methods", "not_paths", "not_ports", "not_hosts")
+)
+_IDENTITY: Final = ("principals", "namespaces", "not_principals", "not_namespaces")
+"""What of a source is about who the caller's proxy is; the rest is about where and for whom it asks."""
+_KNOWN_SOURCE: Final = frozenset(
+    (
+        *_IDENTITY, "ip_blocks", "not_ip_blocks", "remote_ip_blocks", "not_remote_ip_blocks", "request_principals",
+        "not_request_principals", "claims",
+    )
+)  # fmt: skip
 _KNOWN_RULE: Final = frozenset(("sources", "operations"))
 
 
@@ -61,18 +88,32 @@ class AccessClass:
     sources: tuple[str, ...]
     """Identities of workloads that are concerned; others are in the words."""
     doubt: str = ""
+    trusted_hops: int = 0
 
     def holds(self, server: str, port: int, source: str, question: Asked) -> bool:
         """Whether a request of this caller is one of these."""
         if server not in self.servers or port not in self.ports:
             return False
         return not self.boxes or any(
-            all(
-                self.dimensions[name].holds(mask, source.encode() if name == SOURCE else value_of(name, question))
-                for name, mask in box.items()
-            )
+            all(self.dimensions[name].holds(mask, self._value(name, source, question)) for name, mask in box.items())
             for box in self.boxes
         )
+
+    def _value(self, name: str, source: str, question: Asked) -> bytes | None:
+        """Where a request of this caller lies along one dimension."""
+        if name == SOURCE:
+            return source.encode()
+        if name == ADDRESS:
+            return question.address.encode()
+        if name == REMOTE:
+            known = question.remote or remote_address(question.fields, question.address, self.trusted_hops)
+            return known.encode()
+        if name == TOKEN:
+            return principal_of(question.claims).encode() or None
+        claims = [key for key in self.dimensions[name].questions if isinstance(key, ClaimMatch)]
+        if claims:
+            return HELD if takes_claim(claims[0], question.claims) else None
+        return value_of(name, question)
 
     def samples(self) -> Iterator[tuple[str, Asked]]:
         """(caller, request) out of every box."""
@@ -251,6 +292,7 @@ def _class(
         after=after.takes(key, port.port, source, question),
         sources=tuple(sorted(_identities(after, dimensions[SOURCE], boxes))),
         doubt=f"patterns in {', '.join(vague)} were compared by examples" if vague else "",
+        trusted_hops=after.listeners(key).trusted_hops,
     )
 
 
@@ -286,13 +328,36 @@ def _dimensions(before: World, after: World, tables: tuple[Authorization, Author
         _check_known(rule)
     operations = [operation for rule in rules for operation in rule.operations]
     headers = [item for operation in operations for item in operation.headers]
+    sources = [source for rule in rules for source in rule.sources]
     found = [
-        _source_dimension((before, after), [source for rule in rules for source in rule.sources]),
-        method_dimension(method for operation in operations for method in operation.methods),
-        path_dimension((), (path for operation in operations for path in operation.paths)),
+        _source_dimension((before, after), [identity_part(source) for source in sources]),
+        method_dimension(method for item in operations for method in (*item.methods, *item.not_methods)),
+        path_dimension((), (path for item in operations for path in (*item.paths, *item.not_paths))),
         *value_dimensions((), (), headers),
+        *_around_dimensions(sources, operations),
     ]
     return {dimension.name: dimension for dimension in found}
+
+
+def _around_dimensions(sources: list[Source], operations: list[Operation]) -> Iterator[Dimension]:
+    """What few policies ask; nothing where none does, so that other comparisons do not pay for it."""
+    blocks = [block for source in sources for block in (*source.ip_blocks, *source.not_ip_blocks)]
+    remote = [block for source in sources for block in (*source.remote_ip_blocks, *source.not_remote_ip_blocks)]
+    hosts = [host for item in operations for host in (*item.hosts, *item.not_hosts)]
+    tokens = [name for source in sources for name in (*source.request_principals, *source.not_request_principals)]
+    if blocks:
+        yield address_dimension(ADDRESS, blocks, "from")
+    if remote:
+        yield address_dimension(REMOTE, remote, "begun at")
+    if hosts:
+        yield host_dimension(hosts)
+    if tokens:
+        yield token_dimension(tokens)
+    yield from claim_dimensions(claim for source in sources for claim in source.claims)
+
+
+def identity_part(source: Source) -> Source:
+    return Source(**{name: getattr(source, name) for name in _IDENTITY})
 
 
 def access_dimensions(world: World, table: Authorization) -> dict[str, Dimension]:
@@ -401,36 +466,83 @@ def _mode_entries(port: InboundPort, source: Dimension) -> Iterator[Entry[Verdic
 
 def _boxes(rule: PolicyRule, port: InboundPort, dimensions: Mapping[str, Dimension], *, unseen: bool) -> Iterator[Box]:
     """A rule as boxes. Where nobody reads requests (TCP) what cannot be seen matches if `unseen`."""
-    base: dict[str, int] = {}
-    if rule.sources:
-        base[SOURCE] = 0
-        for source in rule.sources:
-            base[SOURCE] |= dimensions[SOURCE].masks[source]
-        if not base[SOURCE]:
-            return
-    for operation in rule.operations or (Operation(),):
-        if operation.ports and port.port not in operation.ports:
+    is_tcp = port.protocol == "tcp"
+    for base in _source_boxes(rule, dimensions, is_tcp=is_tcp, unseen=unseen):
+        for operation in rule.operations or (Operation(),):
+            if (operation.ports and port.port not in operation.ports) or port.port in operation.not_ports:
+                continue
+            if is_tcp:
+                if unseen or not operation_reads_requests(operation):
+                    yield base
+                continue
+            box = _operation_box(operation, dimensions)
+            if all(box.values()):
+                yield {**base, **box}
+
+
+def _source_boxes(
+    rule: PolicyRule, dimensions: Mapping[str, Dimension], *, is_tcp: bool, unseen: bool
+) -> Iterator[dict[str, int]]:
+    """The sources of a rule as boxes: one for all that ask only for an identity, one for each of the others."""
+    if not rule.sources:
+        yield {}
+        return
+    identities = dimensions[SOURCE].masks
+    plain = 0
+    for source in rule.sources:
+        if is_tcp and reads_requests(source) and not unseen:
             continue
-        if port.protocol == "tcp":
-            reads = bool(operation.methods or operation.paths or operation.headers)
-            if unseen or not reads:
-                yield base
-            continue
-        box = _operation_box(operation, dimensions)
-        if all(box.values()):
-            yield {**base, **box}
+        rest = _around_box(source, dimensions, is_tcp=is_tcp)
+        mask = identities[identity_part(source)]
+        if not rest:
+            plain |= mask
+        elif mask and all(rest.values()):
+            yield {SOURCE: mask, **rest}
+    if plain:
+        yield {SOURCE: plain}
+
+
+def _around_box(source: Source, dimensions: Mapping[str, Dimension], *, is_tcp: bool) -> dict[str, int]:
+    """What a source asks besides an identity; of a connection that nobody reads only its address is known."""
+    box: dict[str, int] = {}
+    if source.ip_blocks or source.not_ip_blocks:
+        box[ADDRESS] = _mask(dimensions[ADDRESS], source.ip_blocks, source.not_ip_blocks)
+    if is_tcp:
+        return box
+    if source.remote_ip_blocks or source.not_remote_ip_blocks:
+        box[REMOTE] = _mask(dimensions[REMOTE], source.remote_ip_blocks, source.not_remote_ip_blocks)
+    if source.request_principals or source.not_request_principals:
+        wanted, unwanted = (
+            [("token", name) for name in names] for names in (source.request_principals, source.not_request_principals)
+        )
+        box[TOKEN] = _mask(dimensions[TOKEN], wanted, unwanted)
+    for claim in source.claims:
+        dimension = dimensions[claim_dimension(claim)]
+        box[dimension.name] = dimension.masks[claim]
+    return box
+
+
+def _mask(dimension: Dimension, wanted: Iterable[Hashable], unwanted: Iterable[Hashable]) -> int:
+    """Values that one of the wanted questions takes (all, where there is none) and none of the unwanted ones."""
+    chosen = [dimension.masks[key] for key in wanted]
+    mask = dimension.all if not chosen else 0
+    for one in chosen:
+        mask |= one
+    for key in unwanted:
+        mask &= ~dimension.masks[key]
+    return mask
 
 
 def _operation_box(operation: Operation, dimensions: Mapping[str, Dimension]) -> dict[str, int]:
     box: dict[str, int] = {}
-    if operation.methods:
-        box[METHOD] = 0
-        for method in operation.methods:
-            box[METHOD] |= dimensions[METHOD].masks[method]
-    if operation.paths:
-        box[PATH] = 0
-        for path in operation.paths:
-            box[PATH] |= dimensions[PATH].masks["pattern", path]
+    if operation.methods or operation.not_methods:
+        box[METHOD] = _mask(dimensions[METHOD], operation.methods, operation.not_methods)
+    if operation.paths or operation.not_paths:
+        wanted, unwanted = ([("pattern", path) for path in paths] for paths in (operation.paths, operation.not_paths))
+        box[PATH] = _mask(dimensions[PATH], wanted, unwanted)
+    if operation.hosts or operation.not_hosts:
+        wanted, unwanted = ([("host", h.lower()) for h in hosts] for hosts in (operation.hosts, operation.not_hosts))
+        box[AUTHORITY] = _mask(dimensions[AUTHORITY], wanted, unwanted)
     for item in operation.headers:
         dimension = dimensions[header_dimension(item.name)]
         box[dimension.name] = box.get(dimension.name, dimension.all) & dimension.masks[item]

@@ -5,13 +5,16 @@ Whether a value is taken is asked of the very tables that the data plane uses, w
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Final
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Final
 
-from backstay.config.authorize import AuthorizationTable
-from backstay.config.match import Headers, RouteTable
+from backstay.config.addresses import in_blocks, range_of
+from backstay.config.authorize import Around, AuthorizationTable, fits, takes_claim
+from backstay.config.match import Headers, RouteTable, host_of
 from backstay.config.model import (
     AuthorityMatch,
     Authorization,
+    ClaimMatch,
     HostRoutes,
     Match,
     Operation,
@@ -30,9 +33,14 @@ METHOD: Final = "method"
 PATH: Final = "path"
 AUTHORITY: Final = "authority"
 SOURCE: Final = "source"
+ADDRESS: Final = "address"
+REMOTE: Final = "remote address"
+TOKEN: Final = "token"
+_CLAIM: Final = "claim "
 _HEADER: Final = "header "
 _QUERY: Final = "query "
 _QUERY_TEXT: Final = re.compile(rb"[^&#\\\x00-\x20\x7f-\xff%]*(?:%[0-9A-Fa-f]{2}[^&#\\\x00-\x20\x7f-\xff%]*)*")
+_HOST_TEXT: Final = re.compile(rb"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _HEADER_TEXT: Final = re.compile(rb"[\x21-\x7e\x80-\xff]?[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -68,7 +76,8 @@ def _allows(operation: Operation, place: Callable[[Value], Asked]) -> Callable[[
 
     def takes(value: Value) -> bool:
         question = place(value)
-        return table.decide("", "", question.method, question.path, question.fields, 0).allowed
+        about = Around(authority=question.authority)
+        return table.decide("", "", question.method, question.path, question.fields, 0, about).allowed
 
     return takes
 
@@ -175,6 +184,106 @@ def authority_dimension(matches: Iterable[AuthorityMatch], hosts: Iterable[bytes
     return Dimension(AUTHORITY, dict.fromkeys(hosts), questions)
 
 
+def host_dimension(patterns: Iterable[str]) -> Dimension:
+    """Hosts that policies name, of whatever service."""
+    questions: dict[Hashable, Question] = {}
+    exact, starts, ends = [], [], []
+    for pattern in dict.fromkeys(item.lower() for item in patterns):
+        takes = _allows(Operation(hosts=(pattern,)), _authority_at)
+        questions["host", pattern] = Question(
+            name=f"for host {pattern}", negated=f"not for host {pattern}", takes=takes
+        )
+        value = pattern.encode()
+        if value.endswith(b"*"):
+            starts.append(value[:-1])
+        elif value.startswith(b"*"):
+            ends.append(value[1:])
+        else:
+            exact.append(value)
+    return Dimension(AUTHORITY, spread(exact, starts, ends, _is_host), questions)
+
+
+def _is_host(value: bytes) -> bool:
+    return _HOST_TEXT.fullmatch(value) is not None and host_of(value) == value
+
+
+def address_dimension(name: str, blocks: Iterable[str], verb: str) -> Dimension:
+    """Addresses, cut where any block begins or ends: one of each piece stands for all of it."""
+    questions: dict[Hashable, Question] = {}
+    edges = {32: {0}, 128: {0}}
+    for block in dict.fromkeys(blocks):
+        bits, first, last = range_of(block)
+        edges[bits] |= {first, last + 1}
+        questions[block] = Question(name=f"{verb} {block}", negated=f"not {verb} {block}", takes=_in_block(block))
+    kinds = {32: IPv4Address, 128: IPv6Address}
+    values = [
+        str(kinds[bits](number)).encode() for bits, numbers in edges.items() for number in sorted(numbers)
+        if number < 1 << bits
+    ]  # fmt: skip
+    return Dimension(name, values, questions)
+
+
+def _in_block(block: str) -> Callable[[Value], bool]:
+    return lambda value: in_blocks((value or b"").decode("latin-1"), (block,))
+
+
+def token_dimension(patterns: Iterable[str]) -> Dimension:
+    """Principals of tokens, and requests that have none."""
+    questions: dict[Hashable, Question] = {}
+    exact, starts, ends = [], [b"https://issuer.other.example/"], []
+    for pattern in dict.fromkeys(patterns):
+        told = "any token" if pattern == "*" else f"a token of {pattern}"
+        questions["token", pattern] = Question(name=f"with {told}", negated=f"without {told}", takes=_fits(pattern))
+        value = pattern.encode()
+        if value.endswith(b"*"):
+            starts += [value[:-1], value[:-1] + b"/"]
+        elif value.startswith(b"*"):
+            ends.append(value[1:])
+        else:
+            exact.append(value)
+    return Dimension(TOKEN, [None, *spread(exact, starts, ends, lambda value: b"/" in value)], questions)
+
+
+def _fits(pattern: str) -> Callable[[Value], bool]:
+    return lambda value: fits(pattern, (value or b"").decode("utf-8", "replace"))
+
+
+HELD: Final = b"1"
+"""The value of a request whose token meets a condition on claims; None is that of all others."""
+
+
+def claim_dimensions(claims: Iterable[ClaimMatch]) -> Iterator[Dimension]:
+    """Each condition is a dimension of its own, held or not: a claim may have several values at once."""
+    known = list(dict.fromkeys(claims))
+    names = [claim.name for claim in known]
+    for claim in known:
+        told = claim_text(claim)
+        question = Question(name=f"with {told}", negated=f"without {told}", takes=lambda value: value is not None)
+        alone = names.count(claim.name) == 1
+        yield Dimension(claim_dimension(claim), (None, HELD), {claim: question}, is_exact=alone)
+
+
+def claim_dimension(claim: ClaimMatch) -> str:
+    return _CLAIM + claim_text(claim)
+
+
+def claim_text(claim: ClaimMatch) -> str:
+    values = f": {' or '.join(claim.values)}" if claim.values else ""
+    others = f" but not {' or '.join(claim.not_values)}" if claim.not_values else ""
+    return f"claim {claim.name}{values}{others}"
+
+
+def claims_sample(wanted: Mapping[ClaimMatch, bool], principal: str) -> dict[str, Any]:
+    """Claims of a token that meets some conditions and not others, as far as there can be one."""
+    issuer, _, subject = (principal or "https://issuer.other.example/other").rpartition("/")
+    claims: dict[str, Any] = {"iss": issuer, "sub": subject}
+    for claim, holds in wanted.items():
+        pattern = next(iter(claim.values), "other") if holds else next(iter(claim.not_values), "")
+        if pattern and (holds or takes_claim(claim, claims)):
+            claims.setdefault(claim.name, []).append(pattern.replace("*", "other"))
+    return claims
+
+
 def value_dimensions(
     headers: Iterable[ValueMatch], query: Iterable[ValueMatch], policy_headers: Iterable[ValueMatch] = ()
 ) -> Iterator[Dimension]:
@@ -261,4 +370,36 @@ def sample(dimensions: Mapping[str, Dimension], box: Mapping[str, int], authorit
         for name, value in chosen.items()
         if name.startswith(_QUERY) and value is not None
     )
-    return Asked(method, chosen.get(AUTHORITY) or authority, path, query, fields)
+    claims, is_possible = _sampled_claims(dimensions, box)
+    if not is_possible:
+        return None
+    return Asked(
+        method, chosen.get(AUTHORITY) or authority, path, query, fields,
+        address=(chosen.get(ADDRESS) or b"").decode(), remote=(chosen.get(REMOTE) or b"").decode(), claims=claims,
+    )  # fmt: skip
+
+
+def _sampled_claims(dimensions: Mapping[str, Dimension], box: Mapping[str, int]) -> tuple[dict[str, Any] | None, bool]:
+    """Claims of one token of a box (None: of a request without), and whether there can be one."""
+    conditions: dict[ClaimMatch, bool] = {}
+    for name, dimension in dimensions.items():
+        if name.startswith(_CLAIM) and name in box and box[name] != dimension.all:
+            (claim,) = (key for key in dimension.questions if isinstance(key, ClaimMatch))
+            conditions[claim] = dimension.one_of(box[name]) is not None
+    principal = _token_of(dimensions, box, needed=any(conditions.values()))
+    if principal is None:
+        return None, not any(conditions.values())
+    claims = claims_sample(conditions, principal)
+    return claims, all(takes_claim(claim, claims) == holds for claim, holds in conditions.items())
+
+
+def _token_of(dimensions: Mapping[str, Dimension], box: Mapping[str, int], *, needed: bool) -> str | None:
+    """Principal of a token of the box, empty for any; None where it is to be a request without one."""
+    tokens = dimensions.get(TOKEN)
+    if tokens is None:
+        return "" if needed else None
+    mask = box.get(TOKEN, tokens.all)
+    values = [value for place, value in enumerate(tokens.values) if mask >> place & 1]
+    if not needed and None in values:
+        return None
+    return next((value.decode() for value in values if value is not None), None)

@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from backstay.config.authorize import namespace_of
-from backstay.core.evaluate import ANONYMOUS, Asked, Reach, Request, Sent, World, asked, forwarded_as, refused_by_mode
+from backstay.core.evaluate import (
+    ANONYMOUS,
+    Asked,
+    Reach,
+    Request,
+    Sent,
+    World,
+    around,
+    asked,
+    forwarded_as,
+    refused_by_mode,
+)
 from backstay.core.review import words
 from backstay.core.review.routes import effect
 
@@ -221,11 +232,12 @@ class _Side:
         if why or table.decides_nothing:
             return why
         if port.protocol == "tcp":
-            decision = table.decide_connection(source, namespace_of(source), reach.port)
+            decision = table.decide_connection(source, namespace_of(source), reach.port, question.address)
         else:
             decision = table.decide(
-                source, namespace_of(source), question.method, question.path, question.fields, reach.port
-            )
+                source, namespace_of(source), question.method, question.path, question.fields, reach.port,
+                around(question, world.listeners(reach.workload)),
+            )  # fmt: skip
         return "" if decision.allowed else "denied"
 
     def asks_headers(self, authority: bytes, source: str) -> bool:

@@ -71,6 +71,7 @@ RULES: Final[tuple[Rule, ...]] = (
     security.tls_conflicts,
     security.foreign_trust_domains,
     security.policies_without_effect,
+    security.bad_blocks,
     security.bad_guardrails,
     settings.step_order,
     settings.step_end,

@@ -1,6 +1,7 @@
 """Rules about Authentication and Authorization: policies that overlap, clash or do nothing."""
 
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 
 from backstay.core.compile.index import selects
 from backstay.core.guardrails import bad_expressions
@@ -128,6 +129,40 @@ def policies_without_effect(facts: Facts) -> Iterator[Problem]:
         if spec.action != "Allow" and not spec.rules:
             message = f"{spec.action} without rules does nothing, expected rules; `- {{}}` is every request"
             yield problem(document, "spec.rules", "PolicyWithoutEffect", message, Severity.WARNING)
+
+
+def bad_blocks(facts: Facts) -> Iterator[Problem]:
+    """What looks like an address but is none (`10.0.0.256`, `10.0.0.0/33`), and blocks whose address lies inside of them."""
+    for document, path, block in _blocks(facts):
+        try:
+            network = ip_network(block, strict=False)
+        except ValueError:
+            message = f"{block!r} is neither an address nor a block of addresses, expected 10.2.0.0/16 or 10.2.0.1"
+            yield problem(document, path, "BadAddress", message)
+            continue
+        if not _is_start(block):
+            message = f"{block!r} names an address within the block, expected {str(network)!r}: all of it is meant"
+            yield problem(document, path, "AddressWithinBlock", message, Severity.WARNING)
+
+
+def _is_start(block: str) -> bool:
+    return ip_address(block.partition("/")[0]) == ip_network(block, strict=False).network_address
+
+
+def _blocks(facts: Facts) -> Iterator[tuple[Document, str, str]]:
+    for document, spec in facts.of(AuthorizationSpec):
+        for number, rule in enumerate(spec.rules):
+            for index, source in enumerate(rule.from_):
+                path = f"spec.rules[{number}].from[{index}]"
+                fields = {
+                    "ipBlocks": source.ip_blocks,
+                    "notIpBlocks": source.not_ip_blocks,
+                    "remoteIpBlocks": source.remote_ip_blocks,
+                    "notRemoteIpBlocks": source.not_remote_ip_blocks,
+                }
+                for name, blocks in fields.items():
+                    for place, block in enumerate(blocks):
+                        yield document, f"{path}.{name}[{place}]", block
 
 
 # --- guardrails -------------------------------------------------------------------------------------------------------

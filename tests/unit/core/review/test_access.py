@@ -124,3 +124,54 @@ def test_a_rule_written_otherwise_changes_nothing(after: list[dict[str, Any]]) -
 
 def test_audit_changes_no_access() -> None:
     assert told([], [allow(CLIENT, action="Audit")]) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (
+            {"from": [{"ipBlocks": ["10.0.0.0/8"]}]},
+            {"from": [{"ipBlocks": ["10.0.0.0/8", "192.0.2.7"]}]},
+            ("gains", ["everybody: from 192.0.2.7"]),
+        ),
+        (
+            {"from": [{"remoteIpBlocks": ["10.0.0.0/8"]}]},
+            {"from": [{"remoteIpBlocks": ["10.0.0.0/8"], "notRemoteIpBlocks": ["10.1.0.0/16"]}]},
+            ("loses", ["everybody: begun at 10.1.0.0/16"]),
+        ),
+        (
+            {"to": [{"hosts": ["a.example"]}]},
+            {"to": [{"hosts": ["a.example", "*.b.example"]}]},
+            ("gains", ["everybody: for host *.b.example"]),
+        ),
+        (
+            {"to": [{"notMethods": ["POST", "PUT"]}]},
+            {"to": [{"notMethods": ["POST"]}]},
+            ("gains", ["everybody: PUT"]),
+        ),
+        (
+            {"from": [{"requestPrincipals": ["https://a.example/ann"]}]},
+            {"from": [{"requestPrincipals": ["https://a.example/*"]}]},
+            ("gains", ["everybody: with a token of https://a.example/* and without a token of https://a.example/ann"]),
+        ),
+        (
+            {"from": [{"claims": [{"name": "group", "values": ["admin"]}]}]},
+            {"from": [{"claims": [{"name": "group", "values": ["admin"]}]}, {"claims": [{"name": "scope"}]}]},
+            ("gains", ["everybody: without claim group: admin with claim scope"]),
+        ),
+    ],
+)
+def test_what_is_around_a_request_is_said(before: Any, after: Any, said: tuple[str, list[str]]) -> None:
+    assert told([allow(before)], [allow(after)]) == [said]
+
+
+def test_every_sample_with_a_token_is_judged_as_its_class_says() -> None:
+    claims = [{"name": "group", "values": ["admin", "ops"], "notValues": ["banned"]}, {"name": "realm.level"}]
+    rules = {"from": [{"claims": claims[:1]}, {"claims": claims, "requestPrincipals": ["*/ann"]}]}
+    before, after = compiled([allow(rules)]), compiled([allow({"from": [{"claims": claims[1:]}]})])
+    found = access_classes(before, after)
+    assert {item.direction for item in found} == {"gains", "loses"}
+    for item in found:
+        for source, question in item.samples():
+            old, new = (world.takes("shop/web-v1", PORT, source, question).allowed for world in (before, after))
+            assert (old, new) == ((False, True) if item.direction == "gains" else (True, False))

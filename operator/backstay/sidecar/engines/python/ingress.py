@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from backstay.config.authorize import NOTHING_AROUND
 from backstay.config.match import HostTable, RouteTable, host_of, patterns_of
 from backstay.config.model import GatewayListener, HostRoutes, Redirect, Rule
 from backstay.redact import clean
@@ -18,7 +19,7 @@ from backstay.sidecar.engines.python.accept import Acceptor
 from backstay.sidecar.engines.python.actions import with_fields
 from backstay.sidecar.engines.python.framing import Fields, RequestHead
 from backstay.sidecar.engines.python.hello import HELLO_BYTES, server_name
-from backstay.sidecar.engines.python.listeners import Listener, Outbound, Refused
+from backstay.sidecar.engines.python.listeners import Listener, Outbound, Refused, around
 from backstay.sidecar.engines.python.runtime import Lane, Runtime
 from backstay.sidecar.engines.python.tls import TlsTransport
 
@@ -103,10 +104,12 @@ class Ingress(Outbound):
         return port.redirect(listener, head.authority) or super().decide(runtime, exchange)
 
     def _refused(self, runtime: Runtime, port: GatewayPort, exchange: "Exchange") -> Refused | None:
-        if runtime.authorization.decides_nothing:
+        authorization = runtime.authorization
+        if authorization.decides_nothing:
             return None
         head = exchange.head
-        decision = runtime.authorization.decide("", "", head.method, head.path, head.fields, self.port)
+        about = around(runtime, exchange) if authorization.asks_around else NOTHING_AROUND
+        decision = authorization.decide("", "", head.method, head.path, head.fields, self.port, about)
         if decision.allowed:
             return None
         return Refused(reason="denied", counters=port.no_route, policy=f"{decision.policy}#{decision.rule}")
@@ -136,7 +139,7 @@ class Passthrough(Ingress):
         if port is None or table is None:
             exchange.refuse("no-route", port.no_route if port is not None else runtime.unknown_host)
             return True
-        decision = runtime.authorization.decide_connection("", "", self.port)
+        decision = runtime.authorization.decide_connection("", "", self.port, exchange.downstream.address)
         if not decision.allowed:
             exchange.refuse("denied", port.no_route, f"{decision.policy}#{decision.rule}")
             return True

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from backstay.config.actions import sticky_point, sticky_value
+from backstay.config.addresses import remote_address
+from backstay.config.authorize import NOTHING_AROUND, Around
 from backstay.sidecar.engines.python.framing import is_authority
 from backstay.sidecar.engines.python.runtime import CompiledPort, CompiledRule, Lane, Runtime
 from backstay.sidecar.engines.python.stats import Counters
@@ -90,6 +92,16 @@ class Listener(ABC):
         exchange.downstream.answer(exchange, 405, "method not allowed")
 
 
+def around(runtime: Runtime, exchange: "Exchange") -> Around:
+    """What policies may ask besides the request itself."""
+    head, address = exchange.head, exchange.downstream.address
+    return Around(
+        authority=head.authority,
+        address=address,
+        remote=remote_address(head.fields, address, runtime.listeners.trusted_hops),
+    )
+
+
 class Inbound(Listener):
     """The mesh's side of one application port."""
 
@@ -112,12 +124,14 @@ class Inbound(Listener):
 
     def decide(self, runtime: Runtime, exchange: "Exchange") -> Lane | Refused:
         port = self.port_of(runtime)
-        if runtime.authorization.decides_nothing:
+        authorization = runtime.authorization
+        if authorization.decides_nothing:
             return port.lane
         head, downstream = exchange.head, exchange.downstream
-        decision = runtime.authorization.decide(
-            downstream.identity, downstream.namespace, head.method, head.path, head.fields, self.port
-        )
+        decision = authorization.decide(
+            downstream.identity, downstream.namespace, head.method, head.path, head.fields, self.port,
+            around(runtime, exchange) if authorization.asks_around else NOTHING_AROUND,
+        )  # fmt: skip
         if decision.allowed:
             return port.lane
         return Refused(reason="denied", counters=port.counters, policy=f"{decision.policy}#{decision.rule}")
@@ -125,8 +139,9 @@ class Inbound(Listener):
     def audit(self, runtime: Runtime, exchange: "Exchange") -> None:
         head, downstream = exchange.head, exchange.downstream
         exchange.audited = runtime.authorization.audited(
-            downstream.identity, downstream.namespace, head.method, head.path, head.fields, self.port
-        )
+            downstream.identity, downstream.namespace, head.method, head.path, head.fields, self.port,
+            around(runtime, exchange),
+        )  # fmt: skip
         self.server.ledger.note_audited(exchange.audited)
 
     def admit_connection(self, exchange: "Exchange", runtime: Runtime) -> bool:
@@ -135,9 +150,13 @@ class Inbound(Listener):
             return False
         downstream, authorization = exchange.downstream, runtime.authorization
         if authorization.audits:
-            exchange.audited = authorization.audited_connection(downstream.identity, downstream.namespace, self.port)
+            exchange.audited = authorization.audited_connection(
+                downstream.identity, downstream.namespace, self.port, downstream.address
+            )
             self.server.ledger.note_audited(exchange.audited)
-        decision = authorization.decide_connection(downstream.identity, downstream.namespace, self.port)
+        decision = authorization.decide_connection(
+            downstream.identity, downstream.namespace, self.port, downstream.address
+        )
         if decision.allowed:
             exchange.forward(port.lane)
         else:
