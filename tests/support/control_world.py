@@ -37,6 +37,7 @@ class Enrolling:
 
     def __init__(self) -> None:
         self.used: set[str] = set()
+        self.zone = ""
 
     async def by_token(self, proxy: str, token: str, peer_ip: str) -> Identity:
         if token != f"token-{proxy}" or token in self.used:
@@ -47,7 +48,8 @@ class Enrolling:
     async def by_certificate(self, proxy: str, spiffe_id: str) -> Identity:
         if spiffe_id != IDENTITY:
             raise PermissionError(f"{spiffe_id} is not {proxy}")
-        return Identity(proxy=proxy, workload="shop/logic", spiffe_id=spiffe_id)
+        attributes = {"zone": self.zone} if self.zone else {}
+        return Identity(proxy=proxy, workload="shop/logic", spiffe_id=spiffe_id, attributes=attributes)
 
 
 Parts = dict[str, bytes]

@@ -49,6 +49,9 @@ class RecordingEngine:
     def secrets(self, files: Mapping[str, Path]) -> None:
         self._write("secrets", names=sorted(files))
 
+    def place(self, zone: str) -> None:
+        self._write("place", zone=zone)
+
     def addresses(self, services: Mapping[str, Sequence[str]]) -> None:
         self._write("addresses", services={name: list(each) for name, each in services.items()})
 

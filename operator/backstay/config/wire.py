@@ -37,6 +37,8 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     mesh: str
     samples: int = 0
     """Most requests that a report may tell of as samples; 0: none are taken."""
+    zone: str = ""
+    """Where this proxy runs, as the platform knows it; empty: it does not, or the proxy was told at its start."""
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):

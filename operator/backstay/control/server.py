@@ -421,7 +421,9 @@ class ControlServer:
 
     def _greet(self, link: Link, hello: Hello) -> None:
         protocol = min(PROTOCOL_MAX, hello.protocol_max)
-        link.send(encode(Welcome(protocol=protocol, epoch=self._epoch, mesh=self.mesh, samples=self._samples)))
+        zone = link.identity.attributes.get("zone", "")
+        welcome = Welcome(protocol=protocol, epoch=self._epoch, mesh=self.mesh, samples=self._samples, zone=zone)
+        link.send(encode(welcome))
         record = link.record
         if record.desired is not None:
             link.services = set(self._library.services([record.stable, record.candidate, *record.believed]))

@@ -334,6 +334,7 @@ class Identity:
     workload: str
     spiffe_id: str
     attributes: Mapping[str, str] = field(default_factory=dict)
+    """`zone` is told to the proxy; others are for logs."""
 
 
 class Enroller(Protocol):

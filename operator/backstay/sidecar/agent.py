@@ -194,6 +194,8 @@ class Agent:
             self._use_identity(svid)
         self.engine.trust(self.live.trust, self.live.revoked)
         self.engine.secrets(self.store.secrets())
+        if self.live.zone and not self.settings.address.zone:
+            self.engine.place(self.live.zone)
         self.engine.endpoints(self.live.endpoints, full=True)
         self.engine.addresses(self.live.addresses)
         start = self._decide_start(now)
@@ -412,11 +414,19 @@ class Agent:
     def _welcomed(self, message: Welcome) -> None:
         self.connected = True
         self.engine.sample(message.samples)
+        self._take_zone(message.zone)
         _log.info("stream.up epoch=%d mesh=%s", message.epoch, message.mesh)
         for report in self.ring.pending():
             self._send(report)
 
     # --- live data ---
+
+    def _take_zone(self, zone: str) -> None:
+        """Of the node that this proxy runs on; what it was told at its start counts more."""
+        if zone and zone != self.live.zone and not self.settings.address.zone:
+            self.live = msgspec.structs.replace(self.live, zone=zone)
+            self.engine.place(zone)
+            self._write_live_soon()
 
     def _take_live(self, message: Live) -> None:
         known = self.live
@@ -427,6 +437,7 @@ class Agent:
             addresses={name: each for name, each in addresses.items() if each},
             trust=known.trust if message.trust is None else message.trust,
             revoked=known.revoked if message.revoked is None else message.revoked,
+            zone=known.zone,
         )
         if message.trust is not None or message.revoked is not None:
             self.engine.trust(self.live.trust, self.live.revoked)
@@ -434,6 +445,9 @@ class Agent:
             self.engine.endpoints(message.endpoints, full=message.full)
         if message.addresses or message.full:
             self.engine.addresses(self.live.addresses)
+        self._write_live_soon()
+
+    def _write_live_soon(self) -> None:
         if self._live_timer is None:
             loop = asyncio.get_running_loop()
             self._live_timer = loop.call_later(LIVE_WRITE_AFTER, self._write_live)

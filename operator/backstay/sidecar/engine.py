@@ -104,6 +104,9 @@ class Engine(Protocol):
     def endpoints(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> None:
         """Live endpoints by `service.namespace:port`."""
 
+    def place(self, zone: str) -> None:
+        """Where this proxy runs, if that was not known at `start`."""
+
     def addresses(self, services: Mapping[str, Sequence[str]]) -> None:
         """All virtual addresses, by `service.namespace`: what redirected connections were meant for."""
 

@@ -64,6 +64,7 @@ class SavedLive(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     addresses: dict[str, list[str]] = {}
     trust: dict[str, str] = {}
     revoked: list[str] = []
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)

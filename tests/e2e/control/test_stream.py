@@ -122,6 +122,19 @@ async def test_after_kill_9_it_serves_from_disk_with_no_operator(world: World) -
     await sidecar.until(lambda: len(sidecar.recorded("identity")) == 2)
 
 
+async def test_a_proxy_is_told_where_it_runs_and_knows_it_without_an_operator(world: World) -> None:
+    operator = await world.operator()
+    operator.enroller.zone = "eu-1a"
+    sidecar = await world.sidecar()
+    await sidecar.until(lambda: sidecar.recorded("place"))
+    await sidecar.until((sidecar.state / "live.json").exists)
+    await operator.server.close()
+    await sidecar.end(signal.SIGKILL)
+    await sidecar.start()
+    places = await sidecar.until(lambda: sidecar.recorded("place")[1:])
+    assert places[0]["zone"] == "eu-1a"
+
+
 async def test_a_second_restart_within_a_minute_leaves_the_candidate(world: World) -> None:
     operator = await world.operator()
     sidecar = await world.sidecar()

@@ -203,12 +203,12 @@ async def test_listed_statuses_and_409_are_retried_where_the_document_says_so() 
 
 async def test_endpoints_of_the_own_zone_come_first_until_none_of_them_is_well() -> None:
     async with servers("near", "far") as found, proxy() as client:
-        client.engine.server.pools.zone = "z1"
         rule = Outlier(consecutive_5xx=1, base_ms=60_000)
         client.engine.apply(
             config(CLIENT, routes(to("web.shop:80")), backend(outlier=rule, same_zone_first=True)), None, 0
         )
         client.engine.endpoints({"web.shop:80": found.endpoints(near="z1", far="z2")}, full=True)
+        client.engine.place("z1")
         assert await ask(client, 4) == {(200, b"near"): 4}
         found.status["near"] = 500
         await ask(client, 1)

@@ -202,7 +202,7 @@ class KubernetesPlatform:
             proxy=pod.id,
             workload=pod.workload_key,
             spiffe_id=f"spiffe://{self._trust_domain}/ns/{pod.namespace}/sa/{pod.account}",
-            attributes={"pod-uid": pod.uid, "node": pod.node},
+            attributes={"pod-uid": pod.uid, "node": pod.node, "zone": self.nodes.items.get(pod.node, "")},
         )
 
     async def _pod_of(self, claims: Claims, peer_ip: str) -> PodFacts | None:

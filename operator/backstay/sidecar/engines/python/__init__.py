@@ -6,6 +6,7 @@
 import asyncio
 import errno
 import logging
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from random import random as system_random
@@ -17,10 +18,12 @@ from backstay.config.wire import Endpoint, RefusalExpected
 from backstay.sidecar.engine import Address, ContentRefused, IdentityFiles, Observed, Redirected
 from backstay.sidecar.engines.python.accept import Acceptor, bind, count_refusal, refuses_plaintext, refuses_tls
 from backstay.sidecar.engines.python.accesslog import AccessLog, Sink, StdoutSink
+from backstay.sidecar.engines.python.clusters import clusters_text
 from backstay.sidecar.engines.python.downstream import Downstream
 from backstay.sidecar.engines.python.ingress import GatewayAcceptor, Ingress, load_secrets
 from backstay.sidecar.engines.python.listeners import Explicit, Inbound, Listener, Outbound
 from backstay.sidecar.engines.python.metrics import Own, render
+from backstay.sidecar.engines.python.places import gateway_host, redirected_places
 from backstay.sidecar.engines.python.redirected import FromApplication, ToApplication
 from backstay.sidecar.engines.python.runtime import Runtime
 from backstay.sidecar.engines.python.server import Server, close_all
@@ -59,8 +62,15 @@ class PythonEngine:
     name = "python"
     capabilities: tuple[str, ...] = ("split",)
 
-    def __init__(self, *, log: Sink | None = None, random: Callable[[], float] = system_random) -> None:
-        """`log` takes lines of the access log; standard output if there is none."""
+    def __init__(
+        self,
+        *,
+        log: Sink | None = None,
+        random: Callable[[], float] = system_random,
+        open_port: Callable[[str, int], socket.socket] = bind,
+    ) -> None:
+        """`log` takes lines of the access log; standard output if there is none. `open_port` makes listening sockets."""
+        self._open_port = open_port
         self._log_to = log or StdoutSink()
         self._random = random
         self._acceptors: list[Acceptor] = []
@@ -87,7 +97,7 @@ class PythonEngine:
             wanted.append((address.app_host, address.outbound, Outbound(server)))
         try:
             for host, port, listener in wanted:
-                self._acceptors.append(Acceptor(server, bind(host, port), listener))
+                self._acceptors.append(Acceptor(server, self._open_port(host, port), listener))
             if address.redirected is not None:
                 self._listen_redirected(server, address.redirected)
         except OSError:
@@ -97,16 +107,13 @@ class PythonEngine:
         self._server = server
 
     def _listen_redirected(self, server: Server, ports: Redirected) -> None:
-        """The kernel hands over what comes in at the address it came to, and what goes out at the loopback."""
-        wanted: list[tuple[str, int, Listener]] = [
-            ("0.0.0.0", ports.inbound, ToApplication(server)),  # noqa: S104 - any address of this pod
-            ("127.0.0.1", ports.outbound, FromApplication(server)),
-            ("::", ports.inbound, ToApplication(server)),
-            ("::1", ports.outbound, FromApplication(server)),
-        ]
+        serving: list[Listener] = [
+            ToApplication(server), FromApplication(server), ToApplication(server), FromApplication(server),
+        ]  # fmt: skip
+        wanted = [(*place, listener) for place, listener in zip(redirected_places(ports), serving, strict=True)]
         for host, port, listener in wanted:
             try:
-                self._acceptors.append(Acceptor(server, bind(host, port), listener))
+                self._acceptors.append(Acceptor(server, self._open_port(host, port), listener))
             except OSError as error:
                 if ":" not in host or error.errno not in NO_IPV6:
                     raise
@@ -137,10 +144,10 @@ class PythonEngine:
             listener.port for runtime in runtimes if runtime is not None for listener in runtime.listeners.gateway
         }
         opened: dict[int, GatewayAcceptor] = {}
-        host = server.address.gateway_host or server.address.host
+        host = gateway_host(server.address)
         try:
             for port in sorted(wanted - self._gateways.keys()):
-                opened[port] = GatewayAcceptor(server, bind(host, port), Ingress(server, port))
+                opened[port] = GatewayAcceptor(server, self._open_port(host, port), Ingress(server, port))
         except OSError as error:
             for acceptor in opened.values():
                 acceptor.close()
@@ -180,6 +187,9 @@ class PythonEngine:
     def endpoints(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> None:
         close_all(self.server.pools.update(changed, full=full))
         self.server.peers.forget_places()
+
+    def place(self, zone: str) -> None:
+        self.server.pools.place(zone)
 
     def addresses(self, services: Mapping[str, Sequence[str]]) -> None:
         self.server.services = {address: service for service, found in services.items() for address in found}
@@ -261,6 +271,10 @@ class PythonEngine:
             ledger.sums(), own=self._own(), gauges=gauges, configs=self._configs(), audited=ledger.audited,
             refused=ledger.refused, copies=ledger.all_copies(), exemplars=exemplars,
         )  # fmt: skip
+
+    def clusters(self) -> str:
+        """All endpoints with what is under way at each, one fact a line, as Envoy's page of this name."""
+        return clusters_text(self.server.pools)
 
     def _own(self) -> Own:
         """The workload beside this proxy, as metrics name it."""

@@ -439,6 +439,12 @@ class Pools:
         """All live endpoints by service port."""
         return self._endpoints
 
+    def place(self, zone: str) -> None:
+        """The proxy's own zone has become known."""
+        self.zone = zone
+        for group in self._groups.values():
+            self._fill(group)
+
     def _take_away(self, services: Iterable[str]) -> None:
         for service in services:
             endpoints = self._endpoints.pop(service, ())
