@@ -22,6 +22,17 @@ IMAGE: Final = "backstay-operator:dev"
 """Any image with git and Python; this one has to be in the cluster anyway."""
 FOLDER: Final = "/repositories"
 READY_S: Final = 120
+REACH: Final = """
+import socket, sys, time
+last = time.monotonic() + float(sys.argv[2])
+while True:
+    try:
+        sys.exit(socket.create_connection((sys.argv[1], 443), timeout=5).close())
+    except OSError:
+        if time.monotonic() > last:
+            raise
+        time.sleep(0.1)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +116,9 @@ def deploy(reach: Reach, namespace: str, *, password: str = "") -> GitServer:
     for document in _objects(certificate, key, password):
         reach.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(document))
     _wait_ready(reach, namespace)
-    return GitServer(reach=reach, namespace=namespace, ca=ca, password=password)
+    server = GitServer(reach=reach, namespace=namespace, ca=ca, password=password)
+    _wait_reached(server)
+    return server
 
 
 def clone(server: GitServer, repository: str, folder: Path, content: Path) -> Clone:
@@ -132,6 +145,11 @@ def _tunnel(server: GitServer) -> str:
 def _wait_ready(reach: Reach, namespace: str) -> None:
     limit = f"--timeout={READY_S}s"
     reach.kubectl("rollout", "status", "-n", namespace, "deployment/git", limit, timeout=READY_S + 10)
+
+
+def _wait_reached(server: GitServer) -> None:
+    """A ready pod is behind its Service only when the node has heard of it: wait until a connection by name succeeds."""
+    _exec(server, "python", "-c", REACH, f"git.{server.namespace}.svc.cluster.local", str(READY_S))
 
 
 def _objects(certificate: str, key: str, password: str) -> tuple[Mapping[str, Any], ...]:
