@@ -87,7 +87,7 @@ def test_immediate_is_watched_all_the_same(mesh: LiveMesh) -> None:
 def test_on_fail_pause_waits_for_a_person_and_abort_goes_back(mesh: LiveMesh) -> None:
     sha = mesh.push(to_v3(onFail="pause"))
     paused = mesh.wait_phase(sha, "paused")
-    assert "requests failed" in paused["status"]["sentence"]
+    assert "failed (" in paused["status"]["sentence"]
     assert mesh.held() == []
     mesh.act("abort", why="seen enough")
     assert mesh.wait_ended(sha)["status"]["phase"] == "aborted"
@@ -132,11 +132,9 @@ def test_a_policy_nobody_meets_holds_until_a_person_promotes_it(mesh: LiveMesh) 
     mesh.act("promote-full", why="nobody calls it yet")
     mesh.wait(sha, "live")
     mesh.settle()
-    # Taking it away again is a change of policy that nobody meets, too.
+    # Taking it away again is a change of policy that nobody meets, too, but of a config that has been proven: no hold.
     undone = mesh.push({"shop/lock.yaml": None})
-    mesh.wait_phase(undone, "holding", timeout=40)
-    mesh.act("promote-full")
-    mesh.wait(undone, "live")
+    mesh.wait(undone, "live", timeout=40)
 
 
 # --- policies ---------------------------------------------------------------------------------------------------------
