@@ -46,6 +46,7 @@ _SPECIAL: Final = {
 }
 _OWN_PREFIX: Final = b"x-backstay-"
 """Identity and control fields are the mesh's to write; a client's are removed, underscore twins too (threats H8)."""
+_BLANKS: Final = frozenset((b" ", b"\t"))
 _NEVER_LISTED: Final = frozenset((b"authorization", b"cookie", b"traceparent", b"tracestate", b"content-type"))
 """Fields that naming them in `Connection` does not remove: they are what a next hop decides by (threats H7)."""
 _MAX_REMEMBERED_NAMES: Final = 4096
@@ -136,7 +137,8 @@ def _sort(fields: Fields) -> tuple[Fields, _Scan]:
     for field in fields:
         kind = _kinds[field[0]]
         if kind == _ORDINARY:
-            ordinary.append(field)
+            # llhttp leaves blanks at a value's end: `admin ` must not pass a rule about `admin` (RFC 9110, 5.5).
+            ordinary.append(field if field[1][-1:] not in _BLANKS else (field[0], field[1].rstrip(b" \t")))
         else:
             scan.of(kind).append(field[1].strip(b" \t"))
     if scan.connection:
@@ -165,7 +167,7 @@ def read_request(
     if named is None or len(scan.host) > 1 or (not scan.host and version == "1.1"):
         return Refusal(status=400, reason="bad-host")
     sent = named or (scan.host[0] if scan.host else authority)
-    if not is_authority(sent):
+    if not is_authority(sent) or (named and scan.host and not is_authority(scan.host[0])):
         return Refusal(status=400, reason="bad-host")
     cleaned = clean_target(target, method)
     if cleaned is None:
