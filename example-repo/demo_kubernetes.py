@@ -45,6 +45,7 @@ TIMES: Final = """
     shares: [5, 25, 60, 100]
     soak: 2s
     deadline: 45s
+    warmUp: 5s
     confirmWithin: 60s
     bakeTime: 5s
 """
