@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from backstay.cli.client import Client
 from backstay.cli.exits import Failed
 from backstay.core.registry import Instance, Registry
+
+if TYPE_CHECKING:
+    from backstay.core.review.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +21,8 @@ class Declared:
     registry: Registry
     namespace: str
     """Of documents that do not name theirs, as `backstay up` would have it."""
+    traffic: "Traffic | None" = None
+    """What the mesh was asked lately, where a running operator or a saved registry tells it."""
 
 
 def declared(path: Path) -> Declared:
@@ -51,3 +57,18 @@ def expected(path: Path) -> Registry:
 def live_registry(client: Client) -> Registry:
     """What the running operator sees. Raises OperatorAway."""
     return msgspec.json.decode(client.text("/v1/registry"), type=Registry)
+
+
+def live_traffic(client: Client) -> "Traffic":
+    """What its proxies have told the running operator of requests. Raises OperatorAway, Failed (an older operator)."""
+    from backstay.core.review.traffic import Traffic  # reviews only
+
+    return msgspec.json.decode(client.text("/v1/traffic"), type=Traffic)
+
+
+def saved_traffic(data: bytes) -> "Traffic | None":
+    """The traffic in a registry file that was written with it. Raises msgspec.DecodeError."""
+    from backstay.core.review.traffic import Traffic  # as above
+
+    found = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("traffic")
+    return msgspec.json.decode(found, type=Traffic) if found is not None else None

@@ -15,9 +15,12 @@ from backstay.cli.output import emit
 from backstay.cli.review import compare
 from backstay.cli.session import Session, output_option, pass_session
 from backstay.cli.worlds import registry_of, settled, snapshot_of
+from backstay.core.durations import spell
 from backstay.core.evaluate import world
+from backstay.core.review import traffic as live_traffic
 from backstay.core.review.formats import plain
 from backstay.core.review.replay import Group, Logged, Replay, Result, summary
+from backstay.core.review.traffic import Traffic
 from backstay.core.validate import Cache
 
 _CHUNK: Final = 4 * 1024 * 1024  # bytes read at once: enough that the reading costs nothing, little beside the rest
@@ -57,7 +60,8 @@ class Line(msgspec.Struct, gc=False):
 
 
 @click.command
-@click.argument("log", type=click.File("rb"))
+@click.argument("log", type=click.File("rb"), required=False)
+@click.option("--live", is_flag=True, help="What the running mesh was asked in the last hour, instead of a log.")
 @click.option("--against", required=True, metavar="BASE..HEAD", help="The two revisions; HEAD left out is the folder.")
 @click.option("-d", "--dir", "folder", type=click.Path(path_type=Path), default=".", help="Folder of the documents.")
 @click.option("-w", "--workloads", type=click.Path(path_type=Path), help="Services and workloads, from a file.")
@@ -69,7 +73,8 @@ class Line(msgspec.Struct, gc=False):
 @pass_session
 def replay(
     session: Session,
-    log: IO[bytes],
+    log: IO[bytes] | None,
+    live: bool,
     against: str,
     folder: Path,
     workloads: Path | None,
@@ -83,14 +88,20 @@ def replay(
 
     LOG is a sidecar's access log, Envoy's in JSON, or NDJSON or CSV of method, host, path and source; `-` is stdin.
     """
-    known = registry_of(session, workloads, registry)
+    if live == (log is not None):
+        raise click.UsageError("name a log, or --live; `-` is stdin")
+    known = registry_of(session, workloads, registry, traffic=live)
     space = namespace or known.namespace
     compared = compare((against,), folder)
     cache = Cache()
     snapshots = (snapshot_of(files, known.registry, space, cache) for files in (compared.base, compared.head))
     before, after = (world(settled(session, item, known.registry), known.registry) for item in snapshots)
     replayed = Replay(before, after)
-    skipped = feed(replayed, log, f"{space}/{caller}" if caller and "/" not in caller else caller)
+    skipped = 0
+    if log is not None:
+        skipped = feed(replayed, log, f"{space}/{caller}" if caller and "/" not in caller else caller)
+    else:
+        session.say(feed_live(replayed, known.traffic))
     result = replayed.finish()
     for note in (*compared.notes, *([f"{skipped} lines were no requests"] if skipped else [])):
         session.say(note)
@@ -99,6 +110,18 @@ def replay(
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def feed_live(replayed: Replay, traffic: Traffic | None) -> str:
+    """Put in what a mesh was asked lately; returns the sentence that says what that is. Raises Failed."""
+    if traffic is None:
+        raise Failed(
+            "nothing here tells of live traffic",
+            hint="leave --workloads out to ask the running operator, or save a registry with `backstay route registry --traffic`",
+        )
+    live_traffic.feed(replayed, traffic)
+    span = spell(max(traffic.until - traffic.since, 0.0))
+    return f"sampled requests of {span}: counts are estimates, and headers and values of queries are not known"
 
 
 class Taker(Protocol):

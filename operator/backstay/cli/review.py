@@ -17,11 +17,11 @@ import click
 from backstay.cli.exits import Exit, Failed
 from backstay.cli.files import Files, read_folder, read_revision
 from backstay.cli.output import to_yaml
+from backstay.cli.registries import Declared
 from backstay.cli.session import Session, pass_session
 from backstay.cli.worlds import registry_of, without_collector
 from backstay.core.documents import parse
 from backstay.core.evaluate import World
-from backstay.core.registry import Registry
 from backstay.core.review import formats
 from backstay.core.review.report import Report, as_object
 from backstay.core.snapshot import Snapshot
@@ -67,10 +67,10 @@ def review(
     nothing needs to be said.
     """
     targets = [_target(text) for text in outputs or ("text",)]
-    known = registry_of(session, workloads, registry)
+    known = registry_of(session, workloads, registry, traffic=True)
     compared = compare(revisions, folder)
     with without_collector():
-        report = make_report(compared, known.registry, namespace or known.namespace, traffic)
+        report = make_report(compared, known, namespace or known.namespace, traffic)
     for form, path in targets:
         text = written(report, form)
         if path is None:
@@ -176,8 +176,9 @@ def _git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def make_report(compared: Compared, registry: Registry, namespace: str, traffic: IO[bytes] | None = None) -> Report:
+def make_report(compared: Compared, known: Declared, namespace: str, traffic: IO[bytes] | None = None) -> Report:
     """Validate the head, read the base, compare them; files that did not change are read once."""
+    registry = known.registry
     cache = Cache()
     base = _read(compared.base, namespace, cache)
     head = compared.head
@@ -190,12 +191,19 @@ def make_report(compared: Compared, registry: Registry, namespace: str, traffic:
         cache=cache,
     )
     side = Side(revision=head.revision, validated=validated)
+    return review_of(
+        base,
+        side,
+        registry,
+        notes=compared.notes,
+        seen=lambda old, new: _plaintext(traffic, old, new),
+        traffic=known.traffic,
+    )
+
+
+def _plaintext(traffic: IO[bytes] | None, before: World, after: World) -> tuple[str, ...]:
     if traffic is None:
-        return review_of(base, side, registry, notes=compared.notes)
-    return review_of(base, side, registry, notes=compared.notes, seen=lambda old, new: _plaintext(traffic, old, new))
-
-
-def _plaintext(traffic: IO[bytes], before: World, after: World) -> tuple[str, ...]:
+        return ()
     from backstay.cli.replay import feed  # it reads logs, and is needed only with one
     from backstay.core.review.replay import PlaintextCallers
 

@@ -1,5 +1,6 @@
 """`backstay route test`: what becomes of one request, and which lines of git decide it."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +24,17 @@ def route() -> None:
 
 
 @route.command("registry")
+@click.option(
+    "--traffic", is_flag=True, help="With the last hour's sampled requests and the last day's plaintext callers."
+)
 @pass_session
-def registry(session: Session) -> None:
+def registry(session: Session, traffic: bool) -> None:
     """Write what the operator sees now (services, workloads, instances) as JSON, for `--registry`."""
-    click.echo(session.client().text("/v1/registry"))
+    client = session.client()
+    if not traffic:
+        click.echo(client.text("/v1/registry"))
+        return
+    click.echo(json.dumps({**client.get("/v1/registry"), "traffic": client.get("/v1/traffic")}))
 
 
 @route.command("test")

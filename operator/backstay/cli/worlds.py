@@ -13,7 +13,7 @@ import msgspec
 
 from backstay.cli.exits import Exit, Failed, OperatorAway
 from backstay.cli.files import Files, read_folder, read_revision
-from backstay.cli.registries import Declared, declared, expected, live_registry
+from backstay.cli.registries import Declared, declared, expected, live_registry, live_traffic, saved_traffic
 from backstay.cli.session import Session
 from backstay.cli.validate import DEFAULT_NAMESPACE, problem_lines
 from backstay.core import memory
@@ -64,22 +64,29 @@ def where_options(command: _Command) -> _Command:
     return command
 
 
-def registry_of(session: Session, workloads: Path | None, registry: Path | None) -> Declared:
-    """From a workloads file, a JSON file, or the running operator. Raises Failed."""
+def registry_of(session: Session, workloads: Path | None, registry: Path | None, *, traffic: bool = False) -> Declared:
+    """From a workloads file, a JSON file, or the running operator; with `traffic`, what that knows of requests too. Raises
+    Failed."""
     if workloads is not None:
         found = declared(workloads)
         return replace(found, registry=expected(workloads))
     if registry is not None:
-        return Declared(registry=registry_file(session, registry), namespace=DEFAULT_NAMESPACE)
+        known, data = registry_file(session, registry)
+        return Declared(registry=known, namespace=DEFAULT_NAMESPACE, traffic=saved_traffic(data) if traffic else None)
     try:
-        return Declared(registry=live_registry(session.client()), namespace=DEFAULT_NAMESPACE)
+        client = session.client()
+        return Declared(
+            registry=live_registry(client),
+            namespace=DEFAULT_NAMESPACE,
+            traffic=live_traffic(client) if traffic else None,
+        )
     except OperatorAway as away:
         hint = "name them with --workloads FILE or --registry FILE, or start an operator"
         raise Failed(f"{away.message}, so nothing says which workloads exist", hint=hint) from away
 
 
-def registry_file(session: Session, path: Path) -> Registry:
-    """A registry that was saved before; its age is said, because endpoints change."""
+def registry_file(session: Session, path: Path) -> tuple[Registry, bytes]:
+    """A registry that was saved before, and the file; its age is said, because endpoints change."""
     try:
         data = path.read_bytes()
         age = max(time.time() - path.stat().st_mtime, 0.0)
@@ -92,7 +99,7 @@ def registry_file(session: Session, path: Path) -> Registry:
         ) from error
     if age > OLD_REGISTRY:
         session.say(f"{path} is {spell(age)} old: workloads and instances may have changed since")
-    return found
+    return found, data
 
 
 def snapshot_of(files: Files, registry: Registry | None, namespace: str, cache: Cache | None = None) -> Snapshot:

@@ -22,11 +22,15 @@ from backstay.config.wire import (
     Live,
     Need,
     Parts,
+    PlaintextRow,
+    Report,
+    Sample,
     ToProxy,
     Welcome,
 )
 from backstay.control import enrolment, links
-from backstay.core.ports import Certified, Joined, Left
+from backstay.core.ports import Certified, Joined, Left, Said
+from backstay.core.review.traffic import Seen
 from backstay.sidecar import identity
 from backstay.sidecar.connect import Channel, ChannelClosed, OperatorRefused, OperatorUnreachable, ask_certificate
 from support.control_world import IDENTITY, Operator, assignment, config
@@ -107,7 +111,7 @@ async def test_the_order_is_welcome_live_assign(operator: Operator, client: Clie
     operator.server.assign("p0", *assignment(config()))
     channel = await client.join()
     first, second, third = [await channel.receive() for _ in range(3)]
-    assert first == Welcome(protocol=1, epoch=7, mesh="demo")
+    assert first == Welcome(protocol=1, epoch=7, mesh="demo", samples=5)
     assert second == Live(epoch=7, trust={TD: client.roots}, revoked=[])
     assert isinstance(third, Assign)
     assert (third.epoch, third.serial, third.stable.digest) == (7, 1, config_digest(config()[0]))
@@ -248,6 +252,21 @@ async def test_a_candidate_a_proxy_fled_is_not_sent_to_it_before_that_was_heard(
     assert isinstance(again, Assign)
     assert again.candidate is not None
     assert again.candidate.digest == fled
+
+
+async def test_samples_count_once_though_a_report_comes_again(operator: Operator, client: Client) -> None:
+    """Under the name of whose certificate it is, and no more of them than were asked for."""
+    channel = await client.join()
+    sample, row = Sample("GET", "web", "/a", "", 0, 200, 3), PlaintextRow(8080, "10.0.0.7", 1, 0)
+    operator.server.runs_at = {"10.0.0.7": "shop/old"}.__getitem__
+    for sequence in (1, 2, 1, 2):
+        channel.send(Report(boot="b", sequence=sequence, at=0.0, samples=[sample] * 9, plaintext=[row]))
+    await operator.until(lambda: sum(isinstance(each, Said) for each in operator.events) >= 4)
+    workload = next(event.workload for event in operator.events if isinstance(event, Said))
+    told = operator.server.traffic_of([workload])
+    assert told.requests == (Seen("GET", "web", "/a", workload, "", 200, 2 * 5 * 3),)
+    (caller,) = told.plaintext
+    assert (caller.workload, caller.address, caller.name, caller.accepted) == (workload, "10.0.0.7", "shop/old", 2)
 
 
 async def test_the_same_assignment_is_not_sent_twice(operator: Operator, client: Client) -> None:

@@ -202,3 +202,39 @@ def plaintext_caller(mesh: LiveMesh, instance: str, log: Path, rate: float = 20)
     finally:
         process.kill()
         process.wait(10)
+
+
+# --- what a review knows of live traffic ------------------------------------------------------------------------------
+
+
+def test_a_review_puts_live_requests_through_a_change_and_names_plaintext_callers(
+    mesh: LiveMesh, tmp_path: Path
+) -> None:
+    mesh.repo.git("clone", "--quiet", str(mesh.repo.remote), str(tmp_path / "mesh"), cwd=tmp_path)
+    folder = tmp_path / "mesh"
+    (folder / "shop" / "lock.yaml").write_text(allow_only("api-v1", ["web"]))
+    strict = {"selector": {"workloads": ["api-v1"]}, "mtls": {"mode": "STRICT"}}
+    (folder / "shop" / "strict.yaml").write_text(document("Authentication", "strict", strict))
+    with plaintext_caller(mesh, "api-v1-0", tmp_path / "plain.log") as lines:
+        mesh.until(lambda: len(lines.all()) > 2, "the plaintext caller to be served", 20)
+
+        def is_seen() -> bool:
+            found = mesh.api.get("/v1/traffic")
+            askers = {source for _, _, _, source, *_ in found["requests"]}
+            return {"shop/stranger", "shop/web"} <= askers and bool(found["plaintext"])
+
+        mesh.until(is_seen, "the operator to be told of requests", 20)
+    replayed = mesh.run("replay", "--live", "--against", "HEAD", "--dir", str(folder), "-o", "json")
+    groups = json.loads(replayed.stdout)["groups"]
+    denied = [group for group in groups if group["fate"] == "denied" and "stranger" in "".join(group["examples"])]
+    assert denied, replayed
+    assert denied[0]["after"] == "refused at shop/api-v1: no allow rule matches"
+    reviewed = mesh.run("review", "HEAD", "--dir", str(folder), "-o", "json")
+    report = json.loads(reviewed.stdout)
+    assert report["traffic"]["denied"] > 0
+    (caller_text,) = report["plaintext"]
+    assert caller_text.endswith(" to shop/api-v1 port 8080")
+    saved = tmp_path / "registry.json"
+    saved.write_text(mesh.run("route", "registry", "--traffic").stdout)
+    again = mesh.run("review", "HEAD", "--dir", str(folder), "--registry", str(saved), "-o", "json")
+    assert json.loads(again.stdout)["plaintext"] == report["plaintext"]

@@ -1,12 +1,16 @@
 """Logs of several kinds, read in portions."""
 
 import io
+import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from backstay.cli import replay
 from backstay.cli.exits import Failed
+from backstay.cli.main import cli
 from backstay.core.review.replay import Logged
 
 SIDECAR = (
@@ -66,3 +70,22 @@ def test_a_log_of_one_application_gets_its_caller() -> None:
     line = b'{"method":"GET","authority":"web","path":"/a","source":"127.0.0.1"}\n'
     assert replay.feed(kept, io.BytesIO(line), "shop/c") == 0
     assert kept.seen == [Logged("GET", "web", "/a", "shop/c")]
+
+
+def test_either_a_log_or_live_traffic_is_replayed() -> None:
+    for arguments in ([], ["-", "--live"]):
+        done = CliRunner().invoke(cli, ["replay", *arguments, "--against", "main"])
+        assert (done.exit_code, "name a log, or --live" in done.output) == (2, True)
+
+
+def test_live_traffic_needs_somebody_who_tells_it(tmp_path: Path) -> None:
+    saved = tmp_path / "registry.json"
+    saved.write_text("{}")
+    empty = tmp_path / "mesh"
+    empty.mkdir()
+    subprocess.run(["git", "init", "-q", str(empty)], check=True)
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
+    subprocess.run(["git", "-C", str(empty), *identity, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    arguments = ["replay", "--live", "--against", "HEAD", "--dir", str(empty), "--registry", str(saved)]
+    done = CliRunner().invoke(cli, arguments)
+    assert "nothing here tells of live traffic" in done.output

@@ -3,12 +3,15 @@
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from backstay.cli.exits import Failed
 from backstay.cli.main import cli
+from backstay.cli.registries import expected
 from backstay.cli.review import from_pipeline
+from backstay.core.review.traffic import PlaintextCaller, Seen, Traffic
 
 WORKLOADS = """
 namespace: shop
@@ -35,6 +38,12 @@ metadata: {name: web, namespace: shop}
 spec:
   rules:
   - from: [{serviceAccounts: [%s]}]
+"""
+STRICT = """
+apiVersion: backstay.dev/v1alpha1
+kind: Authentication
+metadata: {name: strict, namespace: shop}
+spec: {mtls: {mode: STRICT}}
 """
 GUARDRAIL = """
 apiVersion: backstay.dev/v1alpha1
@@ -187,3 +196,31 @@ def test_a_pipeline_says_what_is_compared(environment: dict[str, str], compared:
 def test_outside_of_a_pipeline_something_must_be_named() -> None:
     with pytest.raises(Failed, match="nothing says what to compare"):
         from_pipeline({})
+
+
+def test_a_saved_registry_with_traffic_says_who_would_be_refused(repository: Repository, tmp_path: Path) -> None:
+    base = repository.commit(route=ROUTE % "8s")
+    head = repository.commit(policy=POLICY % "web", strict=STRICT)
+    registry = expected(repository.root / "workloads.yaml")
+    traffic = Traffic(
+        since=0.0,
+        until=1800.0,
+        requests=(Seen("GET", "web", "/", "shop/client", "", 200, 40),),
+        plaintext=(
+            PlaintextCaller(workload="shop/web", port=8080, address="10.0.0.7", accepted=2, refused=0, last_seen=1.0),
+        ),
+    )
+    saved = tmp_path / "registry.json"
+    saved.write_bytes(msgspec.json.encode({**msgspec.to_builtins(registry), "traffic": traffic}))
+    mesh = str(repository.root / "mesh")
+    done = CliRunner().invoke(cli, ["review", f"{base}..{head}", "--dir", mesh, "--registry", str(saved)])
+    lines = done.output.splitlines()
+    assert "about 40 requests of the last 30m00s would be denied" in lines[0]
+    at = lines.index("plaintext callers seen that would be refused")
+    assert lines[at + 1] == "  10.0.0.7: 2 connections to shop/web port 8080"
+    at = lines.index("live traffic")
+    assert lines[at + 1 : at + 3] == [
+        "  of about 40 requests of the last 30m00s (1 different) 40 would be denied, 0 admitted, 0 otherwise changed",
+        "  40 denied",
+    ]
+    assert lines[at + 4].strip() == "GET web/ from shop/client"

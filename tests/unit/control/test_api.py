@@ -3,16 +3,18 @@
 import asyncio
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from backstay.control.api import Action, ActionResult, ApiServer, bind_private
 from backstay.control.metrics import StreamCount, render
 from backstay.core.ports import Event, StateUnavailable
+from backstay.core.review.traffic import Seen, Traffic
 from support import views
 
 
@@ -50,6 +52,25 @@ async def test_the_socket_is_gone_after_close(operator: views.ShowingOperator, t
     await made.start()
     await made.close()
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_traffic_is_told_of_the_meshs_own_workloads(operator: views.ShowingOperator, tmp_path: Path) -> None:
+    asked: list[set[str]] = []
+
+    def traffic_of(workloads: Iterable[str]) -> Traffic:
+        asked.append(set(workloads))
+        return Traffic(since=1.0, until=2.0, requests=(Seen("GET", "web", "/", "shop/a", "", 200, 3),))
+
+    made = ApiServer(operator, tmp_path, traffic=traffic_of)
+    await made.start()
+    try:
+        connector = aiohttp.UnixConnector(path=str(made.path))
+        async with aiohttp.ClientSession("http://backstay", connector=connector) as session:
+            code, found = await ask(session, "/v1/traffic")
+    finally:
+        await made.close()
+    assert (code, msgspec.convert(found, Traffic)) == (200, traffic_of(()))
+    assert asked[0] == set(operator.shown.registry.workloads) != set()
 
 
 async def test_the_repository_object(client: aiohttp.ClientSession) -> None:
