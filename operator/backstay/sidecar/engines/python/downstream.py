@@ -278,6 +278,7 @@ class Downstream(asyncio.Protocol):
         head = read_request(exchange.method, exchange.target, exchange.version, exchange.fields, self.authority)
         if isinstance(head, Refusal):
             exchange.keep_alive = False
+            exchange.broken = head.status
             self.answer(exchange, head.status, head.reason)
             return
         exchange.head = head

@@ -226,6 +226,8 @@ class Upstream(asyncio.Protocol):
             return
         self.status = status
         self.keep_alive = self.parser.should_keep_alive()
+        if not self.keep_alive:  # llhttp takes 0.9 and 2.0 for versions too, and keeps no connection of theirs
+            self.broken = self.parser.get_http_version() not in ("1.1", "1.0")
         self.complete = self.head_only
 
     def on_body(self, data: bytes) -> None:
