@@ -9,14 +9,24 @@ operator_cpu_rest         share of one core in those seconds
 api_requests_per_s_rest   requests to the API server in those seconds (watches are held, not asked)
 operator_cpu_1000_proxies share of one core with the fleet connected and reporting
 operator_rss_fleet_mib    resident memory with the fleet
-push_to_ready_s           from the commit to Ready=True as a watcher of the API sees it: one timeout changes, Immediate,
+push_to_ready_1000_s      from the commit to Ready=True as a watcher of the API sees it: one timeout changes, Immediate,
                           and every proxy has to acknowledge it; median of PUSHES
 
-The last line is one JSON object; full runs keep it in docs/benchmarks/. QUICK=1 is a tenth of it.
+Then, where pods can run (the test cluster with its images), with real ones:
+
+inject_p99_ms             what injection adds to the creation of a pod: the slowest percent of CREATIONS, over the median
+                          of as many without
+sidecar_start_s           from the start of the proxy's process to its first 200 on the health port
+pod_start_added_s         what the proxy adds to the time from a pod's creation to Ready
+push_to_ready_s           as above, on PROXIES pods that call each other RATE times a second: half of them callers
+
+The last line is one JSON object; full runs keep it in docs/benchmarks/. QUICK=1 is a tenth of it, ONLY=objects or
+ONLY=pods one of the two.
 """
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import ssl
@@ -29,7 +39,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
-import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -49,7 +58,10 @@ from backstay.config.wire import (
     encode,
 )
 from backstay.core.resources import MESH_REPOSITORY
+from backstay.settings import KubernetesSettings
 from backstay.sidecar.identity import make_key
+from bench.support.operators import OperatorProcess, until_live
+from bench.support.pods import Pods, injection, pushing, starting
 from bench.support.results import QUICK, finish, say
 from cluster.lifecycle import Level
 from cluster.reach import NoCluster, Reach, at_least
@@ -64,6 +76,8 @@ REST: Final = 10 if QUICK else 60
 """Seconds that are measured at rest, and with the fleet."""
 PUSHES: Final = 3 if QUICK else 5
 AT_ONCE: Final = 16
+ONLY: Final = os.environ.get("ONLY", "")
+"""`objects` or `pods`: half of it, for looking; not kept."""
 CLASS: Final = "backstay.dev/operator-class"
 
 
@@ -76,7 +90,12 @@ class Bench:
         self.shop, self.system = f"bench-shop-{mark}", f"bench-system-{mark}"
         self.operator_class = f"bench-{mark}"
         self.port = 20000 + int(mark, 16) % 20000
-        self.process: psutil.Process | None = None
+        settings = KubernetesSettings(
+            pod="bench", namespace=self.system, operator_class=self.operator_class, kubeconfig=api.kubeconfig,
+            cache_dir=folder / "cache", run_dir=Path("/tmp") / self.operator_class, host="127.0.0.1",
+            control_port=self.port, injection_port=self.port + 1, metrics_port=self.port + 2, hooks_port=self.port + 3,
+        )  # fmt: skip
+        self.operator = OperatorProcess(settings, folder / "operator.log")
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -142,42 +161,7 @@ class Bench:
         body = {"apiVersion": "backstay.dev/v1alpha1", "kind": "MeshRepository", "metadata": metadata, "spec": spec}
         await self.client.create(MESH_REPOSITORY.path(self.shop), body)
 
-    async def until_live(self, sha: str, patience: float) -> float:
-        """When the API first said that this commit is live and Ready."""
-        path = MESH_REPOSITORY.path(self.shop)
-        ends = time.monotonic() + patience
-        version = ""
-        while time.monotonic() < ends:
-            listed = await self.client.list(path)
-            if any(_is_live(item, sha) for item in listed.items):
-                return time.monotonic()
-            version = listed.resource_version
-            async with contextlib.aclosing(self.client.watch(path, resource_version=version, seconds=5)) as changes:
-                async for change in changes:
-                    if change.kind != "BOOKMARK" and _is_live(change.object, sha):
-                        return time.monotonic()
-        said = [(item.get("status") or {}).get("conditions") for item in (await self.client.list(path)).items]
-        raise SystemExit(f"bench-kubernetes: {sha[:12]} was not Ready after {patience:.0f} s: {said}")
-
     # --- the operator -------------------------------------------------------------------------------------------------
-
-    async def start_operator(self) -> None:
-        ports = ("control", "injection", "metrics", "hooks")
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "backstay.cli.main", "operator", "--pod", "bench", "--namespace", self.system),
-            *("--operator-class", self.operator_class, "--kubeconfig", str(self.api.kubeconfig)),
-            *("--cache-dir", str(self.folder / "cache"), "--run-dir", f"/tmp/{self.operator_class}"),
-            *("--host", "127.0.0.1", "--log-level", "warning"),
-            *(text for place, name in enumerate(ports) for text in (f"--{name}-port", str(self.port + place))),
-            stderr=(self.folder / "operator.log").open("wb"),
-        )
-        self.process = psutil.Process(process.pid)
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.is_running():
-            self.process.terminate()
-            with contextlib.suppress(psutil.TimeoutExpired):
-                self.process.wait(30)
 
     async def requests(self) -> float:
         url = f"http://127.0.0.1:{self.port + 2}/metrics"
@@ -188,13 +172,14 @@ class Bench:
 
     async def measure(self) -> tuple[float, float, float]:
         """(Greatest resident MiB, share of a core, API requests a second)."""
-        assert self.process is not None
-        before, asked, began = self.process.cpu_times(), await self.requests(), time.monotonic()
+        process = self.operator.process
+        assert process is not None
+        before, asked, began = process.cpu_times(), await self.requests(), time.monotonic()
         resident = 0
         for _ in range(REST):
             await asyncio.sleep(1)
-            resident = max(resident, self.process.memory_info().rss)
-        after, passed = self.process.cpu_times(), time.monotonic() - began
+            resident = max(resident, process.memory_info().rss)
+        after, passed = process.cpu_times(), time.monotonic() - began
         used = after.user + after.system - before.user - before.system
         return resident / 2**20, used / passed, (await self.requests() - asked) / passed
 
@@ -301,12 +286,6 @@ def _intent(number: int, timeout: str) -> str:
             )
 
 
-def _is_live(found: dict[str, Any], sha: str) -> bool:
-    status = found.get("status") or {}
-    ready: dict[str, Any] = next((item for item in status.get("conditions") or () if item["type"] == "Ready"), {})
-    return ready.get("status") == "True" and str(status.get("lastAppliedRevision", "")).endswith(sha)
-
-
 async def _each(items: Any, work: Any) -> None:
     limit = asyncio.Semaphore(AT_ONCE)
 
@@ -335,9 +314,9 @@ async def measured(bench: Bench) -> dict[str, float]:
     await bench.populate()
     say(f"{PODS} pods of {SERVICES} services exist after {time.monotonic() - began:.0f} s")
     git = bench.repository()
-    await bench.start_operator()
+    await bench.operator.start()
     await bench.follow()
-    await bench.until_live(git.git("rev-parse", "HEAD"), 300)
+    await until_live(bench.client, bench.shop, git.git("rev-parse", "HEAD"), 300)
     say(f"{INTENTS} documents are live after {time.monotonic() - began:.0f} s")
     await asyncio.sleep(10)  # every object is shown, the first garbage is collected
     resident, rest, asked = await bench.measure()
@@ -360,7 +339,7 @@ async def measured(bench: Bench) -> dict[str, float]:
         "api_requests_per_s_rest": round(asked, 2),
         "operator_cpu_1000_proxies": round(fleet, 3),
         "operator_rss_fleet_mib": round(fleet_resident, 1),
-        "push_to_ready_s": round(statistics.median(pushes), 2),
+        "push_to_ready_1000_s": round(statistics.median(pushes), 2),
     }
 
 
@@ -368,7 +347,7 @@ async def _push(bench: Bench, git: Repository, number: int) -> float:
     git.write("001.yaml", _intent(1, f"{6 + number}s"))
     pushed = time.monotonic()
     sha = git.commit(f"push {number}")
-    passed = await bench.until_live(sha, 120) - pushed
+    passed = await until_live(bench.client, bench.shop, sha, 120) - pushed
     say(f"push {number + 1}: Ready after {passed:.2f} s")
     await asyncio.sleep(5)  # it bakes for a second: pushes are not to measure each other
     return passed
@@ -376,15 +355,34 @@ async def _push(bench: Bench, git: Repository, number: int) -> float:
 
 async def bench_on(api: Reach, folder: Path, git: Forge) -> dict[str, float]:
     client = ApiClient.connect(api.kubeconfig)
-    bench = Bench(api, client, folder, git)
+    try:
+        objects = {} if ONLY == "pods" else await _with_objects(Bench(api, client, folder, git))
+        return {**objects, **(await _with_pods(Pods(api, client, folder, git)) if _runs_pods(api) else {})}
+    finally:
+        await client.close()
+
+
+async def _with_objects(bench: Bench) -> dict[str, float]:
     try:
         return await measured(bench)
     finally:
-        bench.stop()
+        bench.operator.stop()
         for name in (bench.shop, bench.system):
             with contextlib.suppress(ApiError):
-                await client.delete(f"/api/v1/namespaces/{name}")
-        await client.close()
+                await bench.client.delete(f"/api/v1/namespaces/{name}")
+
+
+def _runs_pods(api: Reach) -> bool:
+    """Pods have to reach an operator on this machine: those of its own cluster can."""
+    runs = ONLY != "objects" and api.ours is not None and api.ours.level() is Level.WHOLE
+    if not runs:
+        say("no figures of pods that run: that needs the test cluster (make cluster)")
+    return runs
+
+
+async def _with_pods(pods: Pods) -> dict[str, float]:
+    async with pods.ready():
+        return {**await injection(pods), **await starting(pods), **await pushing(pods)}
 
 
 @contextlib.contextmanager
@@ -405,6 +403,9 @@ def main() -> int:
     except NoCluster as reason:
         print(f"bench-kubernetes: {reason}", file=sys.stderr)
         return 2
+    if ONLY:
+        print(json.dumps(figures))
+        return 0
     finish(
         "bench-kubernetes", figures, began, packages=("aiohttp", "kopf"), pods=PODS, services=SERVICES, intents=INTENTS
     )

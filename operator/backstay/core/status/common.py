@@ -83,6 +83,7 @@ class Scribe:
     def __init__(self, *, view: MeshView, before: Memory) -> None:
         self.now, self.before, self.generation = view.now, before, view.observed_generation
         self.fleet = Fleet(view)
+        self.trust_domain = view.effective.mesh.trust_domain if view.effective else ""
         self.after: dict[str, tuple[str, float]] = {}
         # A thousand documents say the same few things since the same few moments; cleaning a text costs 60 microseconds.
         self._clean: dict[str, str] = {}

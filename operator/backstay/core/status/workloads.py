@@ -23,10 +23,9 @@ def workload_object(view: MeshView, key: WorkloadKey, scribe: Scribe) -> Json:
     known = view.registry.workloads.get(key)
     rollout = view.state.rollout
     rolling = rollout.workloads.get(key) if rollout is not None and rollout.phase in RUNNING else None
-    trust_domain = (view.effective.mesh if view.effective else None) or None
     spec = filled(
         {
-            "identity": known.identity(trust_domain.trust_domain) if known and trust_domain else "",
+            "identity": known.identity(scribe.trust_domain) if known and scribe.trust_domain else "",
             "serviceAccount": known.service_account if known else "",
             "services": list(known.services) if known else [],
             "engine": known.engine if known else "",
