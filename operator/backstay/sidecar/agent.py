@@ -61,7 +61,7 @@ from backstay.sidecar.connect import (
     OperatorUnreachable,
     ask_certificate,
 )
-from backstay.sidecar.engine import ContentRefused, Engine, IdentityFiles
+from backstay.sidecar.engine import ContentRefused, Engine, IdentityFiles, settled
 from backstay.sidecar.lease import Lease, Reason
 from backstay.sidecar.reports import ReportRing
 from backstay.sidecar.settings import Settings
@@ -564,7 +564,7 @@ class Agent:
             self._take_back(before)
             self._nack_disk(assign, error)
             return
-        refusal = self._offer_to_engine(assign, stable, candidate)
+        refusal = await self._offer_to_engine(assign, stable, candidate)
         if refusal is not None:
             # The disk first again: a kill between the two must not start with what was refused.
             self._take_back(before)
@@ -603,10 +603,11 @@ class Agent:
             self._try_disk("state", lambda: self.store.save(before))
         self._try_disk("lease", lambda: self.store.save_lease(self.lease))
 
-    def _offer_to_engine(self, assign: Assign, stable: Config, candidate: Config | None) -> ContentRefused | None:
+    async def _offer_to_engine(self, assign: Assign, stable: Config, candidate: Config | None) -> ContentRefused | None:
         share = assign.share if candidate else 0.0
         try:
             self.engine.apply(stable, candidate, share, assign.expect_refused)
+            await settled(self.engine)
         except ContentRefused as error:
             return error
         except Exception as error:

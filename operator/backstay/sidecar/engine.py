@@ -8,7 +8,7 @@ engine cannot serve it refuses by ContentRefused, and then keeps serving what it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from backstay.config.model import Config
 from backstay.config.wire import Endpoint, PeerRow, PlaintextRow, RefusalExpected, Row, Sample
@@ -128,3 +128,18 @@ class Engine(Protocol):
 
     async def drain(self, timeout: float) -> None:
         """Accept nothing new, finish what is open (at most `timeout` seconds), then close everything."""
+
+
+@runtime_checkable
+class Confirming(Protocol):
+    """An engine that hands on what it is given, and hears later whether it is served."""
+
+    async def settled(self) -> None:
+        """Wait until what was given last is in force. Raises ContentRefused if it was refused; then what was served before is
+        served on."""
+
+
+async def settled(engine: Engine) -> None:
+    """Wait until an engine serves what `apply` gave it; at once for one that swaps by itself. Raises ContentRefused."""
+    if isinstance(engine, Confirming):
+        await engine.settled()

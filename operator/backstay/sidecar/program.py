@@ -19,7 +19,10 @@ from backstay.sidecar.settings import Settings
 from backstay.sidecar.store import Store, StoreInUse
 from backstay.tasks import spawn, stop
 
-ENGINES: Final = {"python": "backstay.sidecar.engines.python:PythonEngine"}
+ENGINES: Final = {
+    "python": "backstay.sidecar.engines.python:PythonEngine",
+    "envoy": "backstay.sidecar.engines.envoy:EnvoyEngine",
+}
 
 _log: Final = logging.getLogger("backstay.sidecar")
 

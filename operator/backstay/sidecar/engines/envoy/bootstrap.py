@@ -1,0 +1,33 @@
+"""What Envoy is started with: where its files are, its admin socket, and how it counts. Pure."""
+
+from typing import Final
+
+from backstay.sidecar.engines.envoy import accesslog
+from backstay.sidecar.engines.envoy.api import Json, typed, watched
+from backstay.sidecar.engines.envoy.files import Folder
+
+SOCKET_MODE: Final = 0o600
+"""The admin interface can stop a proxy: it is a socket of this user's, never a port."""
+FLUSH: Final = "0.250s"
+"""How often Envoy adds up its histograms: reports go out every second and must not lag another one behind."""
+_INTERNAL: Final = "envoy.extensions.bootstrap.internal_listener.v3.InternalListener"
+_MONITOR: Final = "envoy.resource_monitors.global_downstream_max_connections"
+_LIMIT: Final = "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
+MAX_CONNECTIONS: Final = 50_000  # downstream; Envoy asks for a limit, and a pod's descriptors end sooner
+
+
+def bootstrap(folder: Folder, node: str) -> Json:
+    return {
+        "node": {"id": node, "cluster": "backstay"},
+        "admin": {"address": {"pipe": {"path": str(folder.admin), "mode": SOCKET_MODE}}},
+        "dynamic_resources": {
+            "lds_config": watched(folder.listeners),
+            "cds_config": watched(folder.clusters),
+        },
+        "stats_config": {"histogram_bucket_settings": [accesslog.bucket_settings()]},
+        "stats_flush_interval": FLUSH,
+        "bootstrap_extensions": [typed("envoy.bootstrap.internal_listener", _INTERNAL)],
+        "overload_manager": {
+            "resource_monitors": [typed(_MONITOR, _LIMIT, max_active_downstream_connections=MAX_CONNECTIONS)]
+        },
+    }

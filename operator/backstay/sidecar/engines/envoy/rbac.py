@@ -1,0 +1,197 @@
+"""Authorization sets as Envoy's RBAC filters: one that denies, one that allows, one that only looks. Pure.
+
+Rule: as in config/authorize.py, deny policies decide first, then allow policies, and a caller without identity matches no
+source that names one. Ports are settled here, because Envoy would compare the port that the proxy listens on.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_network
+from typing import Final
+
+from backstay.config.authorize import operation_reads_requests, reads_requests
+from backstay.config.model import Authorization, Operation, Policy, PolicyRule, Source
+from backstay.sidecar.engines.envoy.api import Json, exactly, message, whole
+from backstay.sidecar.engines.envoy.matching import header_matchers
+
+DENY: Final = "backstay.deny"
+ALLOW: Final = "backstay.allow"
+"""Names of the two filters; a route carries the rules of its config for each."""
+REVOKED: Final = "revoked"
+_HTTP: Final = "envoy.extensions.filters.http.rbac.v3."
+_NETWORK: Final = "envoy.extensions.filters.network.rbac.v3.RBAC"
+_ANY: Final[Json] = {"any": True}
+_AUTHENTICATED: Final[Json] = {"authenticated": {}}
+
+
+def http_rules(authorization: Authorization, revoked: Sequence[str], port: int) -> dict[str, Json]:
+    """What the routes of one inbound port say to the filters, by filter name."""
+    policies = authorization.policies
+    denied = _compiled(policies, "deny", port) | _revoked(revoked)
+    found = {DENY: _per_route("DENY", denied)} if denied else {}
+    if any(policy.action == "allow" for policy in policies):
+        found[ALLOW] = _per_route("ALLOW", _compiled(policies, "allow", port))
+    return found
+
+
+def http_filters() -> list[Json]:
+    """The filters, without rules of their own: without a route's they let everything pass."""
+    return [{"name": name, "typed_config": message(f"{_HTTP}RBAC")} for name in (DENY, ALLOW)]
+
+
+def network_filters(authorization: Authorization, revoked: Sequence[str], port: int) -> list[Json]:
+    """For connections whose requests nobody reads. Fails closed: what cannot be seen matches a deny rule, and no allow rule."""
+    policies = authorization.policies
+    denied = _seen_blindly(policies, "deny", port, unseen_matches=True) | _revoked(revoked)
+    filters = [_network_filter(DENY, "DENY", denied)] if denied else []
+    if any(policy.action == "allow" for policy in policies):
+        allowed = _seen_blindly(policies, "allow", port, unseen_matches=False)
+        filters.append(_network_filter(ALLOW, "ALLOW", allowed))
+    return filters
+
+
+def cut_off(revoked: Sequence[str]) -> list[Json]:
+    """A filter that lets no revoked identity open a connection."""
+    return [_network_filter(REVOKED, "DENY", _revoked(revoked))] if revoked else []
+
+
+def _network_filter(name: str, action: str, policies: Json) -> Json:
+    rules = {"action": action, "policies": policies}
+    return {"name": name, "typed_config": message(_NETWORK, stat_prefix=name, rules=rules)}
+
+
+def _per_route(action: str, policies: Json) -> Json:
+    return message(f"{_HTTP}RBACPerRoute", rbac={"rules": {"action": action, "policies": policies}})
+
+
+def _revoked(identities: Sequence[str]) -> Json:
+    if not identities:
+        return {}
+    return {REVOKED: {"permissions": [_ANY], "principals": [_principal(identity) for identity in sorted(identities)]}}
+
+
+def _rules(policies: Sequence[Policy], action: str) -> Iterable[tuple[str, PolicyRule]]:
+    for policy in policies:
+        if policy.action == action:
+            for index, rule in enumerate(policy.rules):
+                yield f"{policy.name}#{index}", rule
+
+
+def _compiled(policies: Sequence[Policy], action: str, port: int) -> Json:
+    found: Json = {}
+    for name, rule in _rules(policies, action):
+        asked = [_operation(operation) for operation in rule.operations if _is_about(operation, port)]
+        permissions = [permission for permission in asked if permission is not None] if rule.operations else [_ANY]
+        if permissions:
+            found[name] = {"permissions": permissions, "principals": _principals(rule)}
+    return found
+
+
+def _seen_blindly(policies: Sequence[Policy], action: str, port: int, *, unseen_matches: bool) -> Json:
+    found: Json = {}
+    for name, rule in _rules(policies, action):
+        asked = [operation for operation in rule.operations if _is_about(operation, port)]
+        takes = not rule.operations or any(unseen_matches or not operation_reads_requests(each) for each in asked)
+        seen = [source for source in rule.sources if unseen_matches or not reads_requests(source)]
+        if takes and (seen or not rule.sources):
+            found[name] = {"permissions": [_ANY], "principals": [_peer(source) for source in seen] or [_ANY]}
+    return found
+
+
+def _is_about(operation: Operation, port: int) -> bool:
+    return (not operation.ports or port in operation.ports) and port not in operation.not_ports
+
+
+def _operation(operation: Operation) -> Json | None:
+    """None for what no request can be."""
+    headers = header_matchers(operation.headers)
+    if headers is None:
+        return None
+    wanted = [{"header": header} for header in headers]
+    if operation.methods:
+        methods = [{"header": {"name": ":method", "string_match": exactly(method)}} for method in operation.methods]
+        wanted.append(_or("rules", methods))
+    if operation.paths:
+        wanted.append(_or("rules", [_path(pattern) for pattern in operation.paths]))
+    if operation.hosts:
+        wanted.append(_or("rules", [_host(pattern) for pattern in operation.hosts]))
+    unwanted = [{"header": {"name": ":method", "string_match": exactly(method)}} for method in operation.not_methods]
+    unwanted += [_path(pattern) for pattern in operation.not_paths]
+    unwanted += [_host(pattern) for pattern in operation.not_hosts]
+    return _and("rules", wanted + [{"not_rule": each} for each in unwanted])
+
+
+def _host(pattern: str) -> Json:
+    """The host of an authority, in lower case, without its port and without a dot at its end."""
+    name = "".join(".*" if part == "*" else re.escape(part.lower()) for part in re.split(r"(\*)", pattern))
+    return {"header": {"name": ":authority", "string_match": whole(rf"(?i){name}\.?(:[0-9]+)?")}}
+
+
+def _path(pattern: str) -> Json:
+    if pattern == "*":
+        return _ANY
+    if pattern.endswith("*"):
+        return {"url_path": {"path": {"prefix": pattern[:-1]}}}
+    if pattern.startswith("*"):
+        return {"url_path": {"path": {"suffix": pattern[1:]}}}
+    return {"url_path": {"path": exactly(pattern)}}
+
+
+def _principals(rule: PolicyRule) -> list[Json]:
+    return [_source(source) for source in rule.sources] or [_ANY]
+
+
+def _source(source: Source) -> Json:
+    wanted = _wanted_of_peer(source)
+    if source.remote_ip_blocks:
+        wanted.append(_or("ids", [{"remote_ip": _block(block)} for block in source.remote_ip_blocks]))
+    wanted += [{"not_id": {"remote_ip": _block(block)}} for block in source.not_remote_ip_blocks]
+    return _and("ids", wanted)
+
+
+def _peer(source: Source) -> Json:
+    """What of a source can be seen of a connection."""
+    return _and("ids", _wanted_of_peer(source))
+
+
+def _wanted_of_peer(source: Source) -> list[Json]:
+    wanted = []
+    if source.principals:
+        wanted.append(_or("ids", [_principal(pattern) for pattern in source.principals]))
+    if source.namespaces:
+        wanted.append(_or("ids", [_namespace(pattern) for pattern in source.namespaces]))
+    wanted += [{"not_id": _principal(pattern)} for pattern in source.not_principals]
+    wanted += [{"not_id": _namespace(pattern)} for pattern in source.not_namespaces]
+    if source.ip_blocks:
+        wanted.append(_or("ids", [{"direct_remote_ip": _block(block)} for block in source.ip_blocks]))
+    return [*wanted, *({"not_id": {"direct_remote_ip": _block(block)}} for block in source.not_ip_blocks)]
+
+
+def _block(cidr: str) -> Json:
+    network = ip_network(cidr, strict=False)
+    return {"address_prefix": str(network.network_address), "prefix_len": network.prefixlen}
+
+
+def _principal(pattern: str) -> Json:
+    if pattern == "*":
+        return _AUTHENTICATED
+    matcher = {"prefix": pattern[:-1]} if pattern.endswith("*") else exactly(pattern)
+    return {"authenticated": {"principal_name": matcher}}
+
+
+def _namespace(pattern: str) -> Json:
+    """Kubernetes' names of namespaces need no escape in a pattern."""
+    name = pattern[:-1] + "[^/]*" if pattern.endswith("*") else pattern
+    if pattern == "*":
+        name = "[^/]+"
+    return {"authenticated": {"principal_name": whole(f"spiffe://[^/]+/ns/{name}/sa/.*")}}
+
+
+def _and(field: str, wanted: list[Json]) -> Json:
+    if not wanted:
+        return _ANY
+    return wanted[0] if len(wanted) == 1 else {f"and_{field}": {field: wanted}}
+
+
+def _or(field: str, wanted: list[Json]) -> Json:
+    return wanted[0] if len(wanted) == 1 else {f"or_{field}": {field: wanted}}

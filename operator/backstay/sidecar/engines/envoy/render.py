@@ -1,0 +1,224 @@
+"""A config and the live data around it as everything that Envoy reads: clusters, listeners, routes, endpoints, secrets. Pure.
+
+`render` is the only way from our types to Envoy's; what it makes depends on nothing but its argument, so that golden files can
+hold it. Raises ContentRefused for what this engine cannot serve.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from backstay.config.match import HostTable, RouteTable
+from backstay.config.model import Authorization, Backend, Config, HostRoutes, Listeners, Rule
+from backstay.config.wire import Endpoint
+from backstay.sidecar.engine import Address
+from backstay.sidecar.engines.envoy import clusters, gateway, listeners, rbac, routes, supported, tls
+from backstay.sidecar.engines.envoy.api import Json
+from backstay.sidecar.engines.envoy.files import Folder
+from backstay.sidecar.engines.envoy.names import cluster_name
+from backstay.sidecar.engines.envoy.routes import Shop
+
+NO_LISTENERS: Final = Listeners(namespace="", identity="", trust_domain="")
+_Kind = TypeVar("_Kind")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """All that Envoy's files follow from."""
+
+    address: Address
+    folder: Folder
+    config: Config | None = None
+    slot: int = 0
+    endpoints: Mapping[str, Sequence[Endpoint]] = field(default_factory=dict)
+    identity: str = ""
+    """PEM of the own certificate and key; empty: there is none yet."""
+    trust: Mapping[str, str] = field(default_factory=dict)
+    revoked: tuple[str, ...] = ()
+    key_sets: Mapping[str, str] = field(default_factory=dict)
+    """Keys of who issues tokens, by their address."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """What a gateway shows: PEM by name."""
+
+    @property
+    def has_identity(self) -> bool:
+        return bool(self.identity and self.trust)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    listeners: list[Json]
+    clusters: list[Json]
+    routes: dict[str, Json]
+    endpoints: dict[str, Json]
+    secrets: dict[str, Json]
+
+
+def render(world: World) -> Rendered:
+    if world.config is not None:
+        supported.check(world.config)
+    parts = Parts(world.config)
+    shop = Shop(parts.backends, parts.listeners.namespace, parts.workload, world.slot)
+    return Rendered(
+        listeners=_listeners(world, parts, shop),
+        clusters=_clusters(world, parts),
+        routes=_routes(world, parts, shop),
+        endpoints=_endpoints(world, parts),
+        secrets=_secrets(world),
+    )
+
+
+class Parts:
+    """The parts of a config by kind; all empty before there is one."""
+
+    def __init__(self, config: Config | None) -> None:
+        every = config.parts.values() if config is not None else ()
+        self.is_there = config is not None
+        self.workload = config.manifest.workload if config is not None else ""
+        self.listeners = next(_of(Listeners, every), NO_LISTENERS)
+        self.authorization = next(_of(Authorization, every), Authorization())
+        self.routes = sorted(_of(HostRoutes, every), key=lambda found: found.key)
+        self.backends = {f"{found.service}:{found.port}": found for found in _of(Backend, every)}
+        mesh = [found for found in self.routes if not found.gateway]
+        self.hosts = HostTable(self.listeners.namespace, mesh, (), self.workload)
+
+    def at_gateway(self, port: int) -> HostTable:
+        found = [routes for routes in self.routes if routes.gateway and routes.port == port]
+        return HostTable(self.listeners.namespace, found, (), self.workload)
+
+    @property
+    def gateway_ports(self) -> list[int]:
+        return sorted({listener.port for listener in self.listeners.gateway})
+
+
+def _of(kind: type[_Kind], parts: Iterable[object]) -> "Iterator[_Kind]":
+    return (part for part in parts if isinstance(part, kind))
+
+
+# --- routes --------------------------------------------------------------------------------------------------------
+
+
+def _routes(world: World, parts: Parts, shop: Shop) -> dict[str, Json]:
+    found: dict[str, Sequence[Json]] = {listeners.outbound_routes(): _outbound(parts, shop)}
+    for entry in world.address.explicit:
+        table = parts.hosts.find(f"{entry.host}:{entry.port}".encode())
+        found[listeners.explicit_routes(entry.listen)] = [_explicit(table, parts, shop)]
+    for port in world.address.inbound:
+        found[listeners.inbound_routes(port)] = [_inbound(port, world, parts, shop)]
+    for port in parts.gateway_ports:
+        found[listeners.gateway_routes(port)] = _gateway(port, world, parts, shop)
+    gateways = {listeners.gateway_routes(port) for port in parts.gateway_ports}
+    return {name: routes.configuration(name, hosts, any_port=name in gateways) for name, hosts in found.items()}
+
+
+def _outbound(parts: Parts, shop: Shop) -> list[Json]:
+    if not parts.is_there:
+        return [routes.not_ready()]
+    hosts = [_with_tunnel(host, parts, shop) for host in routes.mesh_hosts(parts.hosts.tables, shop)]
+    if any(host["domains"] == ["*"] for host in hosts):
+        return hosts
+    return [*hosts, _unknown(parts, shop)]
+
+
+def _unknown(parts: Parts, shop: Shop) -> Json:
+    is_closed = parts.listeners.egress == "registry_only"
+    return routes.refusing_host(502, "unknown-host", shop) if is_closed else routes.outside_host(shop)
+
+
+def _with_tunnel(host: Json, parts: Parts, shop: Shop) -> Json:
+    """CONNECT to a host of the mesh: what comes through is looked into, or passed on to a TCP backend."""
+    table = parts.hosts.of_key(host["name"])
+    targets = raw_targets(table, parts, shop) if table is not None else []
+    return host | {"routes": [routes.tunnel(targets), *host["routes"]]}
+
+
+def _explicit(table: RouteTable | None, parts: Parts, shop: Shop) -> Json:
+    if not parts.is_there:
+        return routes.not_ready()
+    return routes.fixed_host(table.routes, shop) if table is not None else _unknown(parts, shop)
+
+
+def _inbound(port: int, world: World, parts: Parts, shop: Shop) -> Json:
+    rules = rbac.http_rules(parts.authorization, world.revoked, port)
+    return routes.application_host(port, rules, shop) if parts.is_there else routes.not_ready()
+
+
+def _gateway(port: int, world: World, parts: Parts, shop: Shop) -> list[Json]:
+    """Callers from outside have no identity; what policies say of them comes before what routes say."""
+    entries = [listener for listener in parts.listeners.gateway if listener.port == port]
+    hosts = gateway.hosts(port, entries, parts.at_gateway(port).tables, shop)
+    rules = rbac.http_rules(parts.authorization, world.revoked, port)
+    return [host | {"typed_per_filter_config": rules} if rules else host for host in hosts]
+
+
+def raw_targets(table: RouteTable, parts: Parts, shop: Shop) -> list[tuple[str, int]]:
+    """(cluster, weight) of connections to a host whose backend speaks no HTTP; none where it does."""
+    index = table.pick(b"", b"/", b"", ())
+    rule: Rule | None = table.routes.rules[index] if index is not None else None
+    usable = [target for target in rule.backends if target.weight > 0] if rule is not None else []
+    backend = parts.backends.get(usable[0].backend) if usable else None
+    if backend is None or backend.protocol != "tcp":
+        return []
+    return [(shop.cluster(target.backend, target.subset, table.key), target.weight) for target in usable]
+
+
+# --- listeners -----------------------------------------------------------------------------------------------------
+
+
+def _listeners(world: World, parts: Parts, shop: Shop) -> list[Json]:
+    raw = {}
+    for entry in world.address.explicit:
+        table = parts.hosts.find(f"{entry.host}:{entry.port}".encode())
+        targets = raw_targets(table, parts, shop) if table is not None else []
+        if targets and table is not None:
+            raw[entry.listen] = (table.key, targets)
+    ports = listeners.Ports(
+        address=world.address,
+        folder=world.folder,
+        listeners=parts.listeners,
+        authorization=parts.authorization,
+        revoked=world.revoked,
+        has_identity=world.has_identity,
+        raw=raw,
+        secrets=frozenset(world.secrets),
+    )
+    return [*listeners.every(ports), *listeners.inner(ports)]
+
+
+# --- clusters and endpoints ----------------------------------------------------------------------------------------
+
+
+def _clusters(world: World, parts: Parts) -> list[Json]:
+    budgets = routes.budgets(parts.routes)
+    found = [clusters.app(port, world.address) for port in sorted(world.address.inbound)]
+    for key, backend in sorted(parts.backends.items()):
+        shown = clusters.identities(world.endpoints, key)
+        found += clusters.backend_clusters(
+            backend, shown, budgets.get(key, 0), world.folder, has_identity=world.has_identity
+        )
+    return [*found, clusters.outside(), clusters.inner()]
+
+
+def _endpoints(world: World, parts: Parts) -> dict[str, Json]:
+    revoked = frozenset(world.revoked)
+    found: dict[str, Json] = {}
+    for key, backend in parts.backends.items():
+        known = [each for each in world.endpoints.get(key, ()) if _is_reachable(each, backend, world)]
+        for name, labels in clusters.subsets(backend):
+            cluster = cluster_name(key, name)
+            chosen = clusters.chosen(known, labels)
+            found[cluster] = clusters.assignment(cluster, chosen, backend, world.address.zone, revoked)
+    return found
+
+
+def _is_reachable(endpoint: Endpoint, backend: Backend, world: World) -> bool:
+    """Nobody who has an identity is asked in plaintext, however early it is."""
+    return world.has_identity or not endpoint.identity or backend.tls == "disable"
+
+
+def _secrets(world: World) -> dict[str, Json]:
+    found = {name: tls.shown_secret(name, pem) for name, pem in world.secrets.items()}
+    if world.has_identity:
+        found[tls.IDENTITY] = tls.identity_secret(world.identity)
+        found[tls.TRUST] = tls.trust_secret(world.trust)
+    return found
