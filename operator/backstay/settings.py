@@ -56,6 +56,8 @@ class LocalSettings:
     commit_status: tuple[str, str, str] | None = None
     """Where commit statuses follow the rollout: (`github`, `gitea` or `gitlab`, its API's URL, `owner/name`)."""
     commit_status_token_file: Path | None = None
+    reviews: bool = False
+    """Answer pull requests there, by comment and status."""
     traffic_samples: int = 5
     """Requests a second that each sidecar tells of, for reviews; 0: none."""
     leave_running: bool = False

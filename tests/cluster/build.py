@@ -35,6 +35,9 @@ class Program:
     link: str = "-s -w"
     takes: str = "seconds"
     package: str = "."
+    tags: str = ""
+    cgo: bool = False
+    """Needs a C compiler as well: SQLite is C."""
 
 
 def _kubernetes_link() -> str:
@@ -80,7 +83,7 @@ def cache() -> Path:
 
 def digest(program: Program) -> str:
     sources = [path for path in program.module.iterdir() if path.suffix in {".go", ".mod", ".sum"}]
-    state = hashlib.sha256(f"{program.link} {program.package}".encode())
+    state = hashlib.sha256(f"{program.link} {program.package}{program.tags}".encode())
     for source in sorted(sources):
         state.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     return state.hexdigest()[:12]
@@ -88,7 +91,10 @@ def digest(program: Program) -> str:
 
 def binary(name: str) -> Path:
     """Where this program is, or would be once built."""
-    program = PROGRAMS[name]
+    return place(PROGRAMS[name])
+
+
+def place(program: Program) -> Path:
     return cache() / "bin" / f"{program.name}-{digest(program)}"
 
 
@@ -98,10 +104,14 @@ def missing(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def build(name: str, say: Callable[[str], None]) -> Path:
     """Build this program unless it is there; returns its path."""
-    target = binary(name)
-    with locked(cache() / f"{name}.lock"):
+    return ensure(PROGRAMS[name], say)
+
+
+def ensure(program: Program, say: Callable[[str], None]) -> Path:
+    target = place(program)
+    with locked(cache() / f"{program.name}.lock"):
         if not target.exists():
-            _compile(PROGRAMS[name], target, say)
+            _compile(program, target, say)
     return target
 
 
@@ -118,17 +128,20 @@ def _compile(program: Program, target: Path, say: Callable[[str], None]) -> None
     if shutil.which("go") is None:
         raise CannotBuild(f"{program.name} has to be built and there is no Go here; install Go 1.25 or newer")
     say(f"building {program.name} ({program.takes})")
+    if program.cgo and not any(map(shutil.which, ("gcc", "clang"))):
+        raise CannotBuild(f"{program.name} has to be built and there is no C compiler here")
     started = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".unfinished")
-    command = ["go", "build", "-trimpath", "-ldflags", program.link, "-o", str(unfinished), program.package]
+    tags = ["-tags", program.tags] if program.tags else []
+    command = ["go", "build", "-trimpath", *tags, "-ldflags", program.link, "-o", str(unfinished), program.package]
     _run(program, command)
     unfinished.replace(target)
     say(f"built {program.name} in {time.monotonic() - started:.0f} s")
 
 
 def _run(program: Program, command: list[str]) -> None:
-    environment = {**os.environ, "CGO_ENABLED": "0"}
+    environment = {**os.environ, "CGO_ENABLED": str(int(program.cgo))}
     try:
         done = subprocess.run(
             command,

@@ -43,7 +43,7 @@ class Forge:
 def forge(root: Path, scratch: Path) -> Iterator[Forge]:
     """Serves the repositories below `root` until the end of the block."""
     scratch.mkdir(parents=True, exist_ok=True)
-    certificate, key = _certificate(scratch)
+    certificate, key = loopback_certificate(scratch)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(int(status.split()[0]), [field for field in fields if field[0] != "Status"], content)
 
 
-def _certificate(scratch: Path) -> tuple[Path, Path]:
+def loopback_certificate(scratch: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "forge")])
     now = datetime.datetime.now(datetime.UTC)

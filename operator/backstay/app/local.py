@@ -11,18 +11,20 @@ import msgspec
 from aiohttp import web
 
 from backstay.adapters.certificates import LocalCA
-from backstay.adapters.forge import Forge, Kind, Place, StatusNotifier
-from backstay.adapters.git import Credentials, GitSource, RefSpec
+from backstay.adapters.forge import Desk, Forge, Kind, Place, StatusNotifier
+from backstay.adapters.git import MIRROR_BYTES, Credentials, GitProposals, GitSource, Limits, RefSpec
 from backstay.adapters.notifications import WebhookNotifier
 from backstay.adapters.processes import LocalPlatform, OperatorEndpoint
 from backstay.adapters.secrets import FolderSecrets
 from backstay.adapters.sqlite import SqliteStore
+from backstay.adapters.workbench import ProcessBench
 from backstay.app.common import Facade, Neighbours, SystemClock
 from backstay.control import api
 from backstay.control.server import ControlServer
-from backstay.control.webhook import webhook_app
-from backstay.core.ports import Fenced, SourceUnavailable, StateUnavailable
+from backstay.control.webhook import Knock, webhook_app
+from backstay.core.ports import Fenced, ForgeUnavailable, SourceUnavailable, StateUnavailable
 from backstay.reconciler.loop import LoopSettings, Ports, Reconciler
+from backstay.reconciler.pulls import Reviews
 from backstay.redact import clean
 from backstay.settings import LOCAL_POLL_INTERVAL, STATE_FILE, LocalSettings, SourceSettings
 from backstay.tasks import spawn, stop
@@ -34,7 +36,7 @@ CA_CARE_INTERVAL: Final = 3600.0
 """Seconds between looks at what rotation is due: an hour is nothing to lifetimes of a year."""
 
 
-def git_source(settings: SourceSettings, mirror: Path) -> GitSource:
+def git_source(settings: SourceSettings, mirror: Path, limits: Limits | None = None) -> GitSource:
     """The mesh repository. Raises SourceRefused for an address, ref or path that is wrong, OSError for secret files."""
     return GitSource(
         settings.url,
@@ -49,6 +51,7 @@ def git_source(settings: SourceSettings, mirror: Path) -> GitSource:
             ssh_identity=settings.ssh_identity,
             ssh_known_hosts=settings.ssh_known_hosts,
         ),
+        limits=limits,
         allow_file=True,
     )
 
@@ -112,6 +115,7 @@ class LocalOperator:
                 clock=SystemClock(),
                 notifiers=self._notifiers,
                 tls_secrets=FolderSecrets(settings.state_dir / "secrets"),
+                reviews=_reviews(settings),
             ),
             epoch,
         )
@@ -178,7 +182,7 @@ class LocalOperator:
         await self.api.start()
         if self.settings.webhook_port:
             secret = _secret(self.settings.webhook_secret_file).strip().encode()
-            app = webhook_app(lambda _mesh: (secret,) if secret else (), lambda _knock: reconciler.hint())
+            app = webhook_app(lambda _mesh: (secret,) if secret else (), lambda knock: _knocked(knock, reconciler))
             runner = web.AppRunner(app)
             await runner.setup()
             await web.TCPSite(runner, self.settings.host, self.settings.webhook_port).start()
@@ -215,11 +219,42 @@ def _notifiers(settings: LocalSettings) -> tuple[WebhookNotifier | StatusNotifie
         secret = _secret(settings.notify_secret_file).strip().encode()
         found.append(WebhookNotifier(settings.notify_url, secret=secret))
     if settings.commit_status is not None:
-        kind, address, repository = settings.commit_status
-        place = Place(kind=msgspec.convert(kind, Kind), api=address, repository=repository)
-        token = _secret(settings.commit_status_token_file).strip()
-        found.append(StatusNotifier(lambda: Forge(place, token), f"backstay/{settings.mesh}"))
+        found.append(StatusNotifier(lambda: _forge(settings), f"backstay/{settings.mesh}"))
     return tuple(found)
+
+
+async def _forge(settings: LocalSettings) -> Forge:
+    """A client with the token as it is now: who renews the file needs no restart."""
+    if settings.commit_status is None:
+        raise ForgeUnavailable("no forge is named")
+    kind, address, repository = settings.commit_status
+    place = Place(kind=msgspec.convert(kind, Kind), api=address, repository=repository)
+    try:
+        token = _secret(settings.commit_status_token_file).strip()
+    except OSError as error:
+        raise ForgeUnavailable(f"the token cannot be read: {error}") from error
+    return Forge(place, token, ca_file=settings.source.ca_file)
+
+
+def _reviews(settings: LocalSettings) -> Reviews | None:
+    if not settings.reviews or settings.commit_status is None:
+        return None
+
+    limits = Limits(mirror_bytes=MIRROR_BYTES)
+    source = git_source(settings.source, settings.state_dir / "proposals.git", limits)
+    return Reviews(
+        desk=Desk(lambda: _forge(settings), f"backstay/{settings.mesh}/review"),
+        proposals=GitProposals(source, msgspec.convert(settings.commit_status[0], Kind)),
+        bench=ProcessBench(),
+        interval=settings.source.interval,
+    )
+
+
+def _knocked(knock: Knock, reconciler: Reconciler) -> None:
+    if knock.is_about_requests:
+        reconciler.hint_reviews()
+    else:
+        reconciler.hint()
 
 
 def _private_folder(folder: Path) -> None:

@@ -55,6 +55,7 @@ LOG_END: Final = 4096  # bytes of a log in which its last line is looked for
     help="Follow each rollout with commit statuses: github, gitea or gitlab, its API's URL, owner/name.",
 )
 @click.option("--commit-status-token-file", type=click.Path(path_type=Path, exists=True), help="Token for them.")
+@click.option("--reviews", is_flag=True, help="Answer pull requests there: the review as comment and status.")
 @click.option("--username", default="", help="For https repositories.")
 @click.option("--password-file", type=click.Path(path_type=Path, exists=True), help="Password or access token.")
 @click.option("--bearer-file", type=click.Path(path_type=Path, exists=True), help="Bearer token, instead.")
@@ -82,6 +83,8 @@ def up(session: Session, /, repository: str, workloads: Path, interval: float, *
     if options["webhook_port"] and not options["webhook_secret_file"]:
         raise click.UsageError("--webhook-port needs --webhook-secret-file: an unsigned knock is never answered")
     _check_commit_status(options["commit_status"], options["commit_status_token_file"])
+    if options["reviews"] and not options["commit_status"]:
+        raise click.UsageError("--reviews needs --commit-status: it names the forge that has the pull requests")
     source = {name: options.pop(name) for name in _SOURCE_OPTIONS}
     settings = LocalSettings(
         source=SourceSettings(url=repository, interval=interval, **source),

@@ -47,6 +47,11 @@ class Knock:
     event: str
     ref: str = ""
 
+    @property
+    def is_about_requests(self) -> bool:
+        """About a pull request, rather than about refs."""
+        return self.event in _REQUESTS
+
 
 class Outcome(enum.Enum):
     ACCEPTED = "accepted"
@@ -156,7 +161,7 @@ def judge(
         ref = pushed_ref(body)
     except ValueError:
         return Outcome.MALFORMED, knock
-    outcome = Outcome.ACCEPTED if provider == "generic" or event in _PUSHES else Outcome.IGNORED
+    outcome = Outcome.ACCEPTED if provider == "generic" or event in _PUSHES | _REQUESTS else Outcome.IGNORED
     return outcome, Knock(mesh=mesh, provider=provider, event=event, ref=ref)
 
 
@@ -282,6 +287,10 @@ _EVENT_HEADERS: Final = (
 _PUSHES: Final = frozenset(
     ("push", "create", "delete", "Push Hook", "Tag Push Hook", "System Hook", "repo:push", "repo:refs_changed")
 )
+_REQUESTS: Final = frozenset(
+    ("pull_request", "pull_request_sync", "Merge Request Hook", "pullrequest:created", "pullrequest:updated",
+     "pullrequest:fulfilled", "pullrequest:rejected", "pr:opened", "pr:from_ref_updated", "pr:merged", "pr:declined")
+)  # fmt: skip
 
 
 def _sender(headers: Mapping[str, str]) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from backstay import __version__
+from backstay.core.admitting import Rules, refusals
 from backstay.core.judging import Judged, judge
 from backstay.core.ports import (
     CertificateAuthority,
@@ -31,7 +32,7 @@ from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry, has_lost_half, under_way
 from backstay.core.rollout.model import ProxyView
 from backstay.core.snapshot import Document, Snapshot
-from backstay.core.tenancy import Scope, removes_too_much
+from backstay.core.tenancy import Scope
 from backstay.core.validate import Cache, validate
 from backstay.core.view import MeshView, SourceCondition
 from backstay.reconciler.book import FleetBook, Heard
@@ -40,6 +41,7 @@ from backstay.reconciler.journal import Journal, sha_of
 from backstay.reconciler.keeper import Keeper
 from backstay.reconciler.messenger import Messenger
 from backstay.reconciler.orders import OrderRefused, Orders
+from backstay.reconciler.pulls import Reviews, ReviewWatch, Standing
 from backstay.reconciler.secrets import SecretsWatch
 from backstay.reconciler.showing import Facts, show
 from backstay.reconciler.source import Found, SourceWatch
@@ -95,6 +97,8 @@ class Ports:
     notifiers: tuple[Notifier, ...] = ()
     tls_secrets: TlsSecrets | None = None
     """None: a platform that keeps no certificates for gateways."""
+    reviews: Reviews | None = None
+    """None: pull requests are not answered."""
 
 
 class Reconciler:
@@ -143,6 +147,9 @@ class Reconciler:
         """What of git's remote has been told last."""
         self._problems: tuple[Problem, ...] = ()
         self._fault = ""
+        self._inherited: Mapping[str, bytes] = {}
+        """Documents of others that the last commit was judged with."""
+        self._pulls: ReviewWatch | None = None
         self._looked_at = ports.clock.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self.on_view: Callable[[MeshView], None] = lambda view: None
@@ -161,6 +168,19 @@ class Reconciler:
         if self._ports.tls_secrets is not None:
             watch = SecretsWatch(self._ports.tls_secrets, self._ports.fleet, self._journal, self._current)
             self._tasks.append(spawn(watch.run(), name="secrets-watch"))
+        if self._ports.reviews is not None:
+            self._pulls = ReviewWatch(self._ports.reviews, self._journal, self._clock, self._standing)
+            self._tasks.append(spawn(self._pulls.run(), name="review-watch"))
+
+    def _standing(self) -> Standing:
+        """What a pull request is compared with."""
+        return Standing(
+            mesh=self._settings.mesh,
+            registry=self._registry,
+            rules=self._rules(),
+            default_namespace=self._settings.default_namespace,
+            inherited=self._inherited,
+        )
 
     def _current(self) -> tuple[list[Document], Registry]:
         """Every document that some proxy may go by now, in any of its versions."""
@@ -194,6 +214,11 @@ class Reconciler:
     def hint(self) -> None:
         """The remote has probably changed."""
         self._watch.hint()
+
+    def hint_reviews(self) -> None:
+        """A pull request has probably changed."""
+        if self._pulls is not None:
+            self._pulls.hint()
 
     def reread(self) -> None:
         """Read the commit again: something it is judged with has changed."""
@@ -318,7 +343,7 @@ class Reconciler:
 
     def _validate(self, found: Found, revision: str) -> Snapshot | None:
         """The commit as a snapshot, or None when anything in it is wrong."""
-        inherited = self._settings.inherited()
+        inherited = self._inherited = self._settings.inherited()
         result = validate(
             {**inherited, **found.tree.files},
             revision=revision,
@@ -327,10 +352,8 @@ class Reconciler:
             refused=found.tree.refused,
             cache=self._documents,
         )
-        own = [document for document in result.documents if document.file not in inherited]
-        scope = self._settings.scope
-        refused = scope.outside(own) if scope else ()
-        refused += self._foreign_trust_domain(result.snapshot) + self._removal(result.snapshot)
+        before = self._keeper.snapshot(self._keeper.state.desired_documents)
+        refused = refusals(result, before.documents if before is not None else None, self._rules(), inherited)
         judged = self._judge(result.snapshot) if not refused else Judged()
         refused += judged.errors
         self._problems = (*result.problems, *judged.remarks, *refused)
@@ -343,32 +366,9 @@ class Reconciler:
         live = self._keeper.snapshot(self._keeper.state.stable_documents)
         return judge(live, snapshot, self._registry)
 
-    def _removal(self, snapshot: Snapshot | None) -> tuple[Problem, ...]:
-        """Most of what there was is gone: a folder moved by mistake, more often than not."""
-        before = self._keeper.snapshot(self._keeper.state.desired_documents)
-        if snapshot is None or before is None:
-            return ()
-        problem = removes_too_much(before.documents, snapshot.documents, self._settings.prune_percent)
-        return () if problem is None else (problem,)
-
-    def _foreign_trust_domain(self, snapshot: Snapshot | None) -> tuple[Problem, ...]:
-        """The CA has one trust domain; another one would take away every proxy's identity."""
-        if snapshot is None or snapshot.mesh.trust_domain == self._settings.trust_domain:
-            return ()
-        mesh = next(document for document in snapshot.documents.values() if document.kind == "Mesh")
-        line, column = mesh.positions.get("spec.trustDomain", (mesh.line, 1))
-        said, wanted = snapshot.mesh.trust_domain, self._settings.trust_domain
-        return (
-            Problem(
-                file=mesh.file,
-                line=line,
-                column=column,
-                path="spec.trustDomain",
-                message=f"{said!r} is not the trust domain of this mesh's CA, expected {wanted!r}",
-                reason="TrustDomainMismatch",
-                document=mesh.key,
-            ),
-        )
+    def _rules(self) -> Rules:
+        settings = self._settings
+        return Rules(trust_domain=settings.trust_domain, scope=settings.scope, prune_percent=settings.prune_percent)
 
     def _refuse(self, revision: str) -> None:
         errors = [problem for problem in self._problems if problem.severity is Severity.ERROR]

@@ -5,10 +5,14 @@ header and nowhere else.
 """
 
 import asyncio
+import hashlib
+import hmac
 import random
+import ssl
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self, TypeAlias, TypeVar
 
 import aiohttp
 import msgspec
@@ -16,6 +20,7 @@ import msgspec
 from backstay import redact
 from backstay.adapters.forge import requests
 from backstay.adapters.forge.requests import PAGE, Call, Kind, Place, State
+from backstay.core.ports import ForgeRefused, ForgeUnavailable, PullRequest
 
 __all__ = ["Forge", "ForgeRefused", "ForgeUnavailable", "Kind", "Place", "State"]
 
@@ -25,19 +30,8 @@ BACKOFF: Final = 1.0  # seconds, doubled each time
 MOST_WAIT: Final = 60.0  # seconds that a Retry-After is obeyed; a longer one is an answer: not now
 MOST_ANSWER: Final = 8 * 1024 * 1024  # bytes; a hundred comments of 64 KiB
 MOST_PAGES: Final = 20  # of comments: a pull request with two thousand has other troubles
+_Item = TypeVar("_Item")
 _LATER: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
-
-
-class ForgeUnavailable(Exception):
-    """The forge did not answer, or only with failures; trying later may help."""
-
-
-class ForgeRefused(Exception):
-    """The forge answered no: a token without the right, a place that is not there."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class _Comment(msgspec.Struct):
@@ -45,7 +39,32 @@ class _Comment(msgspec.Struct):
     body: str | None = ""
 
 
+class _Commit(msgspec.Struct):
+    sha: str = ""
+    ref: str = ""
+
+
+class _Request(msgspec.Struct):
+    """A pull request of GitHub and Gitea (`number`, `head`, `base`), or a merge request of GitLab (the rest)."""
+
+    number: int = 0
+    iid: int = 0
+    head: _Commit = msgspec.field(default_factory=_Commit)
+    base: _Commit = msgspec.field(default_factory=_Commit)
+    sha: str | None = ""
+    target_branch: str = ""
+
+    @property
+    def told(self) -> PullRequest:
+        return PullRequest(
+            number=self.number or self.iid,
+            head=self.head.sha or self.sha or "",
+            base=self.base.ref or self.target_branch,
+        )
+
+
 _comments: Final = msgspec.json.Decoder(list[_Comment])
+_requests: Final = msgspec.json.Decoder(list[_Request])
 
 
 class Forge:
@@ -60,9 +79,13 @@ class Forge:
         backoff: float = BACKOFF,
         timeout: float = TIMEOUT,
         draw: Callable[[], float] = random.random,
+        ca_file: Path | None = None,
     ) -> None:
+        """`ca_file` is trusted for https besides what this machine trusts."""
         self._place = place
+        self._ca_file = ca_file
         self._headers = requests.headers(place.kind, token)
+        self._key = hashlib.sha256(b"backstay-comment" + token.encode()).digest()
         self._attempts = attempts
         self._backoff = backoff
         self._timeout = aiohttp.ClientTimeout(total=timeout)
@@ -73,7 +96,10 @@ class Forge:
         return f"<Forge {self._place.kind} {self._place.repository}>"
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers, trust_env=True)
+        connector = aiohttp.TCPConnector(ssl=_trusting(self._ca_file)) if self._ca_file is not None else None
+        self._session = aiohttp.ClientSession(
+            timeout=self._timeout, headers=self._headers, trust_env=True, connector=connector
+        )
         return self
 
     async def __aexit__(
@@ -81,6 +107,12 @@ class Forge:
     ) -> None:
         if self._session is not None:
             await self._session.close()
+
+    def marker(self, context: str, request: int) -> str:
+        """A hidden first line that only who has the token can write: nobody can put a comment of their own there first,
+        have us edit it, and edit it once more."""
+        about = f"{context} {self._place.repository} {request}"
+        return f"<!-- {context} {hmac.new(self._key, about.encode(), hashlib.sha256).hexdigest()[:32]} -->"
 
     async def comment(self, request: int, marker: str, text: str) -> None:
         """Make the one comment that begins with `marker` say `text`, or write it.
@@ -101,12 +133,17 @@ class Forge:
         found: list[int] = []
         for page in range(1, MOST_PAGES + 1):
             data = await self._call(requests.list_comments(self._place, request, page))
-            comments = _decoded(data)
+            comments = _decoded(_comments, data, "list of comments")
             fresh = [item.id for item in comments if (item.body or "").startswith(marker) and item.id not in found]
             found += fresh
             if len(comments) < PAGE:
                 break
         return found
+
+    async def open_requests(self) -> list[PullRequest]:
+        """The first page of open pull requests, lately changed first. Raises ForgeRefused, ForgeUnavailable."""
+        data = await self._call(requests.list_requests(self._place))
+        return [item.told for item in _decoded(_requests, data, "list of pull requests")]
 
     async def status(self, sha: str, state: State, context: str, description: str) -> None:
         """Say how it stands with a commit. Raises ForgeRefused, ForgeUnavailable."""
@@ -159,22 +196,52 @@ class Forge:
             await asyncio.sleep(seconds)
 
     def _why(self, status: int, call: Call, data: bytes) -> str:
-        what = "a commit status" if "/statuses/" in call.url else "comments of pull requests"
         forge, repository = self._place.kind, self._place.repository
         if status == 401:
             return f"{forge} does not know the token (401)"
+        need = _need(call)
         if status in (403, 404):
-            scope = _SCOPES[forge]["status" if "/statuses/" in call.url else "comment"]
-            return f"the token may not write {what} of {repository} on {forge} ({status}); it needs {scope}"
+            scope = _SCOPES[forge][need]
+            return f"the token may not {_DOING[need]} of {repository} on {forge} ({status}); it needs {scope}"
         told = redact.clean(data.decode("utf-8", "replace"), limit=200)
-        return f"{forge} refused {what} of {repository} with {status}: {told}"
+        return f"{forge} refused to {_DOING[need]} of {repository} with {status}: {told}"
 
 
-_SCOPES: Final[Mapping[str, Mapping[str, str]]] = {
-    "github": {"comment": "`pull-requests: write`", "status": "`statuses: write`"},
-    "gitea": {"comment": "the scope `write:issue`", "status": "the scope `write:repository`"},
-    "gitlab": {"comment": "the scope `api` and the role Reporter", "status": "the scope `api` and the role Developer"},
+_Need: TypeAlias = Literal["comment", "status", "list"]
+_DOING: Final[Mapping[_Need, str]] = {
+    "comment": "write comments of pull requests",
+    "status": "write a commit status",
+    "list": "list the pull requests",
 }
+_SCOPES: Final[Mapping[Kind, Mapping[_Need, str]]] = {
+    "github": {
+        "comment": "`pull-requests: write`",
+        "status": "`statuses: write`",
+        "list": "`pull-requests: read`",
+    },
+    "gitea": {
+        "comment": "the scope `write:issue`",
+        "status": "the scope `write:repository`",
+        "list": "the scope `read:repository`",
+    },
+    "gitlab": {
+        "comment": "the scope `api` and the role Reporter",
+        "status": "the scope `api` and the role Developer",
+        "list": "the scope `read_api`",
+    },
+}
+
+
+def _need(call: Call) -> _Need:
+    if "/statuses/" in call.url:
+        return "status"
+    return "list" if call.url.partition("?")[0].endswith(("/pulls", "/merge_requests")) else "comment"
+
+
+def _trusting(ca_file: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.load_verify_locations(ca_file)
+    return context
 
 
 def _is_later(status: int, headers: Mapping[str, str]) -> bool:
@@ -183,8 +250,8 @@ def _is_later(status: int, headers: Mapping[str, str]) -> bool:
     return status in _LATER or limited
 
 
-def _decoded(data: bytes) -> list[_Comment]:
+def _decoded(decoder: msgspec.json.Decoder[_Item], data: bytes, what: str) -> _Item:
     try:
-        return _comments.decode(data)
+        return decoder.decode(data)
     except msgspec.DecodeError as error:
-        raise ForgeUnavailable("what answers there is no forge: its list of comments cannot be read") from error
+        raise ForgeUnavailable(f"what answers there is no forge: its {what} cannot be read") from error

@@ -12,6 +12,9 @@ from urllib.parse import quote
 Kind: TypeAlias = Literal["github", "gitea", "gitlab"]
 State: TypeAlias = Literal["pending", "success", "failure", "error"]
 
+MOST_REQUESTS: Final = (
+    50  # open pull requests looked at; one is some 20 KiB in GitHub's answer, and Gitea gives no more
+)
 MOST_DESCRIPTION: Final = 140  # characters of a status; GitHub refuses longer ones, GitLab takes 255
 PAGE: Final = 100  # comments asked for at once; the most that GitHub and GitLab give
 _GITLAB_STATES: Final = {"pending": "running", "success": "success", "failure": "failed", "error": "failed"}
@@ -54,6 +57,17 @@ def headers(kind: Kind, token: str) -> dict[str, str]:
 
 def list_comments(place: Place, request: int, page: int) -> Call:
     return Call(method="GET", url=f"{_comments(place, request)}?per_page={PAGE}&limit={PAGE}&page={page}")
+
+
+def list_requests(place: Place) -> Call:
+    """Open ones, lately changed first: a bounded page of them."""
+    if place.kind == "gitlab":
+        url = f"{place.root}/merge_requests?state=opened&order_by=updated_at&sort=desc&per_page={MOST_REQUESTS}"
+    elif place.kind == "gitea":
+        url = f"{place.root}/pulls?state=open&sort=recentupdate&limit={MOST_REQUESTS}"
+    else:
+        url = f"{place.root}/pulls?state=open&sort=updated&direction=desc&per_page={MOST_REQUESTS}"
+    return Call(method="GET", url=url)
 
 
 def create_comment(place: Place, request: int, text: str) -> Call:

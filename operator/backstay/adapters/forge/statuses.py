@@ -7,7 +7,7 @@ holds anything up: what was not sent is replaced by what is newer, and a refusal
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from backstay import tasks
@@ -29,6 +29,8 @@ _STATES: Final[dict[str, State]] = {
     "Aborted": "error",
     "Superseded": "error",
 }
+_OPENINGS: Final = {"CommitSeen": "seen: ", "WaveStarted": "wave of "}
+"""What a timeline says by the event's name has to be said in the sentence here."""
 _log: Final = logging.getLogger("backstay.forge")
 
 
@@ -38,14 +40,15 @@ def status_of(event: Event) -> tuple[str, State, str] | None:
     sha = event.revision.rpartition(":")[2]
     if state is None or not sha:
         return None
-    return sha, state, event.message
+    return sha, state, f"{_OPENINGS.get(event.reason, '')}{event.message}"
 
 
 class StatusNotifier:
     """A Notifier that writes commit statuses."""
 
-    def __init__(self, forge: Callable[[], Forge], context: str) -> None:
-        """`forge` makes a client, entered and left for each burst; `context` names the status, one for each mesh."""
+    def __init__(self, forge: Callable[[], Awaitable[Forge]], context: str) -> None:
+        """`forge` makes a client, entered and left for each burst; `context` names the status, one for each mesh. It may
+        raise ForgeUnavailable and ForgeRefused."""
         self._forge = forge
         self._context = context
         self._waiting: OrderedDict[str, tuple[State, str]] = OrderedDict()
@@ -87,10 +90,13 @@ class StatusNotifier:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            async with self._forge() as forge:
-                while self._waiting:
-                    sha, (state, text) = self._waiting.popitem(last=False)
-                    await self._send(forge, sha, state, text)
+            try:
+                async with await self._forge() as forge:
+                    while self._waiting:
+                        sha, (state, text) = self._waiting.popitem(last=False)
+                        await self._send(forge, sha, state, text)
+            except (ForgeRefused, ForgeUnavailable) as error:  # no token: what is newer by then is tried with the next
+                _log.warning("status.not_sent commits=%d error=%s", len(self._waiting), error)
             self._idle.set()
 
     async def _send(self, forge: Forge, sha: str, state: State, text: str) -> None:

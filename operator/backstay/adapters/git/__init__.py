@@ -2,7 +2,8 @@
 
 from backstay.adapters.git.address import Credentials, RefSpec
 from backstay.adapters.git.folder import FolderWatch
+from backstay.adapters.git.proposals import MIRROR_BYTES, GitProposals
 from backstay.adapters.git.source import GitSource
 from backstay.adapters.git.tree import Limits
 
-__all__ = ["Credentials", "FolderWatch", "GitSource", "Limits", "RefSpec"]
+__all__ = ["MIRROR_BYTES", "Credentials", "FolderWatch", "GitProposals", "GitSource", "Limits", "RefSpec"]

@@ -124,11 +124,27 @@ class Mirror:
     def keep(self, sha: str, lock: int) -> None:
         self._must("update-ref", f"{_KEPT}{sha}", sha, lock=lock)
 
+    def keep_only(self, shas: frozenset[str], lock: int) -> None:
+        """Forget what was kept, but for these; of a mirror that is half full also the objects, at once."""
+        folder = self._git_dir / _KEPT
+        gone = sorted(path.name for path in folder.iterdir() if path.name not in shas) if folder.exists() else []
+        for sha in gone:
+            self._must("update-ref", "-d", f"{_KEPT}{sha}", lock=lock)
+        if gone and _bytes_below(self._git_dir / "objects") > self._limits.mirror_bytes / 2:
+            self._repack(lock)
+
+    def parting(self, one: str, other: str) -> str:
+        found = self._run("merge-base", "--end-of-options", one, other)
+        return found.out.decode("ascii", "replace").strip() if found.status == 0 else ""
+
     def tidy(self, lock: int) -> None:
         """Join the packs when there are many. Nothing that a ref of ours reaches is ever dropped."""
         packs = sum(1 for path in (self._git_dir / "objects" / "pack").glob("*.pack"))
         if packs <= PACKS_BEFORE_REPACK:
             return
+        self._repack(lock)
+
+    def _repack(self, lock: int) -> None:
         done = self._run("repack", "-a", "-d", "-q", lock=lock)
         if done.status != 0:
             _log.warning("git.repack.failed error=%s", shown(done.err))

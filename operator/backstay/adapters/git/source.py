@@ -8,7 +8,7 @@ of this source's own, and ends with it.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +116,32 @@ class GitSource:
         if not (addresses.is_object_id(old) and addresses.is_object_id(new)):
             return False
         return await self._run(lambda: self._mirror.is_ancestor(old, new))
+
+    async def bring(self, ref: str, sha: str) -> str:
+        """Fetch a ref that is not the followed one, unless its commit is here, and keep it; the commit, newer if the ref
+        moved on."""
+        _must_be_id(sha)
+        async with self._resolving:
+            return await self._run(lambda: self._fetch(_Advertised(sha=sha, wanted=ref, ref=ref), self._mirror.keep))
+
+    async def branch(self) -> str:
+        """The followed branch; empty for tags and single commits."""
+        revision = await self.resolve()
+        return "" if self._ref.tag or self._ref.semver or self._ref.commit else revision.ref
+
+    async def revision(self, sha: str) -> Revision:
+        """A commit that is here."""
+        return await self._run(lambda: self._mirror.revision(sha, str(self._ref)))
+
+    async def parting(self, one: str, other: str) -> str:
+        """The commit where two histories parted; empty where they have none in common, as far as they are here."""
+        return await self._run(lambda: self._mirror.parting(one, other))
+
+    async def forget(self, kept: Iterable[str]) -> None:
+        """Let go of every commit that was brought or kept, but for these."""
+        wanted = frozenset(kept)
+        async with self._resolving:
+            await self._run(lambda: self._forget(wanted))
 
     async def close(self) -> None:
         """End what is running; nothing can be asked afterwards."""
@@ -246,6 +272,10 @@ class GitSource:
         self._refused = None
         _log.info("git.fetched url=%s sha=%s seconds=%.3f", self._address.url, sha, time.monotonic() - started)
         return self._mirror.revision(sha, advertised.ref)
+
+    def _forget(self, wanted: frozenset[str]) -> None:
+        with self._mirror.writing() as lock:
+            self._mirror.keep_only(wanted, lock)
 
     def _fetch(self, advertised: _Advertised, keep: Callable[[str, int], None]) -> str:
         """Bring a commit over unless it is here, and keep it reachable; returns its id, newer if the ref moved on."""

@@ -112,7 +112,7 @@ async def test_a_long_rate_limit_is_not_waited_for(forge: Recorded) -> None:
     [
         (401, "gitea does not know the token (401)"),
         (403, "the token may not write a commit status of o/r on gitea (403); it needs the scope `write:repository`"),
-        (422, "gitea refused a commit status of o/r with 422: <html>no</html>"),
+        (422, "gitea refused to write a commit status of o/r with 422: <html>no</html>"),
     ],
 )
 async def test_a_no_is_one_clear_sentence(forge: Recorded, status: int, sentence: str) -> None:

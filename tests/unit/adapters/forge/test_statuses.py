@@ -16,18 +16,19 @@ def event(reason: str, message: str = "said", sha: str = SHA) -> Event:
 
 
 @pytest.mark.parametrize(
-    ("reason", "state"),
+    ("reason", "state", "sentence"),
     [
-        ("CommitSeen", "pending"),
-        ("WaveStarted", "pending"),
-        ("Live", "success"),
-        ("RolloutFailed", "failure"),
-        ("CommitInvalid", "failure"),
-        ("Superseded", "error"),
+        ("CommitSeen", "pending", "seen: said"),
+        ("WaveStarted", "pending", "wave of said"),
+        ("WavePassed", "pending", "said"),
+        ("Live", "success", "said"),
+        ("RolloutFailed", "failure", "said"),
+        ("CommitInvalid", "failure", "said"),
+        ("Superseded", "error", "said"),
     ],
 )
-def test_the_status_follows_the_rollout(reason: str, state: str) -> None:
-    assert status_of(event(reason)) == (SHA, state, "said")
+def test_the_status_follows_the_rollout(reason: str, state: str, sentence: str) -> None:
+    assert status_of(event(reason)) == (SHA, state, sentence)
 
 
 def test_other_events_say_nothing_of_a_commit() -> None:
@@ -45,6 +46,9 @@ class Heard(Forge):
         self.gate = asyncio.Event()
         self.gate.set()
 
+    async def opened(self) -> Forge:
+        return self
+
     async def status(self, sha: str, state: str, context: str, description: str) -> None:
         await self.gate.wait()
         if self.away:
@@ -55,7 +59,7 @@ class Heard(Forge):
 async def test_a_forge_that_is_slow_hears_only_the_newest() -> None:
     heard = Heard()
     heard.gate.clear()
-    notifier = StatusNotifier(lambda: heard, "backstay/shop")
+    notifier = StatusNotifier(heard.opened, "backstay/shop")
     await notifier.notify([event("CommitSeen", "seen")])
     await notifier.notify([event("WaveStarted", "5 %"), event("WavePassed", "5 % passed"), event("Live", "live")])
     heard.gate.set()
@@ -66,7 +70,7 @@ async def test_a_forge_that_is_slow_hears_only_the_newest() -> None:
 
 async def test_nothing_is_told_twice() -> None:
     heard = Heard()
-    notifier = StatusNotifier(lambda: heard, "backstay/shop")
+    notifier = StatusNotifier(heard.opened, "backstay/shop")
     for _ in range(2):
         await notifier.notify([event("Live", "live")])
         await asyncio.wait_for(notifier._idle.wait(), 5)
@@ -77,7 +81,7 @@ async def test_nothing_is_told_twice() -> None:
 async def test_a_forge_that_is_away_loses_statuses_and_nothing_else() -> None:
     heard = Heard()
     heard.away = True
-    notifier = StatusNotifier(lambda: heard, "backstay/shop")
+    notifier = StatusNotifier(heard.opened, "backstay/shop")
     await notifier.notify([event("WaveStarted")])
     await asyncio.wait_for(notifier._idle.wait(), 5)
     heard.away = False
@@ -89,9 +93,26 @@ async def test_a_forge_that_is_away_loses_statuses_and_nothing_else() -> None:
 async def test_what_waits_is_bounded() -> None:
     heard = Heard()
     heard.gate.clear()
-    notifier = StatusNotifier(lambda: heard, "backstay/shop")
+    notifier = StatusNotifier(heard.opened, "backstay/shop")
     await notifier.notify([event("CommitSeen", sha=f"{number:040}") for number in range(MOST_WAITING + 5)])
     heard.gate.set()
     await notifier.close()
     assert notifier.lost == 5
     assert heard.statuses[-1][0] == f"{MOST_WAITING + 4:040}"
+
+
+async def test_a_token_that_cannot_be_read_does_not_end_the_telling() -> None:
+    heard = Heard()
+    refusals = [ForgeUnavailable("no token")]
+
+    async def forge() -> Forge:
+        if refusals:
+            raise refusals.pop()
+        return heard
+
+    notifier = StatusNotifier(forge, "backstay/shop")
+    await notifier.notify([event("WaveStarted")])
+    await asyncio.wait_for(notifier._idle.wait(), 5)
+    await notifier.notify([event("Live", "live")])
+    await notifier.close()
+    assert heard.statuses == [(SHA, "success", "backstay/shop", "live")]
