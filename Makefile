@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help images demo test cluster cluster-build cluster-down test-cluster check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
+.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ demo: $(VENV)/.stamp-$(if $(filter kubernetes,$(PLATFORM)),dev,demo) ## The stor
 
 test: $(VENV)/.stamp-dev ## Run all tests. ARGS='...' goes to pytest.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not long' $(ARGS)
+
+gitea: $(VENV)/.stamp-dev ## Build a real forge for tests of reviews (Go, a C compiler; minutes once).
+	@$(BIN)/python tests/gitea
 
 cluster: $(VENV)/.stamp-dev ## Start a real Kubernetes here (Linux, root, Go; minutes once); prints KUBECONFIG.
 	@$(BIN)/python tests/cluster up
