@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from backstay.sidecar.engines.python.runtime import Runtime
     from backstay.sidecar.engines.python.server import Server
 
+MAX_PIPELINED: Final = 256
+"""Requests waiting behind one under way. They can only come in one read, whose bytes they outweigh thirty times; real
+clients send a handful ahead (browsers none, wrk's scripts 16)."""
 MAX_UNSENT: Final = 64 * 1024  # request bytes held while no connection is there yet
 LINGER_SECONDS: Final = 1.0
 """After an answer that the client did not wait for: time to read it before the connection goes (RFC 9112, 9.6)."""
@@ -40,7 +43,7 @@ STALL_SECONDS: Final = 60.0  # without a byte of a request body, or of a respons
 
 class Downstream(asyncio.Protocol):
     __slots__ = (  # noqa: RUF023 - by lifetime
-        "address", "authority", "draw", "identity", "leaving", "listener", "namespace", "peer", "secure", "server",
+        "address", "authority", "draw", "identity", "is_fresh", "leaving", "listener", "namespace", "peer", "secure", "server",
         "transport",  # connection
         "_fed", "_head_bytes", "_in_head", "_pumping", "_replay", "busy_since", "early", "fields", "full_since", "incoming",
         "parser", "target",  # parsing
@@ -61,6 +64,8 @@ class Downstream(asyncio.Protocol):
         self.draw = 0.0
         """Which config decides about this connection: below the candidate's share is the candidate."""
         self.leaving = False
+        self.is_fresh = True
+        """No request has begun here yet."""
         self.transport: asyncio.Transport | None = None
         self.parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self.fields: Fields = []
@@ -155,11 +160,14 @@ class Downstream(asyncio.Protocol):
         self.full_since = self.server.now
         if self.exchange is not None and self.exchange.upstream is not None:
             self.exchange.upstream.pause()
+        self.update_reading()
 
     def resume_writing(self) -> None:
         self.full_since = 0.0
         if self.exchange is not None and self.exchange.upstream is not None:
             self.exchange.upstream.resume()
+        self._pump()
+        self.update_reading()
 
     # --- httptools -------------------------------------------------------------------------------------------------
 
@@ -183,6 +191,8 @@ class Downstream(asyncio.Protocol):
         if parser.should_upgrade() and method != b"CONNECT" and not wants_websocket(self.fields):
             self._replay = _without_upgrade(method, self.target, version, self.fields, keep_alive)
             return
+        if len(self.queue) >= MAX_PIPELINED:
+            raise ValueError("too many requests ahead of their answers")  # ends the parse: `_broken` refuses this one
         exchange = Exchange(self, method, self.target, version, self.fields, keep_alive)
         self.fields = []  # trailers come through on_header as well; they are dropped with this list
         self.incoming = exchange
@@ -260,7 +270,7 @@ class Downstream(asyncio.Protocol):
         if self._pumping:
             return
         self._pumping = True
-        while self.exchange is None and self.queue and not self.leaving:
+        while self.exchange is None and self.queue and not self.leaving and not self.full_since:
             self.exchange = self.queue.popleft()
             self._begin(self.exchange)
         self._pumping = False
@@ -269,6 +279,7 @@ class Downstream(asyncio.Protocol):
 
     def _begin(self, exchange: Exchange) -> None:
         exchange.started = monotonic()
+        self.is_fresh = False
         if exchange.broken:
             self.answer(exchange, exchange.broken, "bad-request")
             return
@@ -296,7 +307,7 @@ class Downstream(asyncio.Protocol):
             self._leave(linger=True)
         elif self.queue:
             self._pump()
-        elif self.transport is not None:
+        elif self.transport is not None and not self.full_since:
             self.transport.resume_reading()
 
     def answer(
@@ -330,6 +341,7 @@ class Downstream(asyncio.Protocol):
         upstream = exchange.upstream if exchange is not None else None
         held = (
             bool(self.queue)
+            or (exchange is None and self.full_since > 0)  # who takes no answers may ask for no more of them
             or (exchange is not None and (exchange.upgrade or self.parser is None or exchange.unsent > MAX_UNSENT))
             or (upstream is not None and upstream.full)
         )
@@ -365,6 +377,11 @@ class Downstream(asyncio.Protocol):
         self.leaving = True
         if self.exchange is None and self.transport is not None:
             self.transport.close()
+
+    @property
+    def is_beginning(self) -> bool:
+        """True if a request is, or should be, on its way: closing now would lose it."""
+        return self.exchange is None and (self.is_fresh or self._in_head)
 
     def leave_for_tunnel(self) -> bytes:
         """Give up the transport; returns the bytes that were read beyond the upgrade."""
