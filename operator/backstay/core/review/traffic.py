@@ -22,8 +22,8 @@ MINUTES_KEPT: Final = 60
 MOST_A_MINUTE: Final = 1000
 """Different requests kept of one minute: 60,000 in an hour, 24 MB. Of more, an even choice is kept."""
 HOURS_KEPT: Final = 24
-MOST_CALLERS: Final = 10_000
-"""(workload, port, address) of callers without a certificate: 8 MB. A mesh that has more of them is not near STRICT."""
+MOST_CALLERS: Final = 2_000
+"""(workload, port, address) of callers without a certificate: 7 MB. A mesh that has more of them is not near STRICT."""
 _ALL: Final = 2**32
 _Key: TypeAlias = tuple[Logged, int]
 
