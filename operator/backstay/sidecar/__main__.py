@@ -46,14 +46,15 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
 
 
 async def _run(settings: Settings) -> None:
-    from backstay.sidecar.program import run  # noqa: PLC0415 - settings errors must not wait for imports
+    from backstay.sidecar.program import Events, run  # noqa: PLC0415 - settings errors must not wait for imports
 
     loop = asyncio.get_running_loop()
-    stopping, reload = asyncio.Event(), asyncio.Event()
+    events = Events()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, reload.set)
-    await run(settings, stopping, reload)
+        loop.add_signal_handler(number, events.stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, events.reload.set)
+    loop.add_signal_handler(signal.SIGUSR2, events.replace.set)
+    await run(settings, events)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,57 @@
-"""A very small HTTP/1.1 server for health, metrics and dumps: GET only, one answer per connection, nothing secret.
+"""A very small HTTP/1.1 server for health, metrics and dumps: one answer per connection, nothing secret.
+
+Pages are for GET; what changes something is an `Act`, for POST, and never for a page of a browser.
 
 Listens where the platform says (the loopback by default). aiohttp would cost this process 20 MB for three pages.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
+from urllib.parse import parse_qsl
 
 Answer: TypeAlias = tuple[int, str, bytes]
 """Status, content type, body."""
 Page: TypeAlias = Callable[[], Answer | Coroutine[Any, Any, Answer]]
 """An answer that must be waited for has a time limit of its own."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a request for a page says besides which page."""
+
+    method: str = "GET"
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Names in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """A page that looks at what is asked."""
+
+    call: Callable[[Asked], Answer | Coroutine[Any, Any, Answer]]
+    methods: tuple[str, ...] = ("GET", "HEAD")
+
+
+Pages: TypeAlias = Mapping[str, Page | Act]
+
 REQUEST_WITHIN: Final = 5.0
 MAX_HEAD: Final = 8 * 1024  # as the hot path's request line limit; a probe sends 200 bytes
 _REASONS: Final = {
     200: "OK",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     400: "Bad Request",
     503: "Service Unavailable",
 }
+_READING: Final = ("GET", "HEAD")
 TEXT: Final = "text/plain; charset=utf-8"
 JSON: Final = "application/json"
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 class AdminServer:
@@ -32,7 +60,7 @@ class AdminServer:
     def __init__(self) -> None:
         self._servers: list[asyncio.Server] = []
 
-    async def listen(self, host: str, port: int, pages: Mapping[str, Page]) -> int:
+    async def listen(self, host: str, port: int, pages: Pages) -> int:
         """Serve these pages; returns the port. Raises OSError that names address and port."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -51,7 +79,7 @@ class AdminServer:
             server.close()
 
 
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pages: Mapping[str, Page]) -> None:
+async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pages: Pages) -> None:
     try:
         async with asyncio.timeout(REQUEST_WITHIN):
             head = await reader.readuntil(b"\r\n\r\n")
@@ -66,15 +94,31 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pag
         writer.close()
 
 
-def answer(head: bytes, pages: Mapping[str, Page]) -> Answer | Coroutine[Any, Any, Answer]:
+def answer(head: bytes, pages: Pages) -> Answer | Coroutine[Any, Any, Answer]:
     """The answer to one request head."""
-    words = head.split(b"\r\n", 1)[0].split(b" ")
+    line, *lines = head.split(b"\r\n")
+    words = line.split(b" ")
     if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
         return 400, TEXT, b"bad request\n"
-    if words[0] not in (b"GET", b"HEAD"):
-        return 405, TEXT, b"only GET\n"
-    page = pages.get(words[1].split(b"?", 1)[0].decode("ascii", "replace"))
-    return page() if page else (404, TEXT, "".join(f"{path}\n" for path in pages).encode())
+    path, _, query = words[1].decode("ascii", "replace").partition("?")
+    page = pages.get(path)
+    method = words[0].decode("ascii", "replace")
+    methods = page.methods if isinstance(page, Act) else _READING
+    if method not in (methods if page else _READING):
+        return 405, TEXT, f"only {methods[0]}\n".encode()
+    if page is None:
+        return 404, TEXT, "".join(f"{path}\n" for path in pages).encode()
+    if not isinstance(page, Act):
+        return page()
+    asked = Asked(method=method, query=dict(parse_qsl(query)), headers=_headers(lines))
+    if method not in _READING and "origin" in asked.headers:
+        return 403, TEXT, b"not for browsers\n"  # a page of any site may post to the loopback of who looks at it
+    return page.call(asked)
+
+
+def _headers(lines: list[bytes]) -> dict[str, str]:
+    pairs = (line.decode("latin-1").partition(":") for line in lines if line)
+    return {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
 def encode(given: Answer, *, head_only: bool = False) -> bytes:

@@ -1,26 +1,30 @@
 """What the admin, health and Prometheus ports of a sidecar show. Pure reading; no key, token or certificate in it."""
 
+import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from backstay.sidecar import clock
-from backstay.sidecar.admin import JSON, PROMETHEUS, TEXT, AdminServer, Answer, Page
+from backstay.sidecar.admin import JSON, OPENMETRICS, PROMETHEUS, TEXT, Act, AdminServer, Answer, Asked, Page, Pages
 from backstay.sidecar.agent import Agent
 from backstay.sidecar.engine import Engine
 from backstay.sidecar.settings import Settings
 
+LEVELS: Final = ("debug", "info", "warning", "error")
+METRICS: Final = ("/stats/prometheus", "/metrics")
 
-async def listen(admin: AdminServer, settings: Settings, pages: Mapping[str, Page]) -> None:
+
+async def listen(admin: AdminServer, settings: Settings, pages: Pages) -> None:
     """Every page on its port; equal addresses share a listener. Raises OSError, ValueError."""
     asking = _asking_pages(settings)
     pages = {**pages, **asking}
-    places: dict[tuple[str, int], dict[str, Page]] = {}
+    places: dict[tuple[str, int], dict[str, Page | Act]] = {}
     for host, port, paths in (
         (settings.admin_host, settings.admin_port, pages.keys()),
-        (settings.health_host, settings.health_port, {"/healthz/ready", *asking} & pages.keys()),
-        (settings.health_host, settings.prometheus_port, {"/stats/prometheus"} & pages.keys()),
+        (settings.health_host, settings.health_port, {"/healthz/ready", "/ready", *asking} & pages.keys()),
+        (settings.health_host, settings.prometheus_port, set(METRICS) & pages.keys()),
     ):
         if port:
             places.setdefault((host, port), {}).update({path: pages[path] for path in paths})
@@ -39,20 +43,93 @@ def _asking_pages(settings: Settings) -> Mapping[str, Page]:
     return probes.pages(probes.parse(settings.app_probes), place)
 
 
-def agent_pages(agent: Agent) -> dict[str, Page]:
+def agent_pages(agent: Agent) -> dict[str, Page | Act]:
     return {
-        "/healthz/ready": lambda: _ready(agent.is_ready),
-        "/stats/prometheus": lambda: (200, PROMETHEUS, engine_metrics(agent.engine) + agent_metrics(agent)),
+        **_common_pages(agent.engine, lambda: agent.is_ready, agent.stop, lambda: agent_metrics(agent)),
         "/config_dump": lambda: (200, JSON, msgspec.json.format(msgspec.json.encode(dump(agent)))),
     }
 
 
-def file_pages(engine: Engine, digest: Callable[[], str]) -> dict[str, Page]:
+def file_pages(engine: Engine, dumped: Callable[[], Any], stop: Callable[[], None]) -> dict[str, Page | Act]:
+    """Of a sidecar that serves one file."""
     return {
-        "/healthz/ready": lambda: _ready(True),
-        "/stats/prometheus": lambda: (200, PROMETHEUS, engine_metrics(engine)),
-        "/config_dump": lambda: (200, JSON, msgspec.json.encode({"stable": digest()})),
+        **_common_pages(engine, lambda: True, stop, bytes),
+        "/config_dump": lambda: (200, JSON, msgspec.json.format(msgspec.json.encode(dumped()))),
     }
+
+
+def _common_pages(
+    engine: Engine, is_ready: Callable[[], bool], stop: Callable[[], None], more: Callable[[], bytes]
+) -> dict[str, Page | Act]:
+    metrics = Act(lambda asked: _metrics(engine, more, asked))
+    return {
+        "/healthz/ready": lambda: _ready(is_ready()),
+        "/ready": lambda: _ready(is_ready()),
+        **dict.fromkeys(METRICS, metrics),
+        "/stats": lambda: (200, TEXT, plain_stats(engine_metrics(engine) + more())),
+        "/clusters": lambda: (200, TEXT, clusters(engine).encode()),
+        "/logging": Act(lambda asked: set_level(engine, asked), ("POST", "GET", "HEAD")),
+        "/drain": Act(lambda _: _drain(stop), ("POST",)),
+    }
+
+
+def _metrics(engine: Engine, more: Callable[[], bytes], asked: Asked) -> Answer:
+    """In OpenMetrics, which has exemplars, for who asks for it first."""
+    if OPENMETRICS.partition(";")[0] not in asked.headers.get("accept", ""):
+        return 200, PROMETHEUS, engine_metrics(engine) + more()
+    shown = engine_metrics(engine, exemplars=True)
+    if not shown.endswith(_END):
+        return 200, PROMETHEUS, shown + more()
+    return 200, OPENMETRICS, shown.removesuffix(_END) + _without_total(more()) + _END
+
+
+_END: Final = b"# EOF\n"
+
+
+def _without_total(text: bytes) -> bytes:
+    """Prometheus text as OpenMetrics names counter families."""
+    lines = text.decode().splitlines()
+    return "".join(f"{_family_line(line)}\n" for line in lines).encode()
+
+
+def _family_line(line: str) -> str:
+    if not line.startswith("#"):
+        return line
+    mark, word, name, rest = line.split(" ", 3)
+    return f"{mark} {word} {name.removesuffix('_total')} {rest}"
+
+
+def plain_stats(text: bytes) -> bytes:
+    """`name{labels}: value`, as Envoy's page of this name; without what is zero in histograms' buckets."""
+    lines = (line for line in text.decode().splitlines() if line and not line.startswith("#"))
+    found = (line.rpartition(" ") for line in lines if "_bucket{" not in line)
+    return "".join(f"{name}: {value}\n" for name, _, value in found).encode()
+
+
+def clusters(engine: Engine) -> str:
+    """An engine without this page (Envoy has its own port) shows nothing."""
+    shown: Callable[[], str] | None = getattr(engine, "clusters", None)
+    return shown() if shown else ""
+
+
+def set_level(engine: Engine, asked: Asked) -> Answer:
+    """`POST /logging?level=debug`; without a level, the one in force."""
+    log = logging.getLogger()
+    level = asked.query.get("level", "")
+    if asked.method == "POST":
+        if level not in LEVELS:
+            return 400, TEXT, f"level: expected one of {', '.join(LEVELS)}\n".encode()
+        log.setLevel(level.upper())
+        others: Callable[[str], None] | None = getattr(engine, "level", None)
+        if others is not None:
+            others(level.upper())
+    return 200, TEXT, f"level: {logging.getLevelName(log.getEffectiveLevel()).lower()}\n".encode()
+
+
+def _drain(stop: Callable[[], None]) -> Answer:
+    """As SIGTERM: no new connections, what is open is finished, then the process ends."""
+    stop()
+    return 200, TEXT, b"draining\n"
 
 
 def _ready(is_ready: bool) -> Answer:
@@ -86,10 +163,10 @@ def _lease(agent: Agent) -> dict[str, Any] | None:
     return {"candidate": agent.lease.candidate, "secondsLeft": round(left, 1), "confirmed": agent.lease.confirmed}
 
 
-def engine_metrics(engine: Engine) -> bytes:
+def engine_metrics(engine: Engine, *, exemplars: bool = False) -> bytes:
     """The engine's own Prometheus text; an engine without one (Envoy has its own port) adds nothing."""
-    metrics: Callable[[], str | bytes] | None = getattr(engine, "metrics", None)
-    text = metrics() if metrics else b""
+    metrics: Callable[..., str | bytes] | None = getattr(engine, "metrics", None)
+    text = (metrics(exemplars=True) if exemplars else metrics()) if metrics else b""
     return text.encode() if isinstance(text, str) else text
 
 

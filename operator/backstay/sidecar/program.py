@@ -3,19 +3,16 @@
 import asyncio
 import importlib
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
-import msgspec
-
-from backstay.config.model import Config, config_digest
-from backstay.config.wire import Endpoint
-from backstay.redact import clean
 from backstay.sidecar.admin import AdminServer
 from backstay.sidecar.agent import Agent
-from backstay.sidecar.engine import ContentRefused, Engine
+from backstay.sidecar.engine import Engine
 from backstay.sidecar.pages import agent_pages, file_pages, listen
 from backstay.sidecar.settings import Settings
+from backstay.sidecar.standalone import Served
 from backstay.sidecar.store import Store, StoreInUse
 from backstay.tasks import spawn, stop
 
@@ -37,16 +34,41 @@ def make_engine(name: str) -> Engine:
     return engine
 
 
-async def run(settings: Settings, stopping: asyncio.Event, reload: asyncio.Event) -> None:
+@runtime_checkable
+class Replaceable(Protocol):
+    """An engine of several processes."""
+
+    async def replace(self, timeout: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What signals ask for."""
+
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    reload: asyncio.Event = field(default_factory=asyncio.Event)
+    replace: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def engine_of(settings: Settings) -> Engine:
+    """One process, or several. Raises ValueError."""
+    if settings.engine != "python" or settings.concurrency == 1:
+        return make_engine(settings.engine)
+    from backstay.sidecar.workers.parent import Workers, workers_wanted  # noqa: PLC0415 - most proxies have none
+
+    return Workers(workers_wanted(settings.concurrency), log_level=settings.log_level)
+
+
+async def run(settings: Settings, events: Events) -> None:
     """Until `stopping` is set. Raises OSError (port or folder in use), ValueError (bad config file)."""
-    engine = make_engine(settings.engine)
+    engine = engine_of(settings)
     if settings.config is not None:
-        await run_file(settings, engine, settings.config, stopping, reload)
+        await run_file(settings, engine, settings.config, events)
     else:
-        await run_agent(settings, engine, stopping)
+        await run_agent(settings, engine, events)
 
 
-async def run_agent(settings: Settings, engine: Engine, stopping: asyncio.Event) -> None:
+async def run_agent(settings: Settings, engine: Engine, events: Events) -> None:
     try:
         agent = Agent(settings, engine, Store(settings.state))
     except StoreInUse as error:
@@ -56,72 +78,58 @@ async def run_agent(settings: Settings, engine: Engine, stopping: asyncio.Event)
     await listen(admin, settings, agent_pages(agent))
 
     async def end() -> None:
-        await stopping.wait()
+        await events.stopping.wait()
         agent.stop()
 
     ending = spawn(end(), name="sidecar-end")
+    replacing = spawn(_replace_when_asked(settings, engine, events.replace), name="sidecar-replace")
     try:
         await agent.run()
     finally:
         admin.close()
-        await stop(ending)
+        await stop(ending, replacing)
 
 
 # --- without an operator --------------------------------------------------------------------------
 
 
-class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `--config FILE` holds: a config as on the stream, plus the endpoints that would be live data."""
-
-    config: Config
-    endpoints: dict[str, list[Endpoint]] = {}
-    addresses: dict[str, list[str]] = {}
-    """`service.namespace` -> virtual addresses that stand for it, where connections are redirected."""
-
-
-def read_config_file(path: Path) -> ConfigFile:
-    """Raises ValueError that names the file, OSError."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=ConfigFile)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-async def run_file(
-    settings: Settings, engine: Engine, path: Path, stopping: asyncio.Event, reload: asyncio.Event
-) -> None:
-    """Serve one file; a reload that fails leaves everything as it was and says why."""
-    found = read_config_file(path)
+async def run_file(settings: Settings, engine: Engine, path: Path, events: Events) -> None:
+    """Serve one file."""
+    served = Served(engine, path)
     await engine.start(settings.address)
-    _apply_file(engine, found)
-    admin = AdminServer()
-    await listen(admin, settings, file_pages(engine, lambda: config_digest(found.config.manifest)))
-    ended = spawn(stopping.wait(), name="sidecar-end")
-    while not stopping.is_set():
-        asked = spawn(reload.wait(), name="sidecar-reload")
-        await asyncio.wait([ended, asked], return_when=asyncio.FIRST_COMPLETED)
-        await stop(asked)
-        if reload.is_set():
-            reload.clear()
-            found = _reloaded(engine, path, found)
+    try:
+        await served.begin()
+        admin = AdminServer()
+        await listen(admin, settings, file_pages(engine, served.dump, events.stopping.set))
+    except (OSError, ValueError):
+        await engine.drain(0)
+        raise
+    reloading = spawn(_reload_when_asked(served, events.reload), name="sidecar-reload")
+    replacing = spawn(_replace_when_asked(settings, engine, events.replace), name="sidecar-replace")
+    await events.stopping.wait()
+    await stop(reloading, replacing)
     await engine.drain(settings.drain_s)
     admin.close()
 
 
-def _reloaded(engine: Engine, path: Path, former: ConfigFile) -> ConfigFile:
-    try:
-        found = read_config_file(path)
-        _apply_file(engine, found)
-    except (ValueError, OSError) as error:
-        _log.error("config.refused error=%s", clean(str(error)))
-        return former
-    return found
+async def _reload_when_asked(served: Served, asked: asyncio.Event) -> None:
+    """By SIGHUP, or by a change of a file."""
+    while True:
+        waits = [spawn(asked.wait(), name="reload-asked"), spawn(served.wait_for_change(), name="reload-changed")]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await stop(*waits)
+        asked.clear()
+        await served.reload()
 
 
-def _apply_file(engine: Engine, found: ConfigFile) -> None:
-    engine.endpoints(found.endpoints, full=True)
-    engine.addresses(found.addresses)
-    try:
-        engine.apply(found.config, None, 0.0)
-    except ContentRefused as error:
-        raise ValueError(f"config refused: {error} [{error.reason}]") from error
+async def _replace_when_asked(settings: Settings, engine: Engine, asked: asyncio.Event) -> None:
+    """By SIGUSR2: new processes take the traffic over, the old ones finish what they have begun."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        if isinstance(engine, Replaceable):
+            await engine.replace(settings.drain_s)
+        else:
+            _log.warning("workers.none reason=one process serves all; --concurrency makes more, which can be replaced")

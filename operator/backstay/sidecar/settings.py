@@ -8,6 +8,7 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from backstay.sidecar.engine import Address, ExplicitListener, Redirected
 
 ENVIRONMENT_PREFIX: Final = "BACKSTAY_SIDECAR_"
+MAX_PROCESSES: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +38,16 @@ class Settings:
     config: Path | None = None
     """Standalone: serve this file, no operator; SIGHUP reads it again."""
     engine: str = "python"
+    concurrency: int = 1
+    """Processes that share the traffic; 0 is one for each core. Each of more than one costs 30 MB."""
     admin_host: str = "127.0.0.1"
     admin_port: int = 15000
-    """/config_dump; 0 is off. Ports as in Envoy and Istio sidecars. Equal ports share one listener."""
+    """/config_dump, /clusters, /stats, /logging, /drain; 0 is off. Ports as in Envoy and Istio sidecars. Equal ports share one listener."""
     health_host: str = "127.0.0.1"
     """Kubernetes' kubelet asks from outside the pod's loopback: the injector sets the pod's address here."""
     health_port: int = 15021
     prometheus_port: int = 15090
-    """/stats/prometheus, at `health_host`."""
+    """/stats/prometheus and /metrics, at `health_host`."""
     app_probes: str = ""
     """JSON as probes.py reads it: pages of the health port that ask the application."""
     drain_s: float = 30.0
@@ -83,7 +87,8 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("token-file", "file with the enrolment token")
     flag("trust-file", "PEM roots to recognize the operator by at first")
     flag("config", "serve this config file, without an operator")
-    flag("engine", "what does the traffic: python", "python")
+    flag("engine", "what does the traffic: python or envoy", "python")
+    flag("concurrency", "processes that share the traffic; 0 is one for each core", "1")
     flag("host", "address for mesh traffic", "127.0.0.1")
     flag("inbound", "APP_PORT=LISTEN_PORT, comma separated: ports of the application and where the proxy takes them")
     flag("app-host", "where the application listens", "127.0.0.1")
@@ -131,7 +136,8 @@ def _settings(found: argparse.Namespace) -> Settings:
         trust_file=Path(found.trust_file) if found.trust_file else None,
         config=Path(found.config) if found.config else None,
         engine=found.engine,
-        admin_host=found.admin_host,
+        concurrency=_processes(found.concurrency),
+        admin_host=_loopback(found.admin_host),
         admin_port=_port(found.admin_port, "--admin-port"),
         health_host=found.health_host,
         health_port=_port(found.health_port, "--health-port"),
@@ -192,6 +198,23 @@ def explicit_listeners(text: str) -> tuple[ExplicitListener, ...]:
             ExplicitListener(listen=_port(listen, "--explicit"), host=host, port=_port(port, "--explicit"))
         )
     return tuple(listeners)
+
+
+def _processes(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_PROCESSES:
+        raise ValueError(f"--concurrency: {text!r} is not a number of processes from 0 to {MAX_PROCESSES}")
+    return int(text)
+
+
+def _loopback(host: str) -> str:
+    """Whoever reaches the admin port may end this proxy. Raises ValueError."""
+    try:
+        is_loopback = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise ValueError(f"--admin-host: {host!r} is not an address of the loopback")
+    return host
 
 
 def _port(text: str, flag: str) -> int:

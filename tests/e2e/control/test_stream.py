@@ -15,9 +15,9 @@ import msgspec
 import pytest
 
 from backstay.config.model import assemble, config_digest
+from backstay.config.standalone import ConfigFile
 from backstay.config.wire import Ack, Endpoint, Live, Nack, Report, WentBack
 from backstay.core.ports import Joined, Left
-from backstay.sidecar.program import ConfigFile
 from backstay.sidecar.store import read_state
 from support.control_world import IDENTITY, World, assignment, config
 
@@ -386,5 +386,5 @@ async def test_a_config_file_is_served_without_an_operator_and_read_again_on_sig
     path.write_text("{")
     sidecar.process.send_signal(signal.SIGHUP)
     await sidecar.until(lambda: "config.refused" in (world.folder / "logic-1.log").read_text())
-    assert json.loads((await sidecar.page("/config_dump"))[1]) == {"stable": second}
+    assert json.loads((await sidecar.page("/config_dump"))[1])["stable"] == {"digest": second}
     assert await sidecar.end(signal.SIGTERM) == 0

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import random as system_random
 from typing import Any
 
 from cryptography import x509
@@ -168,7 +169,7 @@ async def proxy(
         lines.extend(data)
         return len(data)
 
-    engine = PythonEngine(log=keep, **({"random": random} if random else {}))
+    engine = PythonEngine(log=keep, random=random or system_random)
     fixed = free_port() if explicit else 0
     running = Proxy(
         engine=engine,

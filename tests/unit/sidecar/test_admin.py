@@ -1,6 +1,6 @@
 import pytest
 
-from backstay.sidecar.admin import TEXT, Answer, answer, encode
+from backstay.sidecar.admin import TEXT, Act, Answer, Asked, answer, encode
 
 PAGES = {"/healthz/ready": lambda: (200, TEXT, b"ready\n")}
 
@@ -26,3 +26,19 @@ def test_an_answer_says_its_length_and_closes() -> None:
         b"Content-Length: 8\r\nConnection: close\r\n\r\nwaiting\n"
     )
     assert encode((200, TEXT, b"ready\n"), head_only=True).endswith(b"Content-Length: 6\r\nConnection: close\r\n\r\n")
+
+
+def level(asked: Asked) -> Answer:
+    return 200, TEXT, f"{asked.method} {asked.query.get('level')} {asked.headers.get('accept')}".encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (b"POST /logging?level=debug HTTP/1.1\r\nAccept:  a/b \r\n\r\n", (200, TEXT, b"POST debug a/b")),
+        (b"GET /logging HTTP/1.1\r\n\r\n", (405, TEXT, b"only POST\n")),
+        (b"POST /logging?level=debug HTTP/1.1\r\nOrigin: http://evil\r\n\r\n", (403, TEXT, b"not for browsers\n")),
+    ],
+)
+def test_what_changes_something_is_posted_and_not_by_browsers(head: bytes, expected: Answer) -> None:
+    assert answer(head, {"/logging": Act(level, ("POST",))}) == expected

@@ -5,7 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backstay.sidecar.program import make_engine, read_config_file
+from backstay.sidecar.program import make_engine
+from backstay.sidecar.standalone import read_config_file
 
 OPERATOR = Path(__file__).parents[3] / "operator"
 HEAVY = {"aiohttp", "cryptography", "click", "rich", "yaml", "jsonschema", "git"}

@@ -32,6 +32,8 @@ from backstay.sidecar.engines.python.tls import make_contexts, trust_domain_of
 __all__ = ["PythonEngine", "new_event_loop"]
 
 NO_IPV6: Final = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
+FIRST_REQUEST_SECONDS: Final = 1.0
+"""Of a drain, for connections that were accepted and have not asked yet; a client that connects asks within a round trip."""
 DRAIN_LOOK_SECONDS: Final = 0.02  # between looks at whether the last request has ended
 
 _log: Final = logging.getLogger("backstay.sidecar.python")
@@ -164,6 +166,9 @@ class PythonEngine:
 
     def secrets(self, files: Mapping[str, Path]) -> None:
         self.server.secrets = load_secrets(files, self.server.secrets)
+
+    def key_sets(self, known: Mapping[str, str]) -> None:
+        self.server.key_sets = dict(known)
 
     def _forget_unused_groups(self) -> None:
         runtimes = [runtime for runtime in (self.server.stable, self.server.candidate) if runtime is not None]
@@ -300,29 +305,49 @@ class PythonEngine:
     async def drain(self, timeout: float) -> None:
         server = self.server
         server.draining = True
-        ends = monotonic() + timeout
-        for acceptor in self._gateways.values():
-            acceptor.close()
-        self._gateways.clear()
+        began = monotonic()
+        ends, first_requests_until = began + timeout, began + min(timeout, FIRST_REQUEST_SECONDS)
         # What came in may still need what goes out: the application answers it with the help of others.
-        self._close_acceptors(lambda acceptor: acceptor.is_inbound)
-        self._leave(lambda downstream: isinstance(downstream.listener, Inbound))
-        await self._wait(lambda: not server.is_serving_inbound, ends)
-        self._close_acceptors()
+        incoming = [*self._gateways.values(), *(each for each in self._acceptors if each.is_inbound)]
+        for acceptor in incoming:
+            acceptor.stop_accepting()
+        self._leave(lambda downstream: isinstance(downstream.listener, Inbound | Ingress))
+        await self._wait(lambda: not server.is_serving_inbound, incoming, first_requests_until, ends)
+        for acceptor in self._acceptors:
+            acceptor.stop_accepting()
         self._leave(lambda _: True)
-        await self._wait(lambda: server.is_idle, ends)
+        await self._wait(lambda: server.is_idle, self._acceptors, first_requests_until, ends)
+        self._close_acceptors()
+        for gateway in self._gateways.values():
+            gateway.close()
+        self._gateways.clear()
         server.stop()
         await server.log.finish()
         await asyncio.sleep(0)
 
     def _leave(self, goes: Callable[[Downstream], bool]) -> None:
+        """Close what is idle; a connection whose first request is on its way closes after it, because we drain."""
         for downstream in list(self.server.downstreams):
-            if goes(downstream):
+            if goes(downstream) and not downstream.is_beginning:
                 downstream.leave_when_idle()
 
-    async def _wait(self, is_over: Callable[[], bool], ends: float) -> None:
-        while not is_over() and monotonic() < ends:  # noqa: ASYNC110 - ends once a process life
+    async def _wait(
+        self,
+        is_over: Callable[[], bool],
+        acceptors: Sequence[Acceptor | GatewayAcceptor],
+        beginning: float,
+        ends: float,
+    ) -> None:
+        """Until all is over, and, for a shorter time, until what has just been accepted has said what it wants."""
+        while monotonic() < ends:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
+            if is_over() and (monotonic() >= beginning or not self._is_anything_beginning(acceptors)):
+                return
+
+    def _is_anything_beginning(self, acceptors: Sequence[Acceptor | GatewayAcceptor]) -> bool:
+        return any(acceptor.is_beginning for acceptor in acceptors) or any(
+            downstream.is_beginning for downstream in self.server.downstreams
+        )
 
     def _close_acceptors(self, closes: Callable[[Acceptor], bool] = lambda _: True) -> None:
         for acceptor in filter(closes, self._acceptors):

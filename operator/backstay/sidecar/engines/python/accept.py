@@ -45,12 +45,15 @@ _NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, e
 _log: Final = logging.getLogger("backstay.sidecar.python")
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError that names the address."""
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket. `shared`: one of several of this port, among which the kernel spreads connections. Raises OSError
+    that names the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # `::` must not take IPv4's port
         sock.bind((host, port))
@@ -78,14 +81,23 @@ class Acceptor:
     def is_inbound(self) -> bool:
         return isinstance(self._listener, Inbound | ToApplication)
 
-    def close(self) -> None:
-        """Accept nothing new; connections that have not said anything yet are closed."""
+    def stop_accepting(self) -> None:
+        """Accept nothing new; connections that have not said anything yet may still."""
         if self._sock.fileno() < 0:
             return
         if self._resume is not None:
             self._resume.cancel()
         self._server.loop.remove_reader(self._sock.fileno())
         self._sock.close()
+
+    @property
+    def is_beginning(self) -> bool:
+        """True while connections that were accepted have not said enough to be served."""
+        return bool(self._waiting or self._shaking)
+
+    def close(self) -> None:
+        """Accept nothing new, and give up connections that have not said anything yet."""
+        self.stop_accepting()
         for sock in list(self._waiting):
             self._drop(sock)
         for transport in list(self._shaking):

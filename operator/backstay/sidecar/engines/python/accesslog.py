@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import sys
 import threading
 import time
@@ -38,8 +39,10 @@ class StdoutSink:
     Not by O_NONBLOCK: that is a setting of the open file, which other processes (a shell, a supervisor) may share.
     """
 
-    def __init__(self, descriptor: int | None = None) -> None:
+    def __init__(self, descriptor: int | None = None, *, shared: bool = False) -> None:
+        """`shared`: other processes write to it too, so lines are written in pieces that the kernel does not mix."""
         self._descriptor = descriptor
+        self._most = select.PIPE_BUF if shared else MAX_BUFFERED * 2
         self._batch = b""
         self._lost: LinesLost | None = None
         self._filled = threading.Event()
@@ -70,10 +73,17 @@ class StdoutSink:
             left = memoryview(self._batch)
             try:
                 while left:
-                    left = left[os.write(descriptor, left) :]
+                    left = left[os.write(descriptor, left[: _whole_lines(left, self._most)]) :]
             except OSError as error:  # the reader has gone away
                 self._lost = LinesLost(bytes(left).count(b"\n"), error)
             self._batch = b""  # last: from here on the loop may bring the next one
+
+
+def _whole_lines(data: memoryview, most: int) -> int:
+    """How many bytes to write at once: at most so many, in whole lines where one fits."""
+    if len(data) <= most:
+        return len(data)
+    return bytes(data[:most]).rfind(b"\n") + 1 or most
 
 
 class AccessLog:

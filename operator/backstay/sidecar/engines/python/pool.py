@@ -435,6 +435,15 @@ class Pools:
         return self._retire()
 
     @property
+    def groups(self) -> list[Group]:
+        return list(self._groups.values())
+
+    @property
+    def now(self) -> float:
+        """When health was looked at last."""
+        return self._now
+
+    @property
     def known(self) -> Mapping[str, tuple[Endpoint, ...]]:
         """All live endpoints by service port."""
         return self._endpoints
