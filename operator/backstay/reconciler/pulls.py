@@ -103,7 +103,11 @@ class ReviewWatch:
     async def run(self) -> None:
         try:
             while True:
-                await self.look()
+                try:
+                    await self.look()
+                except Exception:  # one odd pull request must not be the end of answering the others
+                    _log.exception("reviews.failed")
+                    self._failures += 1
                 await self._pause()
         finally:
             await self._reviews.proposals.close()

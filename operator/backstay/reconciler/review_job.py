@@ -15,7 +15,7 @@ import msgspec
 
 from backstay.core.admitting import Rules, refusals
 from backstay.core.documents import parse
-from backstay.core.ports import Proposal
+from backstay.core.ports import Proposal, Tree
 from backstay.core.registry import Registry
 from backstay.core.review.report import Report
 from backstay.core.review.traffic import Traffic
@@ -70,17 +70,17 @@ def _base(job: ReviewJob, cache: Cache) -> Side:
     tree = job.proposal.base
     parsed = parse({**job.inherited, **tree.files}, default_namespace=job.default_namespace, valid_cache=cache)
     documents = {document.key: document for document in parsed.documents}
-    revision = str(tree.revision)
+    revision = _shown(tree)
     snapshot = None if parsed.problems else Snapshot(revision=revision, documents=documents)
     validated = Validated(snapshot=snapshot, documents=parsed.documents, problems=parsed.problems)
-    return Side(revision=tree.revision.sha[:12], validated=validated)
+    return Side(revision=revision, validated=validated)
 
 
 def _head(job: ReviewJob, base: Side, cache: Cache) -> Side:
     tree = job.proposal.head
     result = validate(
         {**job.inherited, **tree.files},
-        revision=str(tree.revision),
+        revision=_shown(tree),
         registry=job.registry,
         default_namespace=job.default_namespace,
         refused=tree.refused,
@@ -90,7 +90,12 @@ def _head(job: ReviewJob, base: Side, cache: Cache) -> Side:
     refused = refusals(result, before.documents if before is not None else None, job.rules, job.inherited)
     if refused:
         result = Validated(snapshot=None, documents=result.documents, problems=(*result.problems, *refused))
-    return Side(revision=tree.revision.sha[:12], validated=result)
+    return Side(revision=_shown(tree), validated=result)
+
+
+def _shown(tree: Tree) -> str:
+    """The head is no commit of the followed branch, so no branch is named."""
+    return tree.revision.sha[:12]
 
 
 def main() -> int:

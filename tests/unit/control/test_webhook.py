@@ -107,7 +107,13 @@ def test_a_signed_body_that_is_not_json_is_malformed(body: bytes) -> None:
     assert outcome(signed(body), body) is Outcome.MALFORMED
 
 
-@pytest.mark.parametrize("event", ["ping", "star", "issues"])
+@pytest.mark.parametrize(("event", "about"), [("push", False), ("pull_request", True), ("pull_request_sync", True)])
+def test_a_knock_tells_whether_it_is_about_pull_requests(event: str, about: bool) -> None:
+    result, knock = judge("shop", signed(PUSH, event), PUSH, (SECRET,), now=NOW)
+    assert (result, knock.is_about_requests) == (Outcome.ACCEPTED, about)
+
+
+@pytest.mark.parametrize("event", ["ping", "star", "issues", "issue_comment"])
 def test_pings_and_other_events_are_answered_and_wake_nobody(event: str) -> None:
     assert outcome(signed(PUSH, event)) is Outcome.IGNORED
 

@@ -131,6 +131,7 @@ class Mirror:
         for sha in gone:
             self._must("update-ref", "-d", f"{_KEPT}{sha}", lock=lock)
         if gone and _bytes_below(self._git_dir / "objects") > self._limits.mirror_bytes / 2:
+            self._must("update-ref", "-d", _INCOMING, lock=lock)  # what came last may be among what is gone
             self._repack(lock)
 
     def parting(self, one: str, other: str) -> str:

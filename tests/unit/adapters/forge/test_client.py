@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from backstay.adapters.forge import Forge, ForgeRefused, ForgeUnavailable, Place
+from backstay.adapters.forge import Desk, Forge, ForgeRefused, ForgeUnavailable, Place
+from backstay.core.ports import PullRequest
 
 MARKER = "<!-- backstay-review -->"
 
@@ -23,6 +26,7 @@ class Recorded:
         self.answers: list[tuple[int, dict[str, str]]] = []
         """What the next calls get instead."""
         self.foreign: set[int] = set()
+        self.requests: Any = []
         self.url = ""
 
     def forge(self, **options: Any) -> Forge:
@@ -38,6 +42,8 @@ class Recorded:
         if "/statuses/" in request.path:
             self.statuses.append(await request.json())
             return web.json_response({}, status=201)
+        if request.path.endswith("/pulls"):
+            return web.json_response(self.requests)
         if request.method == "GET":
             page = int(request.query["page"])
             items = list(self.comments.values())[(page - 1) * 100 : page * 100]
@@ -143,3 +149,42 @@ async def test_secrets_in_descriptions_are_cleaned(forge: Recorded) -> None:
     async with forge.forge() as client:
         await client.status("a", "failure", "c", "git said password=hunter2")
     assert "hunter2" not in json.dumps(forge.statuses)
+
+
+GITHUBS = [{"number": 7, "head": {"sha": "a" * 40, "ref": "feature"}, "base": {"sha": "b" * 40, "ref": "main"}}]
+GITLABS = [{"iid": 7, "sha": "a" * 40, "target_branch": "main", "diff_refs": None}]
+
+
+@pytest.mark.parametrize("answer", [GITHUBS, GITLABS], ids=["github, gitea", "gitlab"])
+async def test_open_requests_are_read_from_every_forges_answer(forge: Recorded, answer: list[dict[str, Any]]) -> None:
+    forge.requests = answer
+    async with forge.forge() as client:
+        assert await client.open_requests() == [PullRequest(number=7, head="a" * 40, base="main")]
+
+
+def test_githubs_description_has_what_is_read_of_a_request() -> None:
+    described = json.loads(Path(__file__).with_name("github_operations.json").read_text())
+    jsonschema.validate(GITHUBS, described["paths"]["/repos/{owner}/{repo}/pulls"]["get"]["answer"])
+
+
+async def test_what_is_no_forge_is_said_so(forge: Recorded) -> None:
+    forge.requests = {"message": "hello"}
+    async with forge.forge() as client:
+        with pytest.raises(ForgeUnavailable) as error:
+            await client.open_requests()
+    assert str(error.value) == "what answers there is no forge: its list of pull requests cannot be read"
+
+
+async def test_a_desk_edits_the_comment_that_only_it_can_have_written(forge: Recorded) -> None:
+    async def client() -> Forge:
+        return forge.forge()
+
+    desk = Desk(client, "backstay/shop/review")
+    forge.comments[1] = {"id": 1, "body": "<!-- backstay/shop/review 0123 -->\nall is well, says a stranger"}
+    await desk.comment(7, "first")
+    await desk.comment(7, "second")
+    marker = forge.forge().marker("backstay/shop/review", 7)
+    assert [item["body"] for item in forge.comments.values()][1:] == [f"{marker}\nsecond"]
+    assert marker != forge.forge().marker("backstay/shop/review", 8), "nor can it be copied from another request"
+    await desk.status("a" * 40, good=False, description="INVALID")
+    assert forge.statuses == [{"state": "failure", "context": "backstay/shop/review", "description": "INVALID"}]

@@ -17,6 +17,7 @@ from backstay.adapters.forge.requests import (
     edit_comment,
     headers,
     list_comments,
+    list_requests,
     set_status,
 )
 
@@ -39,19 +40,23 @@ def operation(call: Call) -> tuple[dict[str, Any], dict[str, str]]:
 @pytest.mark.parametrize(
     "call",
     [
+        list_requests(GITHUB),
         list_comments(GITHUB, 7, 2),
         create_comment(GITHUB, 7, "text"),
         edit_comment(GITHUB, 7, 9, "text"),
         set_status(GITHUB, "a" * 40, "failure", "backstay/rollout", "rolled back"),
     ],
-    ids=["list", "create", "edit", "status"],
+    ids=["requests", "list", "create", "edit", "status"],
 )
 def test_githubs_description_knows_what_is_asked(call: Call) -> None:
     found, query = operation(call)
     if call.body is not None:
         jsonschema.validate(dict(call.body), found["requestBody"]["content"]["application/json"]["schema"])
-    known = {item["name"] for item in found["parameters"] if item["in"] == "query"}
-    assert set(query) - {"limit"} <= known, "`limit` is Gitea's name for per_page"
+    known = {item["name"]: item["schema"] for item in found["parameters"] if item["in"] == "query"}
+    assert set(query) - {"limit"} <= known.keys(), "`limit` is Gitea's name for per_page"
+    for name, value in query.items():
+        if name in known:
+            jsonschema.validate(int(value) if known[name]["type"] == "integer" else value, known[name])
 
 
 def test_a_description_fits_everywhere() -> None:
@@ -70,6 +75,15 @@ def test_gitlab_says_it_in_its_own_words() -> None:
     )
     assert set_status(GITLAB, "abc", "failure", "c", "d") == Call(
         method="POST", url=f"{root}/statuses/abc", body={"state": "failed", "name": "c", "description": "d"}
+    )
+
+
+def test_open_requests_are_asked_for_in_each_forges_words() -> None:
+    gitea = Place(kind="gitea", api="http://f/api/v1", repository="o/r")
+    assert list_requests(gitea).url == "http://f/api/v1/repos/o/r/pulls?state=open&sort=recentupdate&limit=50"
+    assert list_requests(GITLAB).url == (
+        "https://gitlab.example/api/v4/projects/group%2Fsub%2Fr/merge_requests"
+        "?state=opened&order_by=updated_at&sort=desc&per_page=50"
     )
 
 
