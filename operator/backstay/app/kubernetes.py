@@ -361,7 +361,11 @@ class KubernetesOperator:
 
     def knocked(self, knock: Knock) -> None:
         running = self.meshes.running.get(knock.mesh) if self.meshes is not None else None
-        if running is not None and running.reconciler is not None:
+        if running is None or running.reconciler is None:
+            return
+        if knock.is_about_requests:
+            running.reconciler.hint_reviews()
+        else:
             running.reconciler.hint()
 
 

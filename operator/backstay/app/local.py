@@ -115,7 +115,7 @@ class LocalOperator:
                 clock=SystemClock(),
                 notifiers=self._notifiers,
                 tls_secrets=FolderSecrets(settings.state_dir / "secrets"),
-                reviews=_reviews(settings),
+                reviews=_reviews(settings, control),
             ),
             epoch,
         )
@@ -236,7 +236,7 @@ async def _forge(settings: LocalSettings) -> Forge:
     return Forge(place, token, ca_file=settings.source.ca_file)
 
 
-def _reviews(settings: LocalSettings) -> Reviews | None:
+def _reviews(settings: LocalSettings, control: ControlServer) -> Reviews | None:
     if not settings.reviews or settings.commit_status is None:
         return None
 
@@ -247,6 +247,7 @@ def _reviews(settings: LocalSettings) -> Reviews | None:
         proposals=GitProposals(source, msgspec.convert(settings.commit_status[0], Kind)),
         bench=ProcessBench(),
         interval=settings.source.interval,
+        traffic=control.traffic_of,
     )
 
 

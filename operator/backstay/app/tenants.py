@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from backstay.adapters.git import Credentials, GitSource, RefSpec
+from backstay.adapters.git import Credentials, GitSource, Limits, RefSpec
 from backstay.adapters.kubernetes.client import ApiClient, ApiError
 from backstay.adapters.kubernetes.lease import Elector
 from backstay.adapters.kubernetes.platform import KubernetesPlatform
@@ -74,17 +74,28 @@ def limited(registry: Registry, owns: Callable[[str], bool]) -> Registry:
 class SecretSource:
     """SourceRepo whose credentials are in a Secret, read when git is first asked and again when they are refused."""
 
-    def __init__(self, client: ApiClient, repository: Repository, settings: KubernetesSettings) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        repository: Repository,
+        settings: KubernetesSettings,
+        *,
+        folder: str = "mirrors",
+        limits: Limits | None = None,
+    ) -> None:
+        """`folder` below the cache has the mirror; two sources of one repository need two."""
         self._client = client
         self._repository = repository
         self._settings = settings
+        self._folder = folder
+        self._limits = limits
         self._source: GitSource | None = None
 
     def __repr__(self) -> str:
         return f"<SecretSource {self._repository.key} {self._source}>"
 
     async def resolve(self) -> Revision:
-        source = await self._open()
+        source = await self.opened()
         try:
             return await source.resolve()
         except SourceUnavailable as error:
@@ -93,20 +104,21 @@ class SecretSource:
             raise
 
     async def read(self, sha: str) -> Tree:
-        return await (await self._open()).read(sha)
+        return await (await self.opened()).read(sha)
 
     async def between(self, old: str, new: str) -> Sequence[Revision]:
-        return await (await self._open()).between(old, new)
+        return await (await self.opened()).between(old, new)
 
     async def is_ancestor(self, old: str, new: str) -> bool:
-        return await (await self._open()).is_ancestor(old, new)
+        return await (await self.opened()).is_ancestor(old, new)
 
     async def close(self) -> None:
         source, self._source = self._source, None
         if source is not None:
             await source.close()
 
-    async def _open(self) -> GitSource:
+    async def opened(self) -> GitSource:
+        """The source, with the credentials as they were when it was last opened. Raises SourceUnavailable, SourceRefused."""
         if self._source is None:
             self._source = self._made(await self._secret())
         return self._source
@@ -117,10 +129,11 @@ class SecretSource:
         place = hashlib.sha256(spec.url.encode()).hexdigest()[:12]
         return GitSource(
             spec.url,
-            mirror=self._settings.cache_dir / "mirrors" / self._repository.key / f"{place}.git",
+            mirror=self._settings.cache_dir / self._folder / self._repository.key / f"{place}.git",
             ref=RefSpec(branch=ref.branch, tag=ref.tag, semver=ref.semver, commit=ref.commit),
             path=spec.path,
-            credentials=_credentials(secret, self._settings.run_dir / self._repository.key / "git"),
+            credentials=_credentials(secret, self._settings.run_dir / self._repository.key / self._folder),
+            limits=self._limits,
             timeout=seconds(spec.timeout),
         )
 
@@ -140,7 +153,7 @@ def _credentials(secret: Mapping[str, bytes], folder: Path) -> Credentials:
         text = {key: value.decode() for key, value in secret.items()}
     except UnicodeDecodeError as error:
         raise SourceRefused("URLInvalid", "the Secret of the repository holds bytes that are no text") from error
-    files: dict[str, Path | None] = {field: _written(folder / key, text.get(key)) for key, field in _FILES.items()}
+    files: dict[str, Path | None] = {field: written(folder / key, text.get(key)) for key, field in _FILES.items()}
     return Credentials(
         username=text.get("username", "").strip(),
         password=text.get("password", "").strip("\r\n"),
@@ -151,7 +164,7 @@ def _credentials(secret: Mapping[str, bytes], folder: Path) -> Credentials:
     )
 
 
-def _written(path: Path, text: str | None) -> Path | None:
+def written(path: Path, text: str | None) -> Path | None:
     """A file of its owner's alone; ssh refuses a key that others may read."""
     if not text:
         path.unlink(missing_ok=True)

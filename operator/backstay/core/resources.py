@@ -146,6 +146,13 @@ class MeshRepositorySpec(Node, frozen=True, kw_only=True):
     prune_guard: PruneGuard = PruneGuard()
     allow: Allow = Allow()
     forge: RepositoryForge | None = None
+    reviews: Annotated[
+        bool,
+        Meta(
+            description="Answer the pull requests at `forge`: what each would change, with the workloads and the traffic of "
+            "now, as one comment and a status. Nothing of them is applied."
+        ),
+    ] = False
     rollout: RolloutDefaults | None = None
 
 
@@ -474,6 +481,11 @@ MESH_REPOSITORY: Final = Kind(
             # The token goes there.
             expression="self == '' || self.matches('^https://[^@/?#\\\\s]+(/[^?#\\\\s]*)?$')",
             message="expected https://host/path, without a password",
+        ),
+        Rule(
+            at="spec",
+            expression="!has(self.reviews) || !self.reviews || has(self.forge)",
+            message="reviews needs forge: it names where the pull requests are",
         ),
         Rule(
             at="spec.rollout.shares",

@@ -8,9 +8,9 @@ workloads have become others.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from backstay.core.admitting import Rules
 from backstay.core.ports import (
@@ -44,6 +44,9 @@ AGAIN_AFTER: Final = 600.0
 JITTER: Final = 0.1
 
 
+TrafficOf: TypeAlias = Callable[[Iterable[str]], Traffic]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reviews:
     """What answering pull requests needs of the world."""
@@ -52,6 +55,8 @@ class Reviews:
     proposals: Proposals
     bench: Workbench
     interval: float = INTERVAL
+    traffic: TrafficOf | None = None
+    """What is known of requests to and from some workloads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +68,6 @@ class Standing:
     rules: Rules
     default_namespace: str
     inherited: Mapping[str, bytes] = field(default_factory=dict)
-    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +202,7 @@ class ReviewWatch:
             rules=standing.rules,
             default_namespace=standing.default_namespace,
             inherited=standing.inherited,
-            traffic=standing.traffic,
+            traffic=self._reviews.traffic(standing.registry.workloads) if self._reviews.traffic is not None else None,
         )
         report = report_in(await self._reviews.bench.review(encoded(job)))
         return replace(request, head=proposal.head.revision.sha), report

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from backstay.adapters.git import address as addresses
 from backstay.adapters.git import folder as folders
@@ -117,6 +117,10 @@ class GitSource:
             return False
         return await self._run(lambda: self._mirror.is_ancestor(old, new))
 
+    async def opened(self) -> Self:
+        """Itself: a source that has its credentials is open."""
+        return self
+
     async def bring(self, ref: str, sha: str) -> str:
         """Fetch a ref that is not the followed one, unless its commit is here, and keep it; the commit, newer if the ref
         moved on."""
@@ -124,9 +128,8 @@ class GitSource:
         async with self._resolving:
             return await self._run(lambda: self._fetch(_Advertised(sha=sha, wanted=ref, ref=ref), self._mirror.keep))
 
-    async def branch(self) -> str:
-        """The followed branch; empty for tags and single commits."""
-        revision = await self.resolve()
+    def branch_of(self, revision: Revision) -> str:
+        """The branch that is followed, `revision` being its tip; empty for tags and single commits."""
         return "" if self._ref.tag or self._ref.semver or self._ref.commit else revision.ref
 
     async def revision(self, sha: str) -> Revision:

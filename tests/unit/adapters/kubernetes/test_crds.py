@@ -84,7 +84,7 @@ def test_defaults_of_the_schema_are_those_of_the_types() -> None:
     assert (spec.interval, spec.timeout, spec.suspend, spec.prune_guard.max_percent) == ("30s", "60s", False, 50)
     properties = schema_of("MeshRepository")["properties"]["spec"]["properties"]
     assert {name: item["default"] for name, item in properties.items() if "default" in item} == {
-        "interval": "30s", "timeout": "60s", "suspend": False, "pruneGuard": {},
+        "interval": "30s", "timeout": "60s", "suspend": False, "reviews": False, "pruneGuard": {},
     }  # fmt: skip
 
 
