@@ -78,7 +78,7 @@ async def test_a_secret_without_a_token_and_one_that_is_not_there_are_named(tmp_
     assert found.spec.forge is not None
     elsewhere = msgspec.structs.replace(found.spec.forge.secret_ref, name="later")
     moved = msgspec.structs.replace(found.spec, forge=msgspec.structs.replace(found.spec.forge, secret_ref=elsewhere))
-    with pytest.raises(ForgeUnavailable, match="Secret shop/later, which spec[.]forge names, cannot be read"):
+    with pytest.raises(ForgeUnavailable, match=r"Secret shop/later, which spec[.]forge names, cannot be read"):
         await forge_of(Shelf(token=b"x"), repository(moved), settings)
 
 
