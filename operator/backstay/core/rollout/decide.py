@@ -181,7 +181,11 @@ def _age(look: _Look) -> None:
     # What could not be measured is not counted against the deadline: unknown never moves anything.
     counts = rollout.phase in {Phase.SHIFTING, Phase.BAKING}
     look.change(elapsed=rollout.elapsed + seconds, wave_elapsed=rollout.wave_elapsed + (seconds if counts else 0.0))
-    look.remember(waited=look.memo.waited + seconds, cut_off_ago=look.memo.cut_off_ago + seconds)
+    look.remember(
+        waited=look.memo.waited + seconds,
+        cut_off_ago=look.memo.cut_off_ago + seconds,
+        restarted_ago=look.memo.restarted_ago + seconds,
+    )
 
 
 def _fleet(look: _Look) -> dict[ProxyId, ProxyView]:
@@ -554,6 +558,9 @@ def _hear_nacks(look: _Look) -> None:
 
 def _hear_went_back(look: _Look) -> None:
     ours = [went for went in look.seen.went_back if went.digest == plan.candidates(look.rollout).get(went.workload)]
+    if look.memo.restarted_ago < look.rollout.settings.confirm_within:
+        # No lease given since the stage began anew can have ended yet: these come back late from the same outage.
+        ours = [went for went in ours if went.reason == "Restarts"]
     if not ours or look.moved:
         return
     if look.memo.cut_off_ago < look.rollout.settings.confirm_within or _stable_cut_off_now(look, look.fleet):
@@ -573,7 +580,7 @@ def _restart(look: _Look, why: str) -> None:
     look.rollout = plan.seats(plan.restart_stage(look.rollout), look.fleet, look.memo.left_out)
     look.change(restarts=look.rollout.restarts + 1, sentence=why)
     look.go(Event.RESTARTED)
-    look.remember(suspect=None, cut_off_ago=1e9)
+    look.remember(suspect=None, cut_off_ago=1e9, restarted_ago=0.0)
     look.moved = True
     look.tell("StageRestarted", why, warning=True)
 

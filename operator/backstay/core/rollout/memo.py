@@ -62,6 +62,8 @@ class Memo(State, frozen=True, kw_only=True):
     """Seconds for which affected workloads without any proxy were seen to have none."""
     cut_off_ago: float = 1e9
     """Seconds since stable proxies were cut off as well."""
+    restarted_ago: float = 1e9
+    """Seconds since the stage began anew after proxies were cut off."""
     waited: float = 0.0
     """Seconds the current phase has lasted."""
     first: dict[str, float] = {}

@@ -247,6 +247,23 @@ def test_leases_that_ended_while_the_operator_was_dead_start_the_stage_again() -
     assert (story.phase, story.rollout.wave, story.rollout.restarts) == (Phase.PREPARING, 0, 1)
 
 
+def test_proxies_that_come_back_later_from_the_same_outage_are_neither_left_out_nor_blamed() -> None:
+    """A new operator meets them over some seconds, each with the lease that ended meanwhile."""
+    story = play().looks(8, GOOD, GOOD)
+    early, *late = story.on_candidate
+    assert len(late) >= 2
+    kept, story.proxies = story.proxies, {}
+    story.looks(3)
+    story.proxies = {proxy: view for proxy, view in kept.items() if proxy not in late}
+    story.went_back((early,), "LeaseEnded")
+    for proxy, reason in zip(late, ("LeaseEnded", "ControlLost"), strict=False):
+        story.proxies |= {proxy: kept[proxy]}
+        story.went_back((proxy,), reason)
+    assert story.rollout.restarts == 1
+    assert "ProxyLeftOut" not in story.reasons
+    assert story.until(Phase.BAKING, GOOD, GOOD).stable == {WEB: "new"}
+
+
 def test_time_without_measurement_does_not_count_towards_the_deadline() -> None:
     story = play(settings=replaced(deadline=20.0, soak=10.0)).looks(3, (0, 0), (5, 0))
     seated = next(iter(story.on_candidate))
