@@ -63,6 +63,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     found = parser.parse_args(arguments)
     if not found.operator and not found.config:
         parser.error("either --operator or --config is needed: nothing else says what to serve")
+    if found.operator and not (found.proxy and found.state):
+        parser.error(
+            "with --operator, --proxy and --state are needed: who this is, and where it keeps what it was told"
+        )
     try:
         return _settings(found)
     except ValueError as error:
@@ -74,14 +78,12 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         prog="backstay sidecar", description="One proxy of the mesh, beside one workload instance.", allow_abbrev=False
     )
 
-    def flag(name: str, help_text: str, default: str = "", *, required: bool = False) -> None:
+    def flag(name: str, help_text: str, default: str = "") -> None:
         variable = ENVIRONMENT_PREFIX + name.upper().replace("-", "_")
-        value = environment.get(variable, default)
-        needed = required and not value
-        parser.add_argument(f"--{name}", default=value, required=needed, help=f"{help_text} [{variable}]")
+        parser.add_argument(f"--{name}", default=environment.get(variable, default), help=f"{help_text} [{variable}]")
 
-    flag("proxy", "id of this instance", required=True)
-    flag("state", "folder for identity and configs", required=True)
+    flag("proxy", "id of this instance; not needed with --config")
+    flag("state", "folder for identity and configs; not needed with --config")
     flag("operator", "https://HOST:PORT of the operator")
     flag("trust-domain", "the mesh's SPIFFE trust domain", "backstay.local")
     flag("token-file", "file with the enrolment token")

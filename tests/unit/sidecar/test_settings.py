@@ -32,6 +32,12 @@ def test_all_defaults() -> None:
     )
 
 
+def test_a_config_file_needs_nothing_else() -> None:
+    found = parse(["--config", "c.json"], {})
+    assert (found.config, found.proxy, found.concurrency) == (Path("c.json"), "", 1)
+    assert parse(["--config", "c.json", "--concurrency", "4"], {}).concurrency == 4
+
+
 def test_the_environment_gives_what_flags_leave_open() -> None:
     environment = {
         "BACKSTAY_SIDECAR_PROXY": "from-environment",
@@ -55,6 +61,12 @@ def test_the_environment_gives_what_flags_leave_open() -> None:
         (["--inbound", "x=1"], "--inbound: 'x' is not a port number"),
         (["--explicit", "15101=80"], "--explicit: '15101=80' is not of the form LISTEN_PORT=HOST:PORT"),
         (["--drain", "soon"], "--drain: 'soon' is not a number of seconds"),
+        (
+            ["--state", ""],
+            "with --operator, --proxy and --state are needed: who this is, and where it keeps what it was told",
+        ),
+        (["--admin-host", "0.0.0.0"], "--admin-host: '0.0.0.0' is not an address of the loopback"),
+        (["--concurrency", "65"], "--concurrency: '65' is not a number of processes from 0 to 64"),
         (["--operator", ""], "either --operator or --config is needed: nothing else says what to serve"),
     ],
 )

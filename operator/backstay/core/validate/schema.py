@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from backstay.config.standalone import ConfigFile
 from backstay.core.intents import API_VERSION, KINDS, Metadata
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -21,7 +22,7 @@ _BASE: Final = f"https://{API_VERSION.replace('/', '/schemas/')}"
 def generated() -> dict[str, str]:
     """File name -> text of everything under schemas/ that is generated."""
     files = {f"{kind.lower()}.json": _text(document_schema(kind)) for kind in KINDS}
-    return files | {"backstay.json": _text(any_document_schema())}
+    return files | {"backstay.json": _text(any_document_schema()), "sidecar.json": _text(sidecar_schema())}
 
 
 @functools.cache
@@ -52,6 +53,18 @@ def any_document_schema() -> Mapping[str, Any]:
         "properties": {"apiVersion": {"const": API_VERSION}, "kind": {"enum": list(KINDS)}},
         "oneOf": [{"$ref": f"#/$defs/{kind}"} for kind in KINDS],
         "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def sidecar_schema() -> Mapping[str, Any]:
+    """Of the file that `backstay sidecar --config` serves."""
+    (reference,), components = msgspec.json.schema_components([ConfigFile], ref_template="#/$defs/{name}")
+    return {
+        "$schema": DIALECT,
+        "$id": f"{_BASE}/sidecar.json",
+        "title": "Backstay sidecar",
+        **reference,
+        "$defs": {name: _without_null(schema) for name, schema in sorted(components.items())},
     }
 
 

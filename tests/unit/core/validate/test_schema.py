@@ -40,7 +40,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
 
 
 def test_there_is_one_schema_for_each_kind_and_one_for_all() -> None:
-    assert set(generated()) == {f"{kind.lower()}.json" for kind in KINDS} | {"backstay.json"}
+    assert set(generated()) == {f"{kind.lower()}.json" for kind in KINDS} | {"backstay.json", "sidecar.json"}
     for text in generated().values():
         Draft202012Validator.check_schema(json.loads(text))
 
