@@ -91,7 +91,7 @@ class Event:
 
     at: float
     kind: str
-    """commit, validate, rollout, endpoints, certificate, proxy, order, operator, source."""
+    """commit, validate, rollout, endpoints, certificate, proxy, order, operator, source, review."""
     reason: str
     """CamelCase."""
     message: str
