@@ -198,6 +198,28 @@ def _identities() -> st.SearchStrategy[str]:
     )
 
 
+ISSUER = "https://issuer.example"
+PRINCIPALS = ("*", f"{ISSUER}/ann", f"{ISSUER}/*", "*/bob")
+GROUPS = ("admin", "ad*", "*ops")
+KEYS = '{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}]}'
+
+
+@st.composite
+def claims(draw: st.DrawFn) -> Json | None:
+    """Of a request's token; None: it has none."""
+    if draw(st.booleans()):
+        return None
+    found: Json = {"iss": ISSUER, "sub": draw(st.sampled_from(("ann", "bob", "eve")))}
+    if draw(st.booleans()):
+        found["group"] = draw(st.sampled_from(("admin", "devops", "admops", ["devops", "x"], "")))
+    return found
+
+
+def jwt(**rules: Any) -> Json:
+    """Rules about tokens of one issuer."""
+    return {"jwt": {"providers": [{"issuer": ISSUER, "jwks": KEYS}], **rules}}
+
+
 BLOCKS = ("10.0.0.0/8", "10.1.0.0/16", "127.0.0.0/8", "192.0.2.7", "2001:db8::/32")
 ADDRESSES = ("127.0.0.1", "10.1.2.3", "10.2.0.0", "192.0.2.7", "2001:db8::1", "203.0.113.9")
 
@@ -205,7 +227,17 @@ ADDRESSES = ("127.0.0.1", "10.1.2.3", "10.2.0.0", "192.0.2.7", "2001:db8::1", "2
 @st.composite
 def _around_sources(draw: st.DrawFn) -> Json:
     """What a source asks besides identities; nothing most of the time."""
-    kind = draw(st.sampled_from(("", "", "", "", "peer", "remote", "both")))
+    kind = draw(st.sampled_from(("", "", "", "", "peer", "remote", "both", "token", "claims", "noToken")))
+    if kind == "token":
+        return {"requestPrincipals": draw(st.lists(st.sampled_from(PRINCIPALS), min_size=1, max_size=2, unique=True))}
+    if kind == "noToken":
+        return {"notRequestPrincipals": [draw(st.sampled_from(PRINCIPALS))]}
+    if kind == "claims":
+        return {
+            "claims": [
+                {"name": "group", draw(st.sampled_from(("values", "notValues"))): [draw(st.sampled_from(GROUPS))]}
+            ]
+        }
     found: Json = {}
     if kind in ("peer", "both"):
         name = draw(st.sampled_from(("ipBlocks", "notIpBlocks")))
@@ -276,8 +308,14 @@ def policies(draw: st.DrawFn, name: str) -> Json:
 
 @st.composite
 def authentications(draw: st.DrawFn) -> Json:
-    mode = draw(st.sampled_from(("STRICT", "PERMISSIVE")))
-    return document("Authentication", "all", {"selector": {"workloads": ["web-v1"]}, "mtls": {"mode": mode}})
+    spec: Json = {
+        "selector": {"workloads": ["web-v1"]},
+        "mtls": {"mode": draw(st.sampled_from(("STRICT", "PERMISSIVE")))},
+    }
+    if draw(st.booleans()):
+        rules: Json = {"required": draw(st.sampled_from(([], ["/a*"], ["*"])))}
+        spec |= jwt(**rules, notRequired=draw(st.sampled_from(([], ["/a/b"]))))
+    return document("Authentication", "all", spec)
 
 
 BACKENDS = [
@@ -329,7 +367,8 @@ def changed(draw: st.DrawFn, documents: list[Json]) -> list[Json]:
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> Request:
+def requests(draw: st.DrawFn, tokens: bool = False) -> Request:
+    """`tokens`: some have one; the tests that send requests have nobody who signs them."""
     paths = (*PATHS, "/a/", "/a/b/c", "/a/xb", "/other", "/a/../c", "/abc")
     headers = [
         (name, draw(st.sampled_from((*VALUES, "other")))) for name in ("x-a", "X-B", "x-unused") if draw(st.booleans())
@@ -346,4 +385,5 @@ def requests(draw: st.DrawFn) -> Request:
         query=query,
         headers=tuple(headers),
         address="127.0.0.1",
+        claims=draw(claims()) if tokens else None,
     )

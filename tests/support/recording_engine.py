@@ -46,6 +46,9 @@ class RecordingEngine:
     def endpoints(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> None:
         self._write("endpoints", full=full, names={name: len(each) for name, each in changed.items()})
 
+    def key_sets(self, known: Mapping[str, str]) -> None:
+        self._write("key_sets", names=sorted(known))
+
     def secrets(self, files: Mapping[str, Path]) -> None:
         self._write("secrets", names=sorted(files))
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from backstay.adapters.certificates import LocalCA
 from backstay.adapters.forge import Desk, Forge, Kind, Place, StatusNotifier
 from backstay.adapters.git import MIRROR_BYTES, Credentials, GitProposals, GitSource, Limits, RefSpec
+from backstay.adapters.keysets import HttpKeySets
 from backstay.adapters.notifications import WebhookNotifier
 from backstay.adapters.processes import LocalPlatform, OperatorEndpoint
 from backstay.adapters.secrets import FolderSecrets
@@ -115,6 +116,7 @@ class LocalOperator:
                 clock=SystemClock(),
                 notifiers=self._notifiers,
                 tls_secrets=FolderSecrets(settings.state_dir / "secrets"),
+                key_sources=HttpKeySets(),
                 reviews=_reviews(settings, control),
             ),
             epoch,

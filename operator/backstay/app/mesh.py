@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from backstay.adapters.forge import StatusNotifier
+from backstay.adapters.keysets import HttpKeySets
 from backstay.adapters.kubernetes import handlers
 from backstay.adapters.kubernetes.client import ApiClient, ApiError
 from backstay.adapters.kubernetes.lease import Elector
@@ -213,6 +214,7 @@ class Mesh:
                 clock=SystemClock(),
                 notifiers=(self._events, *statuses),
                 tls_secrets=TlsSecretsOfCluster(around.client, belong_together),
+                key_sources=HttpKeySets(),
                 reviews=reviews_of(around.client, self.repository, settings, around.control.traffic_of),
             ),
             epoch,

@@ -399,6 +399,50 @@ class GatewayListener(Base, frozen=True, kw_only=True):
     """Of the https listener that plaintext requests are sent to; 0: they are served."""
 
 
+class TokenPlace(Base, frozen=True, kw_only=True):
+    """Where a request may carry a token."""
+
+    kind: Literal["header", "query", "cookie"]
+    name: str
+    """Of a header in lower case."""
+    prefix: str = ""
+    """What stands before the token in a header; case does not matter."""
+
+
+BEARER: Final = (
+    TokenPlace(kind="header", name="authorization", prefix="Bearer "),
+    TokenPlace(kind="query", name="access_token"),
+)
+"""Where tokens stand if nothing is said (RFC 6750, and Istio's two defaults)."""
+
+
+class JwtProvider(Base, frozen=True, kw_only=True):
+    """Whose tokens are believed."""
+
+    issuer: str
+    audiences: tuple[str, ...] = ()
+    """One of them must be among the token's; none: any."""
+    jwks: str = ""
+    """The key set, where it stands in the document."""
+    jwks_uri: str = ""
+    """Where the control plane fetches the key set: its content is live data under this name."""
+    places: tuple[TokenPlace, ...] = BEARER
+    forward: bool = False
+    """The application gets the token as well."""
+    claim_headers: tuple[tuple[str, str], ...] = ()
+    """(header in lower case, claim): what the application is told of the token."""
+
+
+class Jwt(Base, frozen=True, kw_only=True):
+    """Tokens that requests to a workload bring, and paths that must bring one. A token that is there must be valid."""
+
+    providers: tuple[JwtProvider, ...]
+    required: tuple[str, ...] = ()
+    """Path patterns as in policies."""
+    not_required: tuple[str, ...] = ()
+    """Exceptions of those."""
+
+
 class Listeners(Base, frozen=True, kw_only=True, tag="listeners", tag_field="part"):
     """What the proxy itself is: whose it is, what it accepts, what it does with hosts it does not know."""
 
@@ -416,6 +460,7 @@ class Listeners(Base, frozen=True, kw_only=True, tag="listeners", tag_field="par
     trusted_hops: int = 0
     """Proxies in front whose word in X-Forwarded-For counts: the address that began a request is the entry that many before
     the last one."""
+    jwt: Jwt | None = None
 
     @property
     def key(self) -> str:

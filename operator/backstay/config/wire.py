@@ -71,6 +71,9 @@ class Live(Message, frozen=True, kw_only=True, tag="live"):
     """Trust domain -> PEM bundle (several roots); None: unchanged."""
     revoked: list[str] | None = None
     """SPIFFE IDs that are refused and whose connections are closed; None: unchanged."""
+    key_sets: dict[str, str] = {}
+    """Address -> JWKS that was fetched there; empty takes it away, one that is not named stays, `full` or not: the last good
+    keys outlive an operator that cannot fetch them."""
 
 
 class TlsSecret(msgspec.Struct, frozen=True, kw_only=True):

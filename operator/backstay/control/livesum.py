@@ -18,10 +18,13 @@ class News:
     addresses: dict[str, list[str]]
     trust: dict[str, str] | None
     revoked: list[str] | None
+    key_sets: dict[str, str]
 
     def concerns(self, services: frozenset[str] | None) -> bool:
         """Whether a proxy that gets these of the changed services must be told at all."""
-        others = self.full or bool(self.addresses) or self.trust is not None or self.revoked is not None
+        others = (
+            self.full or bool(self.addresses or self.key_sets) or self.trust is not None or self.revoked is not None
+        )
         return others or bool(self.endpoints if services is None else services)
 
     def only(self, services: frozenset[str] | None, epoch: int) -> Live:
@@ -34,6 +37,7 @@ class News:
             addresses=self.addresses,  # they hardly ever change, and are small: everybody is told
             trust=self.trust,
             revoked=self.revoked,
+            key_sets=self.key_sets,
         )
 
 
@@ -43,11 +47,15 @@ class LiveSum:
     revoked: list[str] = field(default_factory=list)
     endpoints: dict[str, list[Endpoint]] = field(default_factory=dict)
     addresses: dict[str, list[str]] = field(default_factory=dict)
+    key_sets: dict[str, str] = field(default_factory=dict)
     is_complete: bool = False
     """False until the first publish: before it, "nothing" means "not known yet" and must take nothing away."""
 
     def add(self, live: Live) -> News:
         """Add what was published; returns only what is new in it."""
+        if live.key_sets and live == Live(epoch=live.epoch, key_sets=live.key_sets):
+            self.key_sets |= live.key_sets
+            return News(full=False, endpoints={}, addresses={}, trust=None, revoked=None, key_sets=live.key_sets)
         first = not self.is_complete
         full = live.full or first
         endpoints = _news({} if first else self.endpoints, live.endpoints, full=full)
@@ -56,6 +64,7 @@ class LiveSum:
         _keep(self.addresses, addresses)
         self.trust = self.trust if live.trust is None else live.trust
         self.revoked = self.revoked if live.revoked is None else live.revoked
+        self.key_sets |= live.key_sets
         self.is_complete = True
         return News(
             full=first,
@@ -63,6 +72,7 @@ class LiveSum:
             addresses=addresses,
             trust=live.trust,
             revoked=live.revoked,
+            key_sets=live.key_sets,
         )
 
     def everything(self, epoch: int, services: Iterable[str] | None) -> Live:
@@ -76,6 +86,7 @@ class LiveSum:
             addresses=addresses,
             trust=self.trust,
             revoked=self.revoked,
+            key_sets=self.key_sets,
         )
 
     def part(self, epoch: int, services: Iterable[str]) -> Live:

@@ -35,9 +35,9 @@ class Share:
         self._server.assign(proxy, assignment, parts)
 
     def publish(self, live: Live) -> None:
-        """Trust and revocations only: endpoints are the whole cluster's, and one publisher's (see app/kubernetes.py)."""
-        if live.trust is not None or live.revoked is not None:
-            self._server.publish(Live(epoch=live.epoch, trust=live.trust, revoked=live.revoked))
+        """Trust, revocations and keys only: endpoints are the whole cluster's, and one publisher's (see app/kubernetes.py)."""
+        if live.trust is not None or live.revoked is not None or live.key_sets:
+            self._server.publish(Live(epoch=live.epoch, trust=live.trust, revoked=live.revoked, key_sets=live.key_sets))
 
     def secrets(self, by_workload: Mapping[str, Mapping[str, TlsMaterial]]) -> None:
         self._server.secrets_among(self.owns, by_workload)

@@ -34,6 +34,7 @@ from backstay.config.model import (
     decode_part,
 )
 from backstay.config.target import clean_target, is_seen
+from backstay.config.tokens import TokenTable
 from backstay.core.compile import Compiled, PartCache, compile_mesh
 from backstay.core.registry import Instance, Registry
 from backstay.core.snapshot import Document, Snapshot
@@ -168,7 +169,7 @@ class Received:
     """Verified SPIFFE ID of the caller, empty for plaintext."""
     allowed: bool
     reason: str = ""
-    """`denied`, `plaintext-refused`, `handshake-refused`; empty where it is allowed."""
+    """`denied`, `no-token`, `bad-token`, `plaintext-refused`, `handshake-refused`; empty where it is allowed."""
     mtls: str = "permissive"
     mtls_place: str = ""
     policy: str = ""
@@ -473,6 +474,12 @@ class World:
             decision = table.decide_connection(source, namespace, port, question.address)
             audited = table.audited_connection(source, namespace, port, question.address)
         else:
+            question, refusal = self._with_token(workload, question)
+            if refusal:
+                return Received(
+                    workload=workload, port=port, source=source, allowed=False, reason=refusal, mtls=inbound.mtls,
+                    mtls_place=place, place=self.token_place(workload),
+                )  # fmt: skip
             about = around(question, self.listeners(workload))
             request = (source, namespace, question.method, question.path, question.fields, port, about)
             decision, audited = table.decide(*request), table.audited(*request)
@@ -489,6 +496,23 @@ class World:
             place=self.policy_place(workload, decision.policy, decision.rule, allowed=decision.allowed),
             audited=audited,
         )
+
+    def _with_token(self, workload: str, question: Asked) -> tuple[Asked, str]:
+        """The request as policies see it once its token was judged, and why it gets no further, if it does not."""
+        jwt = self.listeners(workload).jwt
+        if jwt is None:
+            return (question if question.claims is None else replace(question, claims=None)), ""
+        table = TokenTable(jwt)
+        refusal = table.refusal(question.path, question.claims)
+        forwarded = table.forwarded(question.fields, question.query, (), question.claims)
+        return replace(question, fields=tuple(forwarded.fields)), refusal
+
+    def token_place(self, workload: str) -> str:
+        """`file:line` of the rules about tokens."""
+        origins = self.compiled.origins.get(self.manifest(workload).parts.get("listeners", ""))
+        keys = [item for item in origins.documents if item.startswith("Authentication/")] if origins else []
+        document = self.snapshot.documents.get(keys[0]) if keys else None
+        return document.place("spec.jwt") if document is not None else ""
 
     def inbound(self, workload: str, port: int) -> InboundPort:
         """How a port is listened on; one that the config does not name is taken whole, as the data plane has it."""

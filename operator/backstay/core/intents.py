@@ -677,11 +677,87 @@ class Mtls(Node, frozen=True, kw_only=True):
     ports: Annotated[tuple[PortMtls, ...], Meta(description="Exceptions by the application's own port.")] = ()
 
 
+PathPattern = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|/[^\s?#*]*\*?|\*[^\s?#*]+)$",
+        description="Exact (`/feedback`), a prefix (`/static/*`), a suffix (`*.ico`) or `*`.",
+        examples=["/analyse/*"],
+    ),
+]
+
+
+class TokenHeader(Node, frozen=True, kw_only=True):
+    name: HeaderName
+    prefix: Annotated[
+        str, Meta(max_length=64, pattern=r"^[ -~]*$", description="What stands before the token.", examples=["Bearer "])
+    ] = ""
+
+
+class ClaimHeader(Node, frozen=True, kw_only=True):
+    header: Annotated[HeaderName, Meta(description="What callers send under this name is removed.")]
+    claim: Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^\S+$", examples=["sub", "realm_access.roles"])]
+
+
+class JwtProvider(Node, frozen=True, kw_only=True):
+    """Whose tokens (JWT) are believed, and where a request carries them."""
+
+    issuer: Annotated[
+        str, Meta(min_length=1, max_length=512, pattern=r"^\S+$", description="The tokens' `iss`, exactly.")
+    ]
+    audiences: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...],
+        Meta(max_length=32, description="One of them must be in `aud`; left out: any."),
+    ] = ()
+    jwks: Annotated[
+        str, Meta(max_length=65536, description="The issuer's public keys as a JSON Web Key Set; or `jwksUri`.")
+    ] = ""
+    jwks_uri: Annotated[
+        str,
+        Meta(
+            max_length=1024,
+            pattern=r"^(https?://[^\s/?#@]+(/[^\s#]*)?)?$",
+            description="Where the operator fetches the key set. Proxies get it from the operator and keep the last good one.",
+            examples=["https://issuer.example/.well-known/jwks.json"],
+        ),
+    ] = ""
+    from_headers: Annotated[
+        tuple[TokenHeader, ...],
+        Meta(
+            max_length=8,
+            description="Where tokens stand. If no place is given: `Authorization: Bearer`, and the parameter `access_token`.",
+        ),
+    ] = ()
+    from_params: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\s&=#?]+$")], ...],
+        Meta(max_length=8, description="Query parameters."),
+    ] = ()
+    from_cookies: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\s;=,]+$")], ...], Meta(max_length=8)
+    ] = ()
+    forward_original_token: Annotated[bool, Meta(description="Whether the application gets the token, too.")] = False
+    output_claim_to_headers: Annotated[
+        tuple[ClaimHeader, ...], Meta(max_length=16, description="What the application is told of the token.")
+    ] = ()
+
+
+class JwtRules(Node, frozen=True, kw_only=True):
+    """Tokens of requests. One that is there must be valid; one that is missing is no fault unless it is required."""
+
+    providers: Annotated[tuple[JwtProvider, ...], Meta(min_length=1, max_length=16)]
+    required: Annotated[
+        tuple[PathPattern, ...],
+        Meta(max_length=128, description="Paths that must bring a token; `*` is all. Left out: policies decide."),
+    ] = ()
+    not_required: Annotated[tuple[PathPattern, ...], Meta(max_length=128, description="Exceptions of those.")] = ()
+
+
 class AuthenticationSpec(Node, frozen=True, kw_only=True):
     """What callers must prove."""
 
     selector: WorkloadSelector = WorkloadSelector()
     mtls: Mtls = Mtls()
+    jwt: Annotated[JwtRules | None, Meta(description="Left out: tokens are not looked at.")] = None
     rollout: DocumentRollout = DocumentRollout()
 
 
@@ -761,16 +837,6 @@ class AuthorizationSource(Node, frozen=True, kw_only=True):
     not_request_principals: Annotated[
         tuple[TokenPattern, ...], Meta(description="A request without a token meets this.", max_length=128)
     ] = ()
-
-
-PathPattern = Annotated[
-    str,
-    Meta(
-        pattern=r"^(\*|/[^\s?#*]*\*?|\*[^\s?#*]+)$",
-        description="Exact (`/feedback`), a prefix (`/static/*`), a suffix (`*.ico`) or `*`.",
-        examples=["/analyse/*"],
-    ),
-]
 
 
 AuthorityPattern = Annotated[

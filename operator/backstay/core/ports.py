@@ -204,6 +204,17 @@ class TlsSecrets(Protocol):
         """Why a secret that was asked for was not among them, for people."""
 
 
+class KeysUnavailable(Exception):
+    """An address has no usable key set now; what was fetched before stays."""
+
+
+class KeySource(Protocol):
+    """Where key sets of token issuers come from."""
+
+    async def fetch(self, address: str) -> str:
+        """The key set (JWKS) at this address, checked. Raises KeysUnavailable."""
+
+
 class Fleet(Protocol):
     """The connected proxies. Sending never waits for a slow proxy: each has a bounded queue, the slow one is cut."""
 

@@ -21,6 +21,7 @@ from backstay.core.ports import (
     Clock,
     Event,
     Fleet,
+    KeySource,
     Notifier,
     Platform,
     SourceRepo,
@@ -39,6 +40,7 @@ from backstay.reconciler.book import FleetBook, Heard
 from backstay.reconciler.conductor import Conductor
 from backstay.reconciler.journal import Journal, sha_of
 from backstay.reconciler.keeper import Keeper
+from backstay.reconciler.keys import KeysWatch
 from backstay.reconciler.messenger import Messenger
 from backstay.reconciler.orders import OrderRefused, Orders
 from backstay.reconciler.pulls import Reviews, ReviewWatch, Standing
@@ -97,6 +99,8 @@ class Ports:
     notifiers: tuple[Notifier, ...] = ()
     tls_secrets: TlsSecrets | None = None
     """None: a platform that keeps no certificates for gateways."""
+    key_sources: KeySource | None = None
+    """None: key sets are not fetched; those in documents count."""
     reviews: Reviews | None = None
     """None: pull requests are not answered."""
 
@@ -150,6 +154,11 @@ class Reconciler:
         self._inherited: Mapping[str, bytes] = {}
         """Documents of others that the last commit was judged with."""
         self._pulls: ReviewWatch | None = None
+        self._keys: KeysWatch | None = None
+        if ports.key_sources is not None:
+            self._keys = KeysWatch(
+                ports.key_sources, ports.fleet, self._journal, ports.clock, self._current, epoch=epoch
+            )
         self._looked_at = ports.clock.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self.on_view: Callable[[MeshView], None] = lambda view: None
@@ -168,6 +177,8 @@ class Reconciler:
         if self._ports.tls_secrets is not None:
             watch = SecretsWatch(self._ports.tls_secrets, self._ports.fleet, self._journal, self._current)
             self._tasks.append(spawn(watch.run(), name="secrets-watch"))
+        if self._keys is not None:
+            self._tasks.append(spawn(self._keys.run(), name="keys-watch"))
         if self._ports.reviews is not None:
             self._pulls = ReviewWatch(self._ports.reviews, self._journal, self._clock, self._standing)
             self._tasks.append(spawn(self._pulls.run(), name="review-watch"))
@@ -258,6 +269,8 @@ class Reconciler:
         self._conductor.roll(heard, views, elapsed, under_way(self._registry, now))
         await self._conductor.hold()
         if self._conductor.replan:
+            if self._keys is not None:
+                await self._keys.prepare()
             self._conductor.make_plan(self._registry, views)
         await self._settle(views)
 

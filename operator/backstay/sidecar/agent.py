@@ -194,6 +194,7 @@ class Agent:
             self._use_identity(svid)
         self.engine.trust(self.live.trust, self.live.revoked)
         self.engine.secrets(self.store.secrets())
+        self.engine.key_sets(self.live.key_sets)
         if self.live.zone and not self.settings.address.zone:
             self.engine.place(self.live.zone)
         self.engine.endpoints(self.live.endpoints, full=True)
@@ -438,7 +439,10 @@ class Agent:
             trust=known.trust if message.trust is None else message.trust,
             revoked=known.revoked if message.revoked is None else message.revoked,
             zone=known.zone,
+            key_sets={name: keys for name, keys in (known.key_sets | message.key_sets).items() if keys},
         )
+        if message.key_sets:
+            self.engine.key_sets(self.live.key_sets)
         if message.trust is not None or message.revoked is not None:
             self.engine.trust(self.live.trust, self.live.revoked)
         if message.endpoints or message.full:

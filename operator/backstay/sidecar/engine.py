@@ -116,6 +116,10 @@ class Engine(Protocol):
     def identity(self, files: IdentityFiles) -> None:
         """Use this certificate and key for new handshakes."""
 
+    def key_sets(self, known: Mapping[str, str]) -> None:
+        """Public keys of who issues tokens (JWKS as text), by the address they were fetched from. The whole truth; a token
+        whose issuer's keys are not here is not believed."""
+
     def secrets(self, files: Mapping[str, Path]) -> None:
         """Certificates that a gateway shows, by name (`<namespace>/<name>`): PEM, key and chain in one file. The whole truth;
         new handshakes go by it at once."""

@@ -65,6 +65,7 @@ class SavedLive(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     trust: dict[str, str] = {}
     revoked: list[str] = []
     zone: str = ""
+    key_sets: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)

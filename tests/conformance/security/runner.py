@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ SERVER: Final = Workload(
     namespace="shop",
     service_account="server",
     services=("server.shop",),
-    ports=PORTS,  # type: ignore[arg-type]  # the literals are what they are
+    ports=PORTS,
 )
 REGISTRY: Final = Registry(
     services={
@@ -44,7 +45,7 @@ REGISTRY: Final = Registry(
     },
     workloads={SERVER.key: SERVER},
 )
-ENGINES: Final[Mapping[str, Callable[[Callable[[str], object]], Engine]]] = {
+ENGINES: Final[Mapping[str, Callable[[Callable[[bytes], int | None]], Engine]]] = {
     "python": lambda log: PythonEngine(log=log)
 }
 LOGS: Final = "kind: Mesh\nname: mesh\nspec: {accessLog: {mode: all}}\n---\n"
@@ -161,14 +162,20 @@ def compiled(intents: str) -> Config:
     return assemble(mesh.manifests[SERVER.key], mesh.parts)
 
 
-def free_port() -> int:
+def own_address() -> str:
+    """An address for one proxy: at 127.0.0.1 a port that was free may be somebody's outgoing one a moment later."""
+    return f"127.88.{random.randrange(256)}.{random.randrange(1, 255)}"
+
+
+def free_port(host: str) -> int:
     with socket.socket() as sock:
-        sock.bind((LOCALHOST, 0))
+        sock.bind((host, 0))
         return int(sock.getsockname()[1])
 
 
 @dataclass
 class World:
+    host: str
     application: Application
     engine: Engine
     inbound: Mapping[int, int]
@@ -179,7 +186,7 @@ class World:
         """One request on a connection of its own. `who` is an identity or `plaintext`, `from` the address it comes from."""
         who = send.get("who", "ann")
         reader, writer = await asyncio.open_connection(
-            LOCALHOST,
+            self.host,
             self.inbound[send.get("port", 8080)],
             ssl=None if who == "plaintext" else self.authority.context(who),
             local_addr=(send.get("from", LOCALHOST), 0),
@@ -219,22 +226,26 @@ async def world(
 ) -> AsyncIterator[World]:
     """`prepare` gives the engine what is live besides trust and identity."""
     log: list[dict[str, Any]] = []
+
+    def keep(text: bytes) -> int:
+        log.extend(json.loads(line) for line in text.splitlines())
+        return len(text)
+
     application = Application()
     async with contextlib.AsyncExitStack() as stack:
         server = await asyncio.start_server(application.serve, LOCALHOST, 0)
         stack.callback(server.close)
         app = int(server.sockets[0].getsockname()[1])
-        inbound = {port: free_port() for port, _ in PORTS}
-        running = ENGINES[engine](lambda text: log.extend(json.loads(line) for line in text.splitlines()))
-        await running.start(
-            Address(host=LOCALHOST, inbound=inbound, app_ports={port: app for port, _ in PORTS}, outbound=0)
-        )
+        host = own_address()
+        inbound = {port: free_port(host) for port, _ in PORTS}
+        running = ENGINES[engine](keep)
+        await running.start(Address(host=host, inbound=inbound, app_ports={port: app for port, _ in PORTS}, outbound=0))
         stack.push_async_callback(running.drain, 0)
         running.trust({DOMAIN: authority.pem}, [])
         running.identity(authority.of("server"))
         prepare(running)
         running.apply(compiled(intents), None, 0)
-        yield World(application, running, inbound, authority, log)
+        yield World(host, application, running, inbound, authority, log)
 
 
 def groups(path: Path) -> Sequence[dict[str, Any]]:

@@ -92,7 +92,8 @@ def _expected(trace: Trace, draw: float) -> set[tuple[int, str]]:
     for item in trace.answerers:
         assert item.received is not None
         if item.destination == _chosen(trace, draw):
-            found.add((200, f"{item.reach.workload} {seen}") if item.received.allowed else (403, ""))
+            refused = (401 if item.received.reason == "no-token" else 403, "")
+            found.add((200, f"{item.reach.workload} {seen}") if item.received.allowed else refused)
     return found
 
 

@@ -1,6 +1,6 @@
 """Authentication and Authorization -> what a workload's own proxy accepts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from backstay.config import model
@@ -37,7 +37,40 @@ def listeners_part(workload: Workload, document: Document | None, facts: Index) 
         access_log=_LOGS[facts.mesh.access_log.mode],
         gateway=listener_parts(facts.gateways.get(workload.key, ())),
         trusted_hops=facts.mesh.trusted_hops,
+        jwt=_jwt(spec.jwt) if spec and spec.jwt else None,
     )
+
+
+def _jwt(spec: intents.JwtRules) -> model.Jwt:
+    return model.Jwt(
+        providers=tuple(_provider(provider) for provider in spec.providers),
+        required=spec.required,
+        not_required=spec.not_required,
+    )
+
+
+def _provider(spec: intents.JwtProvider) -> model.JwtProvider:
+    headers = [
+        model.TokenPlace(kind="header", name=item.name.lower(), prefix=item.prefix) for item in spec.from_headers
+    ]
+    params = [model.TokenPlace(kind="query", name=name) for name in spec.from_params]
+    cookies = [model.TokenPlace(kind="cookie", name=name) for name in spec.from_cookies]
+    return model.JwtProvider(
+        issuer=spec.issuer,
+        audiences=spec.audiences,
+        jwks=spec.jwks,
+        jwks_uri=spec.jwks_uri,
+        places=(*headers, *params, *cookies) or model.BEARER,
+        forward=spec.forward_original_token,
+        claim_headers=tuple((item.header.lower(), item.claim) for item in spec.output_claim_to_headers),
+    )
+
+
+def key_addresses(documents: Iterable[Document]) -> frozenset[str]:
+    """Where the key sets are that any of these documents names."""
+    specs = (document.spec for document in documents)
+    rules = [spec.jwt for spec in specs if isinstance(spec, intents.AuthenticationSpec) and spec.jwt is not None]
+    return frozenset(provider.jwks_uri for jwt in rules for provider in jwt.providers if provider.jwks_uri)
 
 
 def authorization_part(documents: Sequence[Document], facts: Index) -> model.Authorization:

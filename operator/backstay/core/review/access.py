@@ -19,7 +19,7 @@ from backstay.config.authorize import (
     takes_claim,
 )
 from backstay.config.claims import principal_of
-from backstay.config.model import Authorization, ClaimMatch, InboundPort, Operation, Policy, PolicyRule, Source
+from backstay.config.model import Authorization, ClaimMatch, InboundPort, Jwt, Operation, Policy, PolicyRule, Source
 from backstay.core.evaluate import ANONYMOUS, Asked, Received, World, refused_by_mode
 from backstay.core.review.questions import (
     ADDRESS,
@@ -53,7 +53,7 @@ from backstay.core.review.space import (
     differences,
 )
 
-Verdict: TypeAlias = Literal["allowed", "denied", "plaintext-refused", "handshake-refused"]
+Verdict: TypeAlias = Literal["allowed", "denied", "no-token", "plaintext-refused", "handshake-refused"]
 _Takes: TypeAlias = Callable[[bytes | None], bool]
 Direction: TypeAlias = Literal["gains", "loses", "refused otherwise"]
 
@@ -214,7 +214,8 @@ def _of_workload(
         yield _unproven(before, after, key, (any_port, any_port), doubt)
     for port in _ports(before, after, key):
         sides = before.inbound(key, port), after.inbound(key, port)
-        same = (old["authorization"], new["authorization"], sides)
+        tokens = tuple(world.listeners(key).jwt for world in (before, after))
+        same = (old["authorization"], new["authorization"], sides, tokens)
         if same not in memo:
             memo[same] = list(_compare(before, after, key, sides))
         for item in memo[same]:
@@ -232,10 +233,22 @@ def _ports(before: World, after: World, key: str) -> list[int]:
 def _other_changes(before: World, after: World, key: str) -> Iterator[str]:
     """What changed of listeners that has no dimension here: said, if not proven."""
     known: dict[str, Any] = {"inbound": (), "egress": "allow_any", "access_log": "off", "other_ports": "permissive"}
+    if _issuers(before.listeners(key).jwt) == _issuers(after.listeners(key).jwt):
+        known["jwt"] = None  # what else of it decides is compared
     old, new = (msgspec.structs.replace(world.listeners(key), **known) for world in (before, after))
     for name in old.__struct_fields__:
         if getattr(old, name) != getattr(new, name):
             yield f"{name.replace('_', ' ')} of its listeners changed; who gets in by that is not computed"
+
+
+def _issuers(jwt: Jwt | None) -> tuple[object, ...]:
+    """Whose tokens are believed: who signs them cannot be compared by what they claim. Where none was read before, all that
+    changes is what requests with a token may do, and what those without one may not."""
+    return (
+        ()
+        if jwt is None
+        else tuple((p.issuer, p.audiences, p.jwks, p.jwks_uri, p.places, p.claim_headers) for p in jwt.providers)
+    )
 
 
 # --- one port ---------------------------------------------------------------------------------------------------------
@@ -243,11 +256,13 @@ def _other_changes(before: World, after: World, key: str) -> Iterator[str]:
 
 def _compare(before: World, after: World, key: str, ports: tuple[InboundPort, InboundPort]) -> Iterator[AccessClass]:
     tables = before.policies(key).authorization, after.policies(key).authorization
-    if tables[0] == tables[1] and ports[0] == ports[1]:
+    required = [_required(world.listeners(key).jwt) for world in (before, after)]
+    if tables[0] == tables[1] and ports[0] == ports[1] and required[0] == required[1]:
         return
     try:
-        dimensions = _dimensions(before, after, tables)
-        lists = [decisions(table, port, dimensions) for table, port in zip(tables, ports, strict=True)]
+        rules = before.listeners(key).jwt, after.listeners(key).jwt
+        dimensions = _dimensions(before, after, tables, rules)
+        lists = [decisions(table, port, dimensions, jwt) for table, port, jwt in zip(tables, ports, rules, strict=True)]
         found = differences(lists[0], lists[1], dimensions)
     except TooManyPieces:
         yield _unproven(
@@ -263,6 +278,11 @@ def _compare(before: World, after: World, key: str, ports: tuple[InboundPort, In
             by_change.setdefault((item.before, item.after), []).append(item.box)
     for (old, new), boxes in by_change.items():
         yield _class(before, after, key, ports[1], dimensions, tuple(boxes), _direction(old, new))
+
+
+def _required(jwt: Jwt | None) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
+    """Which requests must bring a token, and whether tokens are read at all."""
+    return (False, (), ()) if jwt is None else (True, jwt.required, jwt.not_required)
 
 
 def _direction(old: Verdict, new: Verdict) -> Direction:
@@ -322,7 +342,12 @@ def _unproven(before: World, after: World, key: str, ports: tuple[InboundPort, I
 # --- dimensions -------------------------------------------------------------------------------------------------------
 
 
-def _dimensions(before: World, after: World, tables: tuple[Authorization, Authorization]) -> dict[str, Dimension]:
+def _dimensions(
+    before: World,
+    after: World,
+    tables: tuple[Authorization, Authorization],
+    rules_of_tokens: tuple[Jwt | None, Jwt | None] = (None, None),
+) -> dict[str, Dimension]:
     rules = [rule for table in tables for policy in table.policies if policy.action != "audit" for rule in policy.rules]
     for rule in rules:
         _check_known(rule)
@@ -332,9 +357,10 @@ def _dimensions(before: World, after: World, tables: tuple[Authorization, Author
     found = [
         _source_dimension((before, after), [identity_part(source) for source in sources]),
         method_dimension(method for item in operations for method in (*item.methods, *item.not_methods)),
-        path_dimension((), (path for item in operations for path in (*item.paths, *item.not_paths))),
+        path_dimension((), (*_token_paths(rules_of_tokens), *_paths(operations))),
         *value_dimensions((), (), headers),
         *_around_dimensions(sources, operations),
+        *_token_dimensions(sources, rules_of_tokens),
     ]
     return {dimension.name: dimension for dimension in found}
 
@@ -344,25 +370,40 @@ def _around_dimensions(sources: list[Source], operations: list[Operation]) -> It
     blocks = [block for source in sources for block in (*source.ip_blocks, *source.not_ip_blocks)]
     remote = [block for source in sources for block in (*source.remote_ip_blocks, *source.not_remote_ip_blocks)]
     hosts = [host for item in operations for host in (*item.hosts, *item.not_hosts)]
-    tokens = [name for source in sources for name in (*source.request_principals, *source.not_request_principals)]
     if blocks:
         yield address_dimension(ADDRESS, blocks, "from")
     if remote:
         yield address_dimension(REMOTE, remote, "begun at")
     if hosts:
         yield host_dimension(hosts)
-    if tokens:
-        yield token_dimension(tokens)
-    yield from claim_dimensions(claim for source in sources for claim in source.claims)
+
+
+def _paths(operations: list[Operation]) -> Iterator[str]:
+    return (path for item in operations for path in (*item.paths, *item.not_paths))
+
+
+def _token_paths(rules: Iterable[Jwt | None]) -> Iterator[str]:
+    return (path for jwt in rules if jwt is not None for path in (*jwt.required, *jwt.not_required))
+
+
+def _token_dimensions(sources: list[Source], rules: Iterable[Jwt | None]) -> Iterator[Dimension]:
+    """Tokens and their claims, where anybody asks about them."""
+    known = [jwt for jwt in rules if jwt is not None]
+    issuers = dict.fromkeys(provider.issuer for jwt in known for provider in jwt.providers)
+    tokens = [name for source in sources for name in (*source.request_principals, *source.not_request_principals)]
+    claims = [claim for source in sources for claim in source.claims]
+    if tokens or claims or any(jwt.required for jwt in known):
+        yield token_dimension(tokens, issuers)
+    yield from claim_dimensions(claims)
 
 
 def identity_part(source: Source) -> Source:
     return Source(**{name: getattr(source, name) for name in _IDENTITY})
 
 
-def access_dimensions(world: World, table: Authorization) -> dict[str, Dimension]:
+def access_dimensions(world: World, table: Authorization, jwt: Jwt | None = None) -> dict[str, Dimension]:
     """What one set of policies asks about. Raises Unknowable."""
-    return _dimensions(world, world, (table, table))
+    return _dimensions(world, world, (table, table), (jwt, jwt))
 
 
 def _check_known(rule: PolicyRule) -> None:
@@ -439,17 +480,33 @@ def _completed(names: Iterable[str]) -> set[str]:
 # --- policies as lists ------------------------------------------------------------------------------------------------
 
 
-def decisions(table: Authorization, port: InboundPort, dimensions: Mapping[str, Dimension]) -> Decisions[Verdict]:
-    """What decides on one port: how connections are taken, then deny rules, then allow rules, then the rest."""
+def decisions(
+    table: Authorization, port: InboundPort, dimensions: Mapping[str, Dimension], jwt: Jwt | None = None
+) -> Decisions[Verdict]:
+    """What decides on one port: how connections are taken, tokens, then deny rules, then allow rules, then the rest."""
     entries = list(_mode_entries(port, dimensions[SOURCE]))
+    reads_tokens = jwt is not None
+    if jwt is not None and jwt.required and port.protocol != "tcp":
+        entries.append(Entry(box=_tokenless(jwt, dimensions), outcome="no-token"))
     for action, verdict in (("deny", "denied"), ("allow", "allowed")):
         for policy in table.policies:
             if policy.action == action:
                 for rule in policy.rules:
-                    boxes = _boxes(rule, port, dimensions, unseen=action == "deny")
+                    boxes = _boxes(rule, port, dimensions, unseen=action == "deny", reads_tokens=reads_tokens)
                     entries += [Entry(box=box, outcome=_verdict(verdict)) for box in boxes]
     is_open = all(policy.action != "allow" for policy in table.policies)
     return Decisions(entries=tuple(entries), default="allowed" if is_open else "denied")
+
+
+def _tokenless(jwt: Jwt, dimensions: Mapping[str, Dimension]) -> Box:
+    """Requests without a token for paths that must bring one."""
+    wanted, unwanted = ([("pattern", path) for path in paths] for paths in (jwt.required, jwt.not_required))
+    tokens = dimensions[TOKEN]
+    return {PATH: _mask(dimensions[PATH], wanted, unwanted), TOKEN: _without_token(tokens)}
+
+
+def _without_token(tokens: Dimension) -> int:
+    return 1 << tokens.values.index(None)
 
 
 def _verdict(text: str) -> Verdict:
@@ -464,10 +521,17 @@ def _mode_entries(port: InboundPort, source: Dimension) -> Iterator[Entry[Verdic
         yield Entry(box={SOURCE: source.all & ~plain}, outcome="handshake-refused")
 
 
-def _boxes(rule: PolicyRule, port: InboundPort, dimensions: Mapping[str, Dimension], *, unseen: bool) -> Iterator[Box]:
+def _boxes(
+    rule: PolicyRule,
+    port: InboundPort,
+    dimensions: Mapping[str, Dimension],
+    *,
+    unseen: bool,
+    reads_tokens: bool,
+) -> Iterator[Box]:
     """A rule as boxes. Where nobody reads requests (TCP) what cannot be seen matches if `unseen`."""
     is_tcp = port.protocol == "tcp"
-    for base in _source_boxes(rule, dimensions, is_tcp=is_tcp, unseen=unseen):
+    for base in _source_boxes(rule, dimensions, is_tcp=is_tcp, unseen=unseen, reads_tokens=reads_tokens):
         for operation in rule.operations or (Operation(),):
             if (operation.ports and port.port not in operation.ports) or port.port in operation.not_ports:
                 continue
@@ -481,7 +545,7 @@ def _boxes(rule: PolicyRule, port: InboundPort, dimensions: Mapping[str, Dimensi
 
 
 def _source_boxes(
-    rule: PolicyRule, dimensions: Mapping[str, Dimension], *, is_tcp: bool, unseen: bool
+    rule: PolicyRule, dimensions: Mapping[str, Dimension], *, is_tcp: bool, unseen: bool, reads_tokens: bool
 ) -> Iterator[dict[str, int]]:
     """The sources of a rule as boxes: one for all that ask only for an identity, one for each of the others."""
     if not rule.sources:
@@ -492,7 +556,9 @@ def _source_boxes(
     for source in rule.sources:
         if is_tcp and reads_requests(source) and not unseen:
             continue
-        rest = _around_box(source, dimensions, is_tcp=is_tcp)
+        if not reads_tokens and not is_tcp and (source.request_principals or source.claims):
+            continue  # no request has a token there
+        rest = _around_box(source, dimensions, is_tcp=is_tcp, reads_tokens=reads_tokens)
         mask = identities[identity_part(source)]
         if not rest:
             plain |= mask
@@ -502,7 +568,9 @@ def _source_boxes(
         yield {SOURCE: plain}
 
 
-def _around_box(source: Source, dimensions: Mapping[str, Dimension], *, is_tcp: bool) -> dict[str, int]:
+def _around_box(
+    source: Source, dimensions: Mapping[str, Dimension], *, is_tcp: bool, reads_tokens: bool
+) -> dict[str, int]:
     """What a source asks besides an identity; of a connection that nobody reads only its address is known."""
     box: dict[str, int] = {}
     if source.ip_blocks or source.not_ip_blocks:
@@ -511,6 +579,8 @@ def _around_box(source: Source, dimensions: Mapping[str, Dimension], *, is_tcp: 
         return box
     if source.remote_ip_blocks or source.not_remote_ip_blocks:
         box[REMOTE] = _mask(dimensions[REMOTE], source.remote_ip_blocks, source.not_remote_ip_blocks)
+    if not reads_tokens:
+        return box
     if source.request_principals or source.not_request_principals:
         wanted, unwanted = (
             [("token", name) for name in names] for names in (source.request_principals, source.not_request_principals)

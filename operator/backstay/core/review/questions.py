@@ -35,7 +35,7 @@ AUTHORITY: Final = "authority"
 SOURCE: Final = "source"
 ADDRESS: Final = "address"
 REMOTE: Final = "remote address"
-TOKEN: Final = "token"
+TOKEN: Final = "token"  # noqa: S105 - a name of a dimension
 _CLAIM: Final = "claim "
 _HEADER: Final = "header "
 _QUERY: Final = "query "
@@ -227,27 +227,30 @@ def _in_block(block: str) -> Callable[[Value], bool]:
     return lambda value: in_blocks((value or b"").decode("latin-1"), (block,))
 
 
-def token_dimension(patterns: Iterable[str]) -> Dimension:
-    """Principals of tokens, and requests that have none."""
-    questions: dict[Hashable, Question] = {}
-    exact, starts, ends = [], [b"https://issuer.other.example/"], []
+def token_dimension(patterns: Iterable[str], issuers: Iterable[str]) -> Dimension:
+    """Principals of tokens that any of these issuers may have given, and requests that have none."""
+    no_token = Question(name="without a token", negated="with a token", takes=lambda value: value is None)
+    questions: dict[Hashable, Question] = {NO_TOKEN: no_token}
+    known = tuple(f"{issuer}/".encode() for issuer in issuers)
+    exact, starts, ends = [], list(known), []
     for pattern in dict.fromkeys(patterns):
         told = "any token" if pattern == "*" else f"a token of {pattern}"
         questions["token", pattern] = Question(name=f"with {told}", negated=f"without {told}", takes=_fits(pattern))
         value = pattern.encode()
         if value.endswith(b"*"):
-            starts += [value[:-1], value[:-1] + b"/"]
+            starts.append(value[:-1])
         elif value.startswith(b"*"):
             ends.append(value[1:])
         else:
             exact.append(value)
-    return Dimension(TOKEN, [None, *spread(exact, starts, ends, lambda value: b"/" in value)], questions)
+    return Dimension(TOKEN, [None, *spread(exact, starts, ends, lambda value: value.startswith(known))], questions)
 
 
 def _fits(pattern: str) -> Callable[[Value], bool]:
     return lambda value: fits(pattern, (value or b"").decode("utf-8", "replace"))
 
 
+NO_TOKEN: Final = "no token"  # noqa: S105 - a name of a question
 HELD: Final = b"1"
 """The value of a request whose token meets a condition on claims; None is that of all others."""
 
@@ -275,7 +278,7 @@ def claim_text(claim: ClaimMatch) -> str:
 
 def claims_sample(wanted: Mapping[ClaimMatch, bool], principal: str) -> dict[str, Any]:
     """Claims of a token that meets some conditions and not others, as far as there can be one."""
-    issuer, _, subject = (principal or "https://issuer.other.example/other").rpartition("/")
+    issuer, _, subject = principal.rpartition("/")
     claims: dict[str, Any] = {"iss": issuer, "sub": subject}
     for claim, holds in wanted.items():
         pattern = next(iter(claim.values), "other") if holds else next(iter(claim.not_values), "")
@@ -387,17 +390,17 @@ def _sampled_claims(dimensions: Mapping[str, Dimension], box: Mapping[str, int])
             (claim,) = (key for key in dimension.questions if isinstance(key, ClaimMatch))
             conditions[claim] = dimension.one_of(box[name]) is not None
     principal = _token_of(dimensions, box, needed=any(conditions.values()))
-    if principal is None:
+    if not principal:
         return None, not any(conditions.values())
     claims = claims_sample(conditions, principal)
     return claims, all(takes_claim(claim, claims) == holds for claim, holds in conditions.items())
 
 
 def _token_of(dimensions: Mapping[str, Dimension], box: Mapping[str, int], *, needed: bool) -> str | None:
-    """Principal of a token of the box, empty for any; None where it is to be a request without one."""
+    """Principal of a token of the box; None where it is to be a request without one."""
     tokens = dimensions.get(TOKEN)
     if tokens is None:
-        return "" if needed else None
+        return None
     mask = box.get(TOKEN, tokens.all)
     values = [value for place, value in enumerate(tokens.values) if mask >> place & 1]
     if not needed and None in values:

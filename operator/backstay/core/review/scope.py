@@ -77,8 +77,9 @@ def _callers(world: World, workload: str, port: int) -> list[Caller]:
 def _extents(world: World, workload: str, port: int) -> dict[str, tuple[Extent, tuple[str, ...]]]:
     """Identity -> how much it may, and what. Raises TooManyPieces, Unknowable."""
     table = world.policies(workload).authorization
-    dimensions = access_dimensions(world, table)
-    pieces = list(decided(decisions(table, world.inbound(workload, port), dimensions), dimensions))
+    jwt = world.listeners(workload).jwt
+    dimensions = access_dimensions(world, table, jwt)
+    pieces = list(decided(decisions(table, world.inbound(workload, port), dimensions, jwt), dimensions))
     source = dimensions[SOURCE]
     domain = world.snapshot.mesh.trust_domain
     identities = {ANONYMOUS, *(item.identity(domain) for item in world.registry.workloads.values())}

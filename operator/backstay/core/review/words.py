@@ -21,6 +21,8 @@ REASONS: Final = {
     "pass-through": "passed through: the mesh does not know the host",
     "bad-request": "refused as ambiguous: 400",
     "denied": "denied: 403",
+    "no-token": "no token where one is required: 401",
+    "bad-token": "a token that is not believed: 401",
     "plaintext-refused": "refused: plaintext at a STRICT port",
     "handshake-refused": "refused: TLS at a port that takes plaintext only",
 }

@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
+from backstay.config.jwks import BadKeySet, read_key_set
 from backstay.core.compile.index import selects
 from backstay.core.guardrails import bad_expressions
-from backstay.core.intents import AuthenticationSpec, AuthorizationSpec, BackendSpec, Mtls
+from backstay.core.intents import AuthenticationSpec, AuthorizationSpec, BackendSpec, JwtProvider, Mtls
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Workload
 from backstay.core.snapshot import Document
 from backstay.core.validate.facts import Facts, problem, service_key
+from backstay.core.validate.filters import is_forbidden
 
 
 def overlapping_authentication(facts: Facts) -> Iterator[Problem]:
@@ -163,6 +165,84 @@ def _blocks(facts: Facts) -> Iterator[tuple[Document, str, str]]:
                 for name, blocks in fields.items():
                     for place, block in enumerate(blocks):
                         yield document, f"{path}.{name}[{place}]", block
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def _providers(facts: Facts) -> Iterator[tuple[Document, str, JwtProvider]]:
+    for document, spec in facts.of(AuthenticationSpec):
+        for index, provider in enumerate(spec.jwt.providers if spec.jwt else ()):
+            yield document, f"spec.jwt.providers[{index}]", provider
+
+
+def key_sets(facts: Facts) -> Iterator[Problem]:
+    """Every provider has its keys in one place, and what stands in the document can be used."""
+    for document, path, provider in _providers(facts):
+        if bool(provider.jwks) == bool(provider.jwks_uri):
+            message = "expected either `jwks` or `jwksUri`: keys come from one place"
+            yield problem(document, path, "JwksSource", message)
+        elif provider.jwks:
+            yield from _bad_keys(document, f"{path}.jwks", provider.jwks)
+
+
+def _bad_keys(document: Document, path: str, text: str) -> Iterator[Problem]:
+    try:
+        found = read_key_set(text)
+    except BadKeySet as error:
+        yield problem(document, path, "BadKeySet", f"the key set cannot be used: {error}")
+        return
+    if not found.keys:
+        why = f": {'; '.join(found.rejected)}" if found.rejected else ""
+        yield problem(document, path, "BadKeySet", f"the key set has no key that could verify anything{why}")
+        return
+    for reason in found.rejected:
+        yield problem(document, path, "KeyRejected", f"{reason}; it verifies nothing", Severity.WARNING)
+
+
+def repeated_issuers(facts: Facts) -> Iterator[Problem]:
+    """Tokens of one issuer are judged by one provider: a second one would never be asked."""
+    for document, spec in facts.of(AuthenticationSpec):
+        first: dict[str, int] = {}
+        for index, provider in enumerate(spec.jwt.providers if spec.jwt else ()):
+            earlier = first.setdefault(provider.issuer, index)
+            if earlier != index:
+                place = document.place(f"spec.jwt.providers[{earlier}]")
+                message = f"issuer {provider.issuer!r} is already given in {place}, expected it once"
+                yield problem(document, f"spec.jwt.providers[{index}].issuer", "RepeatedIssuer", message)
+
+
+def claim_headers(facts: Facts) -> Iterator[Problem]:
+    for document, path, provider in _providers(facts):
+        for index, item in enumerate(provider.output_claim_to_headers):
+            if is_forbidden(item.header):
+                message = f"{item.header!r} is written by the proxy itself, expected another header"
+                at = f"{path}.outputClaimToHeaders[{index}].header"
+                yield problem(document, at, "ForbiddenHeader", message)
+
+
+def plain_key_addresses(facts: Facts) -> Iterator[Problem]:
+    for document, path, provider in _providers(facts):
+        host = provider.jwks_uri.removeprefix("http://").partition("/")[0].rpartition(":")[0]
+        if provider.jwks_uri.startswith("http://") and host not in ("127.0.0.1", "localhost"):
+            message = "keys over http can be replaced on the way, and with them whom we believe; expected https"
+            yield problem(document, f"{path}.jwksUri", "PlainKeyAddress", message, Severity.WARNING)
+
+
+def conditions_without_tokens(facts: Facts) -> Iterator[Problem]:
+    """Conditions on tokens where nobody verifies any: an Allow lets nobody in, a Deny refuses nobody."""
+    with_tokens = {
+        document.metadata.namespace for document, spec in facts.of(AuthenticationSpec) if spec.jwt is not None
+    }
+    for document, spec in facts.of(AuthorizationSpec):
+        if document.metadata.namespace in with_tokens or not facts.is_complete:
+            continue
+        for number, rule in enumerate(spec.rules):
+            for index, source in enumerate(rule.from_):
+                if source.request_principals or source.claims or source.not_request_principals:
+                    message = "asks for tokens, but no Authentication of this namespace has `jwt`: no request has one"
+                    path = f"spec.rules[{number}].from[{index}]"
+                    yield problem(document, path, "NobodyReadsTokens", message, Severity.WARNING)
 
 
 # --- guardrails -------------------------------------------------------------------------------------------------------

@@ -137,9 +137,11 @@ def _split(head: RequestHead) -> tuple[bytes, bytes, bytes]:
     return head.block[start:at], host, rest
 
 
-def with_fields(head: RequestHead, fields: Fields) -> bytes:
-    """The whole head with other ordinary fields."""
+def with_fields(head: RequestHead, fields: Fields, query: bytes | None = None) -> bytes:
+    """The whole head with other ordinary fields, and with another query if one is given."""
     target, host, rest = _split(head)
+    if query is not None:
+        target = target.partition(b"?")[0] + (b"?" + query if query else b"")
     return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b" % (head.method, target, host, _with_fields(head, rest, fields))
 
 

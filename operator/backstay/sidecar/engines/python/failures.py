@@ -24,6 +24,8 @@ FAILURES: Final = {
     "no-route": Failure(status=404, bad="no-route", flag="NR", is_refusal=True),
     "unknown-host": Failure(status=502, bad="no-route", flag="NR", is_refusal=True),
     "denied": Failure(status=403, bad="denied", flag="RBAC", is_refusal=True),
+    "no-token": Failure(status=401, bad="bad-token", flag="UAEX", is_refusal=True),
+    "bad-token": Failure(status=401, bad="bad-token", flag="UAEX", is_refusal=True),
     "plaintext-refused": Failure(status=0, bad="plaintext-refused", flag="DC", is_refusal=True),
     "handshake-refused": Failure(status=0, bad="handshake-refused", flag="DC", is_refusal=True),
     "fault": Failure(status=503, bad="fault", flag="FI", is_refusal=True),
@@ -43,6 +45,13 @@ FAILURES: Final = {
     "slow-request": Failure(status=408, bad="", flag="DT"),
 }
 """Statuses as Envoy's (`connect-failure`, `reset` 503; a malformed answer 502; registry-only 502)."""
+
+
+CHALLENGES: Final = {
+    "no-token": [(b"WWW-Authenticate", b"Bearer")],
+    "bad-token": [(b"WWW-Authenticate", b'Bearer error="invalid_token"')],
+}
+"""What a client is told to bring (RFC 6750, 3); why its token is not believed stands in the access log only."""
 
 
 def local_response(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from backstay.config.actions import hash_of
 from backstay.sidecar.engines.python.dial import seek
 from backstay.sidecar.engines.python.exchange import CODES, Phase
-from backstay.sidecar.engines.python.failures import FAILURES, STATUS_LINES, Failure
+from backstay.sidecar.engines.python.failures import CHALLENGES, FAILURES, STATUS_LINES, Failure
 from backstay.sidecar.engines.python.framing import (
     CHUNKED,
     LAST_CHUNK,
@@ -47,6 +47,7 @@ from backstay.sidecar.engines.python.upstream import SWITCHING, Upstream
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.actions import Actions, LocalAnswer
     from backstay.sidecar.engines.python.downstream import Downstream
+    from backstay.sidecar.engines.python.listeners import TokenUse
     from backstay.sidecar.engines.python.runtime import Lane, Runtime
     from backstay.sidecar.engines.python.server import Server
     from backstay.sidecar.engines.python.stats import Counters
@@ -64,7 +65,7 @@ class Exchange:
         "downstream", "server",  # connection
         "body", "broken", "complete", "fields", "head", "keep_alive", "method", "raw", "size", "target", "upgrade",
         "version",  # what the client sent
-        "audited", "cookie", "lane", "policy", "reason", "runtime", "started",  # what was decided
+        "audited", "cookie", "lane", "policy", "reason", "runtime", "started", "token",  # what was decided
         "end_sent", "failovers", "fresh", "phase", "pool", "retrying", "sent", "timer", "tried", "tries", "upstream",
         "waiting",  # tries
         "response", "response_bytes", "status",
@@ -112,6 +113,7 @@ class Exchange:
         self.policy = ""
         self.audited: tuple[str, ...] = ()
         """Audit rules that this request matched."""
+        self.token: TokenUse | None = None
         self.cookie = b""
         """The value of a sticky cookie that the client does not have yet."""
 
@@ -590,7 +592,7 @@ class Exchange:
         seconds = monotonic() - self.started
         self._measure(counters, seconds)
         self._log(seconds)
-        self.downstream.answer(self, failure.status, failure_text(reason))
+        self.downstream.answer(self, failure.status, failure_text(reason), CHALLENGES.get(reason))
 
     def _count_failure(self, failure: Failure, counters: "Counters") -> None:
         if not failure.bad:

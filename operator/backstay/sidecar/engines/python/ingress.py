@@ -19,7 +19,7 @@ from backstay.sidecar.engines.python.accept import Acceptor
 from backstay.sidecar.engines.python.actions import with_fields
 from backstay.sidecar.engines.python.framing import Fields, RequestHead
 from backstay.sidecar.engines.python.hello import HELLO_BYTES, server_name
-from backstay.sidecar.engines.python.listeners import Listener, Outbound, Refused, around
+from backstay.sidecar.engines.python.listeners import Listener, Outbound, Refused, around, seen, use_tokens
 from backstay.sidecar.engines.python.runtime import Lane, Runtime
 from backstay.sidecar.engines.python.tls import TlsTransport
 
@@ -105,11 +105,15 @@ class Ingress(Outbound):
 
     def _refused(self, runtime: Runtime, port: GatewayPort, exchange: "Exchange") -> Refused | None:
         authorization = runtime.authorization
+        if runtime.tokens is not None or exchange.token is not None:
+            refused = use_tokens(runtime, exchange, port.no_route)
+            if refused is not None:
+                return refused
         if authorization.decides_nothing:
             return None
         head = exchange.head
         about = around(runtime, exchange) if authorization.asks_around else NOTHING_AROUND
-        decision = authorization.decide("", "", head.method, head.path, head.fields, self.port, about)
+        decision = authorization.decide("", "", head.method, head.path, seen(exchange), self.port, about)
         if decision.allowed:
             return None
         return Refused(reason="denied", counters=port.no_route, policy=f"{decision.policy}#{decision.rule}")

@@ -4,13 +4,16 @@
 decides, and lets the exchange act.
 """
 
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from backstay.config.actions import sticky_point, sticky_value
 from backstay.config.addresses import remote_address
 from backstay.config.authorize import NOTHING_AROUND, Around
+from backstay.sidecar.engines.python.actions import with_fields
 from backstay.sidecar.engines.python.framing import is_authority
 from backstay.sidecar.engines.python.runtime import CompiledPort, CompiledRule, Lane, Runtime
 from backstay.sidecar.engines.python.stats import Counters
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from backstay.config.match import RouteTable
     from backstay.sidecar.engines.python.downstream import Downstream
     from backstay.sidecar.engines.python.flow import Exchange
-    from backstay.sidecar.engines.python.framing import RequestHead
+    from backstay.sidecar.engines.python.framing import Fields, RequestHead
     from backstay.sidecar.engines.python.server import Server
 
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -63,10 +66,12 @@ class Listener(ABC):
             exchange.fail("not-ready")
             return
         exchange.runtime = runtime
+        chosen = self.decide(runtime, exchange)
         if runtime.authorization.audits:
             self.audit(runtime, exchange)
-        chosen = self.decide(runtime, exchange)
         if type(chosen) is Lane:
+            if exchange.token is not None:
+                exchange.token.settle(exchange.head)
             exchange.forward(chosen)
         else:
             exchange.refuse(chosen.reason, chosen.counters, chosen.policy)  # type: ignore[union-attr]
@@ -92,13 +97,47 @@ class Listener(ABC):
         exchange.downstream.answer(exchange, 405, "method not allowed")
 
 
+class TokenUse(NamedTuple):
+    """What one config makes of the tokens of a request."""
+
+    fields: "Fields"
+    """What is forwarded, and so what policies see."""
+    query: bytes
+    claims: Mapping[str, Any] | None
+
+    def settle(self, head: "RequestHead") -> None:
+        """Change the request into what is forwarded."""
+        if self.fields != head.fields or self.query != head.query:
+            head.block = with_fields(head, self.fields, self.query)
+            head.fields, head.query = self.fields, self.query
+
+
+def use_tokens(runtime: Runtime, exchange: "Exchange", counters: Counters) -> Refused | None:
+    """Judge the tokens of a request, and note at the exchange what of it is forwarded."""
+    verifier = runtime.tokens
+    if verifier is None:
+        exchange.token = None
+        return None
+    head = exchange.head
+    verdict = verifier.judge(head.fields, head.path, head.query, exchange.server.key_sets, time.time())
+    forwarded = verifier.table.forwarded(head.fields, head.query, verdict.found, verdict.claims)
+    exchange.token = TokenUse(forwarded.fields, forwarded.query, verdict.claims)
+    return Refused(reason=verdict.reason, counters=counters, policy=verdict.detail) if verdict.reason else None
+
+
+def seen(exchange: "Exchange") -> "Fields":
+    """The fields that policies are asked about: those that are forwarded."""
+    return exchange.head.fields if exchange.token is None else exchange.token.fields
+
+
 def around(runtime: Runtime, exchange: "Exchange") -> Around:
     """What policies may ask besides the request itself."""
-    head, address = exchange.head, exchange.downstream.address
+    head, address, token = exchange.head, exchange.downstream.address, exchange.token
     return Around(
         authority=head.authority,
         address=address,
         remote=remote_address(head.fields, address, runtime.listeners.trusted_hops),
+        claims=None if token is None else token.claims,
     )
 
 
@@ -125,11 +164,15 @@ class Inbound(Listener):
     def decide(self, runtime: Runtime, exchange: "Exchange") -> Lane | Refused:
         port = self.port_of(runtime)
         authorization = runtime.authorization
+        if runtime.tokens is not None or exchange.token is not None:
+            refused = use_tokens(runtime, exchange, port.counters)
+            if refused is not None:
+                return refused
         if authorization.decides_nothing:
             return port.lane
         head, downstream = exchange.head, exchange.downstream
         decision = authorization.decide(
-            downstream.identity, downstream.namespace, head.method, head.path, head.fields, self.port,
+            downstream.identity, downstream.namespace, head.method, head.path, seen(exchange), self.port,
             around(runtime, exchange) if authorization.asks_around else NOTHING_AROUND,
         )  # fmt: skip
         if decision.allowed:
@@ -139,7 +182,7 @@ class Inbound(Listener):
     def audit(self, runtime: Runtime, exchange: "Exchange") -> None:
         head, downstream = exchange.head, exchange.downstream
         exchange.audited = runtime.authorization.audited(
-            downstream.identity, downstream.namespace, head.method, head.path, head.fields, self.port,
+            downstream.identity, downstream.namespace, head.method, head.path, seen(exchange), self.port,
             around(runtime, exchange),
         )  # fmt: skip
         self.server.ledger.note_audited(exchange.audited)

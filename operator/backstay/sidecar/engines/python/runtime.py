@@ -20,6 +20,7 @@ from backstay.config.model import (
     Fault,
     HostRoutes,
     InboundPort,
+    Jwt,
     Listeners,
     Mirror,
     Part,
@@ -37,6 +38,7 @@ from backstay.sidecar.engines.python.pool import Group, group_key
 from backstay.sidecar.engines.python.stats import Counters, Direction
 
 if TYPE_CHECKING:
+    from backstay.sidecar.engines.python.jwt import Verifier
     from backstay.sidecar.engines.python.server import Deadlines, Server
 
 MAX_PORTS: Final = 1024  # of the application, as seen from outside; one pod has a handful
@@ -162,6 +164,8 @@ class Runtime:
         )
         self._check(former)
         self.authorization = _authorization(next(iter(parts.authorizations), Authorization()), former)
+        self.tokens = _tokens(self.listeners.jwt, former)
+        """None: tokens are not looked at."""
         self._compiled: dict[RouteTable, CompiledHost] = {}
         self._at: dict[tuple[str, int], CompiledPort] = {}
         self._services: dict[str, Lane] = {}
@@ -383,6 +387,18 @@ def _authorization(part: Authorization, former: Iterable[Runtime]) -> Authorizat
         if runtime.authorization.authorization == part:
             return runtime.authorization
     return AuthorizationTable(part)
+
+
+def _tokens(jwt: Jwt | None, former: Iterable[Runtime]) -> "Verifier | None":
+    """With what the config before has verified, where it says the same."""
+    if jwt is None:
+        return None
+    for runtime in former:
+        if runtime.tokens is not None and runtime.tokens.table.jwt == jwt:
+            return runtime.tokens
+    from backstay.sidecar.engines.python.jwt import Verifier  # noqa: PLC0415 - 8 MiB that most proxies never need
+
+    return Verifier(jwt)
 
 
 def _check_host(table: RouteTable, backends: Mapping[str, Backend]) -> None:

@@ -103,6 +103,8 @@ class Server:
         self.contexts: Contexts | None = None
         self.secrets: dict[tuple[str, str], ssl.SSLContext] = {}
         """What a gateway shows callers from outside, by secret and least TLS version."""
+        self.key_sets: Mapping[str, str] = {}
+        """Keys of who issues tokens, by the address that the control plane fetched them from; replaced, never changed."""
         self.services: Mapping[str, str] = {}
         """Virtual address -> `service.namespace`."""
         self.draining = False

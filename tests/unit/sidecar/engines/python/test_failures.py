@@ -13,7 +13,7 @@ def test_statuses() -> None:
         "no-route": 404, "unknown-host": 502, "denied": 403, "plaintext-refused": 0, "handshake-refused": 0, "fault": 503,
         "no-healthy-upstream": 503, "no-backend": 503, "overflow": 503, "connect-failure": 503, "reset": 503,
         "bad-response": 502, "timeout": 504, "not-ready": 503, "loop": 508, "client-gone": 0, "bad-request": 400,
-        "slow-request": 408, "rate-limited": 429, "bad-rewrite": 400,
+        "slow-request": 408, "rate-limited": 429, "bad-rewrite": 400, "no-token": 401, "bad-token": 401,
     }  # fmt: skip
 
 
