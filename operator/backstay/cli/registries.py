@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from backstay.cli.client import Client
 from backstay.cli.exits import Failed
 from backstay.core.registry import Instance, Registry
 
 if TYPE_CHECKING:
+    from backstay.cli.client import Client
     from backstay.core.review.traffic import Traffic
 
 
@@ -54,12 +54,12 @@ def expected(path: Path) -> Registry:
     return Registry(services=known.services, workloads=known.workloads, instances=instances)
 
 
-def live_registry(client: Client) -> Registry:
+def live_registry(client: "Client") -> Registry:
     """What the running operator sees. Raises OperatorAway."""
     return msgspec.json.decode(client.text("/v1/registry"), type=Registry)
 
 
-def live_traffic(client: Client) -> "Traffic":
+def live_traffic(client: "Client") -> "Traffic":
     """What its proxies have told the running operator of requests. Raises OperatorAway, Failed (an older operator)."""
     from backstay.core.review.traffic import Traffic  # reviews only
 

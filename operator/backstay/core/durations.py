@@ -1,12 +1,14 @@
 """Go-style durations (`1m30s`, `250ms`), as kubectl users write them."""
 
 import re
+from functools import lru_cache
 from typing import Final
 
 _UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 
 
+@lru_cache(maxsize=1024)  # a mesh has the same few durations in thousands of places
 def seconds(text: str) -> float:
     """Seconds of a duration. Raises ValueError for anything else."""
     parts = _PART.findall(text)

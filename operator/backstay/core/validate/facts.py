@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from backstay.core.intents import BackendSpec, MeshSpec, RouteSpec, ServiceRef, service_refs
+from backstay.core.intents import BackendSpec, MeshSpec, RouteRule, RouteSpec, ServiceRef, service_refs
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry, Service, qualify
 from backstay.core.snapshot import Document, Position
@@ -24,6 +24,10 @@ class Facts:
     """Service -> its Backend; the first where there are several."""
     by_type: Mapping[type, Sequence[Document]]
     """Sorted out once: there are three dozen rules, and each wants one kind."""
+    route_rules: Sequence[tuple[Document, str, RouteRule]]
+    """Every rule of every Route, with its path: put together once, because most rules of a commit look at them."""
+    refs: Sequence[tuple[Document, RouteSpec, str, ServiceRef]]
+    """Every service that a Route names as backend or mirror, with its path."""
 
     def of(self, spec_type: type[SpecT]) -> Iterator[tuple[Document, SpecT]]:
         """Documents of one kind with their specs."""
@@ -37,13 +41,6 @@ class Facts:
     def service(self, name: str, document: Document) -> Service | None:
         """The service a name in this document means, if the registry has it."""
         return self.registry.services.get(service_key(name, document)) if self.registry else None
-
-    def refs(self) -> Iterator[tuple[Document, RouteSpec, str, ServiceRef]]:
-        """Every service that a Route names as backend or mirror, with its path."""
-        for document, spec in self.of(RouteSpec):
-            for number, rule in enumerate(spec.rules):
-                for path, ref in service_refs(rule):
-                    yield document, spec, f"spec.rules[{number}].{path}", ref
 
 
 Rule: TypeAlias = Callable[[Facts], Iterable[Problem]]
@@ -60,6 +57,7 @@ def gather(documents: Sequence[Document], registry: Registry | None, *, is_compl
         elif isinstance(document.spec, MeshSpec) and mesh_document is None:
             mesh_document = document
     mesh = mesh_document.spec if mesh_document and isinstance(mesh_document.spec, MeshSpec) else MeshSpec()
+    routes = [(item, item.spec) for item in by_type.get(RouteSpec, ()) if isinstance(item.spec, RouteSpec)]
     return Facts(
         documents=documents,
         registry=registry,
@@ -68,6 +66,15 @@ def gather(documents: Sequence[Document], registry: Registry | None, *, is_compl
         mesh_document=mesh_document,
         backends=backends,
         by_type=by_type,
+        route_rules=[
+            (item, f"spec.rules[{number}]", rule) for item, spec in routes for number, rule in enumerate(spec.rules)
+        ],
+        refs=[
+            (item, spec, f"spec.rules[{number}].{path}", ref)
+            for item, spec in routes
+            for number, rule in enumerate(spec.rules)
+            for path, ref in service_refs(rule)
+        ],
     )
 
 

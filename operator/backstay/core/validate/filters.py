@@ -14,7 +14,6 @@ from backstay.core.intents import (
     RequestRedirect,
     RouteFilter,
     RouteRule,
-    RouteSpec,
     UrlRewrite,
 )
 from backstay.core.problems import Problem, Severity
@@ -27,14 +26,8 @@ _ATTRIBUTES: Final[Mapping[str, str]] = {
 """Type of a filter -> its attribute of RouteFilter."""
 
 
-def _rules(facts: Facts) -> Iterator[tuple[Document, str, RouteRule]]:
-    for document, spec in facts.of(RouteSpec):
-        for number, rule in enumerate(spec.rules):
-            yield document, f"spec.rules[{number}]", rule
-
-
 def _filters(facts: Facts) -> Iterator[tuple[Document, str, RouteRule, RouteFilter]]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         for index, item in enumerate(rule.filters):
             yield document, f"{path}.filters[{index}]", rule, item
 
@@ -50,7 +43,7 @@ def _answers(rule: RouteRule) -> str:
 
 
 def rules_without_backends(facts: Facts) -> Iterator[Problem]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         if not rule.backend_refs and not _answers(rule):
             yield problem(document, path, "MissingField", "`backendRefs` is missing, expected it here")
 
@@ -69,7 +62,7 @@ def mismatched_filters(facts: Facts) -> Iterator[Problem]:
 
 
 def repeated_filters(facts: Facts) -> Iterator[Problem]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         first: dict[str, int] = {}
         for index, item in enumerate(rule.filters):
             earlier = first.setdefault(item.type, index)
@@ -80,7 +73,7 @@ def repeated_filters(facts: Facts) -> Iterator[Problem]:
 
 
 def conflicting_filters(facts: Facts) -> Iterator[Problem]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         answer = _answers(rule)
         if answer:
             for where, what in _pointless(rule, answer):
@@ -249,7 +242,7 @@ def cors_for_everybody(facts: Facts) -> Iterator[Problem]:
 
 
 def sticky_headers(facts: Facts) -> Iterator[Problem]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         sticky = rule.session_persistence
         if sticky is not None and sticky.type == "Header" and sticky.ttl is not None:
             message = "`ttl` means nothing with a header, which no proxy can make a caller send; expected it left out"

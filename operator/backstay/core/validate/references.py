@@ -85,7 +85,7 @@ def duplicate_subsets(facts: Facts) -> Iterator[Problem]:
 
 
 def unknown_subsets(facts: Facts) -> Iterator[Problem]:
-    for document, _, path, ref in facts.refs():
+    for document, _, path, ref in facts.refs:
         if ref.subset is not None:
             message = _unknown_subset(facts, service_key(ref.name, document), ref.subset)
             if message:
@@ -126,7 +126,7 @@ _MOST_HINTS: Final = 10  # a registry that lacks more was not mistyped, and each
 
 
 def _service_names(facts: Facts, registry: Registry) -> Iterator[tuple[Document, str, str]]:
-    for document, _, path, ref in facts.refs():
+    for document, _, path, ref in facts.refs:
         yield document, f"{path}.name", ref.name
     for document, backend in facts.of(BackendSpec):
         yield document, "spec.service", backend.service
@@ -148,7 +148,7 @@ def _means_a_service(host: str, namespaces: Set[str]) -> bool:
 
 
 def unknown_ports(facts: Facts) -> Iterator[Problem]:
-    for document, spec, path, ref in facts.refs():
+    for document, spec, path, ref in facts.refs:
         service = facts.service(ref.name, document)
         if service is None:
             continue
@@ -198,7 +198,7 @@ def _one_of(ports: Iterable[int]) -> str:
 
 
 def ports_not_http(facts: Facts) -> Iterator[Problem]:
-    for document, spec, path, ref in facts.refs():
+    for document, spec, path, ref in facts.refs:
         wanted = ref.port or spec.port
         service = facts.service(ref.name, document)
         if service and any(port.port == wanted and port.protocol != "http" for port in service.ports):

@@ -22,19 +22,13 @@ from backstay.core.validate.patterns import takes_whole
 ValueMatch = HTTPHeaderMatch | HTTPQueryParamMatch
 
 
-def _rules(facts: Facts) -> Iterator[tuple[Document, str, RouteRule]]:
-    for document, spec in facts.of(RouteSpec):
-        for number, rule in enumerate(spec.rules):
-            yield document, f"spec.rules[{number}]", rule
-
-
 # --- matches ----------------------------------------------------------------------------------------------------------
 
 _PATH: Final = re.compile(r"/[^\s?#]*")
 
 
 def match_paths(facts: Facts) -> Iterator[Problem]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         for index, match in enumerate(rule.matches):
             wanted = match.path
             if wanted and wanted.type != "RegularExpression" and not _PATH.fullmatch(wanted.value):
@@ -191,14 +185,14 @@ def duplicate_rule_names(facts: Facts) -> Iterator[Problem]:
 
 
 def weight_sums(facts: Facts) -> Iterator[Problem]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         if rule.backend_refs and sum(ref.weight for ref in rule.backend_refs) == 0:
             message = "weights add up to 0, expected at least one above 0: nothing would take the requests"
             yield problem(document, f"{path}.backendRefs", "WeightSum", message)
 
 
 def duplicate_backend_refs(facts: Facts) -> Iterator[Problem]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         first: dict[tuple[object, ...], int] = {}
         for index, ref in enumerate(rule.backend_refs):
             earlier = first.setdefault((service_key(ref.name, document), ref.port, ref.subset), index)
@@ -212,7 +206,7 @@ def duplicate_backend_refs(facts: Facts) -> Iterator[Problem]:
 
 
 def timeout_order(facts: Facts) -> Iterator[Problem]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         attempt = rule.timeouts.backend_request
         whole = rule.timeouts.request or facts.mesh.defaults.timeout
         if attempt and 0 < seconds(whole) < seconds(attempt):
@@ -228,7 +222,7 @@ _TAKES_TIMEOUTS = frozenset({"5xx", "gateway-error", "reset"})
 
 
 def retries_never_on_timeout(facts: Facts) -> Iterator[Problem]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         if rule.retry is None or not rule.retry.attempts or not rule.timeouts.backend_request:
             continue
         if seconds(rule.timeouts.backend_request) and not _TAKES_TIMEOUTS & set(rule.retry.retry_on):
@@ -240,14 +234,14 @@ def retries_never_on_timeout(facts: Facts) -> Iterator[Problem]:
 
 
 def retries_without_condition(facts: Facts) -> Iterator[Problem]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         if rule.retry is not None and rule.retry.attempts and not rule.retry.retry_on:
             message = f"{rule.retry.attempts} retries on no condition, expected a condition or `attempts: 0`"
             yield problem(document, f"{path}.retry.retryOn", "RetryWithoutCondition", message)
 
 
 def faults_without_effect(facts: Facts) -> Iterator[Problem]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         if rule.fault is not None and rule.fault.delay is None and rule.fault.abort is None:
             message = "a fault that does nothing, expected `delay` or `abort`"
             yield problem(document, f"{path}.fault", "EmptyFault", message, Severity.WARNING)
@@ -257,7 +251,7 @@ def faults_without_effect(facts: Facts) -> Iterator[Problem]:
 
 
 def _value_lists(facts: Facts) -> Iterator[tuple[Document, str, Sequence[ValueMatch]]]:
-    for document, path, rule in _rules(facts):
+    for document, path, rule in facts.route_rules:
         for index, match in enumerate(rule.matches):
             yield document, f"{path}.matches[{index}].headers", match.headers
             yield document, f"{path}.matches[{index}].queryParams", match.query_params
