@@ -543,5 +543,10 @@ RESOURCES: Final[Mapping[str, Kind]] = {kind.name: kind for kind in (MESH_REPOSI
 
 
 def repository_spec(spec: Mapping[str, Any]) -> MeshRepositorySpec:
-    """A spec as the API server has it. Raises msgspec.ValidationError: it was written before its schema."""
-    return msgspec.convert(dict(spec), MeshRepositorySpec)
+    """A spec as the API server has it. Raises msgspec.ValidationError: it was written before its schema.
+
+    Fields that only a newer release knows are left aside: its definitions come first in an upgrade, with defaults that the
+    API server writes into every object, and this operator has to go on until its successor leads.
+    """
+    known = {field.encode_name for field in msgspec.structs.fields(MeshRepositorySpec)}
+    return msgspec.convert({key: value for key, value in spec.items() if key in known}, MeshRepositorySpec)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from backstay.adapters.kubernetes.crds import definition, generated
@@ -86,6 +87,13 @@ def test_defaults_of_the_schema_are_those_of_the_types() -> None:
     assert {name: item["default"] for name, item in properties.items() if "default" in item} == {
         "interval": "30s", "timeout": "60s", "suspend": False, "reviews": False, "pruneGuard": {},
     }  # fmt: skip
+
+
+def test_fields_of_a_newer_release_do_not_stop_the_operator_that_still_leads() -> None:
+    url = "https://git.example/mesh.git"
+    assert repository_spec({"url": url, "comesLater": True}) == repository_spec({"url": url})
+    with pytest.raises(msgspec.ValidationError, match="unknown field `brnch`"):
+        repository_spec({"url": url, "ref": {"brnch": "main"}})
 
 
 def test_what_the_operator_writes_has_no_defaults_beside_the_first() -> None:
