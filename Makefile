@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster check lock wheel clean bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
+.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster check lock wheel clean fuzz bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ check: $(VENV)/.stamp-dev ## Format, lint, types, layers, schema drift.
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/backstay schemas --check schemas --crds bootstrap/crds
+
+fuzz: $(VENV)/.stamp-dev ## Hostile bytes at parsers and configs. FUZZ=20000 examples, or TARGET=requests with atheris.
+	@$(BIN)/python tests/fuzz $(TARGET) $(if $(SECONDS),--seconds $(SECONDS))
 
 bench-verdict: $(VENV)/.stamp-dev ## False alarms and harm against the information limit.
 	@$(BIN)/python tests/bench/verdict.py

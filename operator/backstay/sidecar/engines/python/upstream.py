@@ -162,7 +162,7 @@ class Upstream(asyncio.Protocol):
         except httptools.HttpParserError:
             # What follows a complete response is surplus: it reaches nobody, and the connection is not used again.
             self.surplus = True
-            self.broken = not self.complete
+            self.broken = self.broken or not self.complete
         if not self.status:
             self.raw += len(data)
             self.broken = self.broken or self.raw > MAX_HEAD_BYTES or self.interims > MAX_INTERIM_RESPONSES
