@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from backstay.cli.exits import Exit, Failed
 from backstay.cli.output import emit
-from backstay.cli.route import parse_headers
+from backstay.cli.route import parse_headers, read_claims, token_options
 from backstay.cli.session import Session, output_option, pass_session
 from backstay.cli.worlds import Where, load, where_options, workload_named
 from backstay.core.evaluate import ANONYMOUS, Received, Request, World
@@ -29,6 +30,7 @@ def auth() -> None:
 @click.option("--to", "server", metavar="WORKLOAD", required=True)
 @click.option("--port", type=int, default=0, help="The application's own port, where it has several.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="NAME: VALUE", help="May be given several times.")
+@token_options
 @where_options
 @output_option()
 @pass_session
@@ -40,6 +42,8 @@ def can_i(
     server: str,
     port: int,
     headers: tuple[str, ...],
+    claims: Path | None,
+    address: str,
     folder: Path,
     at: str,
     live: bool,
@@ -57,6 +61,7 @@ def can_i(
         request = Request(method=method.upper(), path=path, headers=tuple(parse_headers(headers)))
     except ValueError as error:
         raise Failed(str(error)) from error
+    request = replace(request, claims=read_claims(claims), address=address)
     ports = ports_of(target, port)
     received = [world.receives(target.key, number, source, request) for number in ports]
     data = {"kind": "AccessTest", "answers": [answer_object(item) for item in received]}

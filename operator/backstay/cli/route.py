@@ -2,9 +2,11 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -37,11 +39,51 @@ def registry(session: Session, traffic: bool) -> None:
     click.echo(json.dumps({**client.get("/v1/registry"), "traffic": client.get("/v1/traffic")}))
 
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def token_options(command: _Command) -> _Command:
+    """What policies may ask of a request besides what it says itself."""
+    for option in (
+        click.option("--address", default="", callback=_address, help="Where the caller's connection comes from."),
+        click.option(
+            "--claims", type=click.Path(path_type=Path, dir_okay=False), help="JSON: claims of the valid token it has."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _address(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        return str(ip_address(value)) if value else ""
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no IP address") from error
+
+
+def read_claims(path: Path | None) -> dict[str, Any] | None:
+    """Claims as a token would carry them. Raises Failed for a file that holds none."""
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise Failed(f"{path}: {error}", hint="claims are a JSON object, as the payload of a token") from error
+    if not isinstance(found, dict):
+        raise Failed(
+            f"{path}: {type(found).__name__}, expected a JSON object", hint='such as {"iss": "...", "sub": "..."}'
+        )
+    return found
+
+
 @route.command("test")
 @click.argument("method")
 @click.argument("url")
 @click.option("--from", "caller", metavar="WORKLOAD", required=True, help="Whose request it is.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="NAME: VALUE", help="May be given several times.")
+@token_options
 @where_options
 @output_option()
 @pass_session
@@ -51,6 +93,8 @@ def test(
     url: str,
     caller: str,
     headers: tuple[str, ...],
+    claims: Path | None,
+    address: str,
     folder: Path,
     at: str,
     live: bool,
@@ -70,6 +114,7 @@ def test(
         request = request_to(method, url, parse_headers(headers))
     except ValueError as error:
         raise Failed(str(error)) from error
+    request = replace(request, claims=read_claims(claims), address=address)
     trace = world.trace(found.key, request)
     emit(output, trace_object(world, trace), lambda _: "\n".join(trace_lines(world, trace)))
     sys.exit(Exit.OK if is_answered(trace) else Exit.NO)
@@ -156,6 +201,8 @@ def trace_object(world: World, trace: Trace) -> dict[str, Any]:
             "query": trace.request.query,
             "headers": [{"name": name, "value": value} for name, value in trace.request.headers],
             "from": trace.caller,
+            "address": trace.request.address,
+            "claims": trace.request.claims,
         },
         "answered": is_answered(trace),
         "outcome": sent.kind,

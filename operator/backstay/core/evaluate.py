@@ -379,6 +379,10 @@ class World:
             place=self.route_place(workload, table.key, rule.name),
         )
 
+    def destinations(self, workload: str, rule: Rule) -> tuple[Destination, ...]:
+        """Where a rule may send."""
+        return tuple(self._destinations(workload, rule.backends))
+
     def _destinations(self, workload: str, backends: tuple[WeightedBackend, ...]) -> Iterator[Destination]:
         """Where a rule sends, with exact shares; what takes nothing is left out, what is named twice is added up."""
         total = sum(item.weight for item in backends)

@@ -124,7 +124,7 @@ class Replay:
         if old is None or new is None:
             result.unknown += count
             return
-        if self._sides[1].asks_headers(question.authority, logged.source):
+        if self._sides[1].asks_headers(question.authority, logged):
             result.asks_headers += count
         if old.effect != new.effect:
             self._note(logged, count, question, old, new)
@@ -240,18 +240,34 @@ class _Side:
             )  # fmt: skip
         return "" if decision.allowed else "denied"
 
-    def asks_headers(self, authority: bytes, source: str) -> bool:
-        """Whether the rules of a host look at headers."""
-        caller = self._by_identity.get(source)
+    def asks_headers(self, authority: bytes, logged: Logged) -> bool:
+        """Whether the rules of a host, or the policies of who answers, look at headers."""
+        if logged.entry:
+            return self._reads_headers(logged.entry.rpartition(":")[0])
+        caller = self._by_identity.get(logged.source)
         if caller is None:
             return False
         key = (authority, caller)
         found = self._headers.get(key)
         if found is None:
-            table = self._world.hosts(caller).find(authority)
-            rules = table.routes.rules if table is not None else ()
-            found = self._headers[key] = any(match.headers for rule in rules for match in rule.matches)
+            found = self._headers[key] = self._asks_headers(caller, authority)
         return found
+
+    def _asks_headers(self, caller: str, authority: bytes) -> bool:
+        """Rules of the host by headers; policies of who may answer by headers, or by tokens, which are in headers."""
+        table = self._world.hosts(caller).find(authority)
+        rules = table.routes.rules if table is not None else ()
+        if any(match.headers for rule in rules for match in rule.matches):
+            return True
+        destinations = (item for rule in rules for item in self._world.destinations(caller, rule))
+        servers = {reach.workload for item in destinations for reach in self._world.reaches(item)}
+        return any(self._reads_headers(workload) for workload in servers)
+
+    def _reads_headers(self, workload: str) -> bool:
+        if self._world.listeners(workload).jwt is not None:
+            return True
+        policies = self._world.policies(workload).authorization.policies
+        return any(operation.headers for policy in policies for rule in policy.rules for operation in rule.operations)
 
     def told(self, outcome: _Outcome, logged: Logged, question: Asked) -> tuple[str, str]:
         """In words, with the place."""

@@ -73,3 +73,15 @@ def test_plaintext_callers_that_strict_would_refuse_are_named() -> None:
     callers.feed([Logged("GET", "web", "/", "10.0.0.7")] * 2 + [Logged("GET", "api", "/x", "10.0.0.8")])
     callers.feed([Logged("GET", "web", "/", CLIENT), Logged("GET", "far.example", "/", "10.0.0.9")])
     assert callers.told() == ("10.0.0.7: 2 requests to web", "10.0.0.8: 1 request to api")
+
+
+def test_policies_that_ask_for_headers_or_tokens_are_said() -> None:
+    rules = [{"to": [{"headers": [{"name": "x-a", "value": "1"}]}]}]
+    by_header = document("Authorization", "web", {"selector": {"workloads": ["web-v1"]}, "rules": rules})
+    assert replayed([], [by_header], Logged("GET", "web", "/", CLIENT)).asks_headers == 1
+    providers = [{"issuer": "https://issuer.example", "jwksUri": "https://issuer.example/keys"}]
+    tokens = document("Authentication", "web", {"selector": {"workloads": ["web-v1"]}, "jwt": {"providers": providers}})
+    found = replayed(
+        [], [tokens], Logged("GET", "web", "/", "10.0.0.7", "shop/web-v1:8080"), Logged("GET", "api", "/", CLIENT)
+    )
+    assert (found.total, found.asks_headers) == (2, 1)
