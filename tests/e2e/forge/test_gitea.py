@@ -117,6 +117,7 @@ def shared(forge: Gitea) -> Iterator[Hosted]:
         },
     }
     forge.api("POST", f"/repos/{REPOSITORY}/hooks", hook)
+    forge.add_user("stranger")
     with mesh:
         yield mesh
 
@@ -149,7 +150,6 @@ def test_a_pull_request_is_answered_in_one_comment_that_is_edited(shared: Hosted
 
 def test_a_strangers_fork_gets_the_same_answer_whatever_it_holds(shared: Hosted, tmp_path: Path) -> None:
     forge = shared.forge
-    forge.add_user("stranger")
     forge.api("PUT", f"/repos/{REPOSITORY}/collaborators/stranger", {"permission": "read"})
     token = forge.add_token("stranger", "write:repository", "write:issue")
     forge.api("POST", f"/repos/{REPOSITORY}/forks", {}, token=token)

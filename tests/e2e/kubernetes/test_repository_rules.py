@@ -16,6 +16,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rollout": {"deadline": "0s"}}, "more than 0s"),
     ({"rollout": {"confirmWithin": "1s"}}, "at least 5s"),
     ({"forge": {**FORGE, "url": "http://git.example/api/v1"}}, "expected https://host/path, without a password"),
+    ({"reviews": True}, "reviews needs forge: it names where the pull requests are"),
     ({"forge": {**FORGE, "url": "https://me:secret@git.example/api"}}, "expected https://host/path"),
     ({"forge": {**FORGE, "project": "../x y"}}, "spec.forge.project"),
     ({"forge": {**FORGE, "provider": "sourceforge"}}, "spec.forge.provider"),
