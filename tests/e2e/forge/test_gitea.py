@@ -254,6 +254,7 @@ def test_a_token_without_the_scope_is_one_clear_sentence(
     forge = shared.forge
     place = Place(kind="gitea", api=forge.api_url, repository=REPOSITORY)
     token = forge.add_token(ADMIN, *scopes)
+    number = forge.api("POST", f"/repos/{REPOSITORY}/issues", {"title": "to be commented on"})["number"]
 
     async def client() -> Forge:
         return Forge(place, token, ca_file=forge.ca_file)
@@ -261,7 +262,7 @@ def test_a_token_without_the_scope_is_one_clear_sentence(
     async def ask() -> None:
         desk = Desk(client, "backstay/default/review")
         await desk.open_requests()
-        await desk.comment(1, "text")
+        await desk.comment(number, "text")
 
     with pytest.raises(ForgeRefused) as refused:
         asyncio.run(ask())
