@@ -2,7 +2,7 @@
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,8 @@ import pytest
 from cluster import builds
 from cluster.lifecycle import Level
 from cluster.reach import NoCluster, Reach, at_least
+from e2e.kubernetes.stage import Shop, Stage, shop, staged
+from support.bootstrap import SYSTEM
 
 HERE = Path(__file__).parent
 LIMIT_S = 300
@@ -87,3 +89,19 @@ def namespace(api: Reach) -> Iterator[str]:
     api.kubectl("create", "namespace", name)
     yield name
     api.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def _stage(images: Reach, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """One for all long scenarios: to set it up takes longer than most of them."""
+    if images.ours is None and f"namespace/{SYSTEM}" in images.kubectl("get", "namespaces", "-o", "name").split():
+        pytest.skip("Backstay is installed on this cluster; the scenarios stop and remove it")
+    with staged(images, tmp_path_factory.mktemp("stage")) as found:
+        yield found
+
+
+@pytest.fixture
+async def mesh(_stage: Stage) -> AsyncIterator[Shop]:
+    """The sample application in the mesh, everything well."""
+    async with shop(_stage) as found:
+        yield found

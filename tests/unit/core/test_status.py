@@ -15,6 +15,7 @@ from backstay.core.problems import Problem, Severity
 from backstay.core.rollout.model import HeldSet, Phase, Verdict
 from backstay.core.view import MeshView, SourceCondition
 from support import views
+from support.kstatus import kstatus
 
 REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")  # metav1.Condition's own pattern
 ABNORMAL = ("Reconciling", "Stalled", "FetchFailed", "RolledBack")
@@ -26,19 +27,6 @@ def repository(view: MeshView) -> dict[str, Any]:
 
 def conditions(item: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {one["type"]: (one["status"], one["reason"]) for one in item["status"]["conditions"]}
-
-
-def kstatus(item: dict[str, Any]) -> str:
-    """What kstatus's Compute makes of an object, after its documented order of rules."""
-    found = conditions(item)
-    if item["status"].get("observedGeneration") != item["metadata"].get("generation"):
-        return "InProgress"
-    for one in item["status"]["conditions"]:
-        if one["type"] == "Reconciling" and one["status"] == "True":
-            return "InProgress"
-        if one["type"] == "Stalled" and one["status"] == "True":
-            return "Failed"
-    return "Current" if found.get("Ready", ("True", ""))[0] == "True" else "InProgress"
 
 
 # --- the repository in the moments that matter ------------------------------------------------------------
