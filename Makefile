@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster check lock wheel clean fuzz bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
+.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster test-envoy check lock wheel clean fuzz bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ cluster-down: $(VENV)/.stamp-dev ## Stop it and remove every trace.
 
 test-cluster: $(VENV)/.stamp-dev ## The long scenarios on KUBECONFIG or on that cluster.
 	$(BIN)/python -m pytest -m long tests/e2e/kubernetes $(ARGS)
+
+test-envoy: $(VENV)/.stamp-dev ## Rollouts over Envoys.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m long tests/e2e/envoy $(ARGS)
 
 check: $(VENV)/.stamp-dev ## Format, lint, types, layers, schema drift.
 	$(BIN)/ruff format --check $(SOURCES)

@@ -15,7 +15,7 @@ from backstay.core.compile import compile_mesh
 from backstay.core.live import endpoints
 from backstay.core.registry import Instance, Registry, Service, ServicePort, Workload
 from backstay.core.validate import validate
-from backstay.sidecar.engine import Address, Engine
+from backstay.sidecar.engine import Address, Engine, settled
 from backstay.sidecar.engines.python import PythonEngine
 
 LOCALHOST: Final = "127.0.0.1"
@@ -196,6 +196,7 @@ async def world(intents: str, engine: Engine) -> AsyncIterator[World]:
         engine.apply(config, None, 0)
         live: dict[str, list[Endpoint]] = endpoints(known, "backstay.local")
         engine.endpoints(live, full=True)
+        await settled(engine)
         yield World(applications, outbound)
 
 

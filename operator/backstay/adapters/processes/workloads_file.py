@@ -25,6 +25,7 @@ MAX_REPLICAS: Final = 200
 """Each replica is two processes on this machine; 200 is already beyond a large workstation's memory."""
 
 Protocol: TypeAlias = Literal["http", "tcp"]
+Engine: TypeAlias = Literal["python", "envoy"]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 Host = Annotated[str, Meta(pattern=r"^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$")]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -86,6 +87,8 @@ class WorkloadEntry(Entry, frozen=True, kw_only=True):
     zone: str = ""
     sidecar: bool = True
     """False: outside the mesh."""
+    engine: Engine | None = None
+    """What does its proxy's traffic; left out: as the whole file says."""
     gateway: bool = False
     """True: its proxy takes callers from outside, at the ports that Gateway documents say. One replica listens on 127.0.0.1,
     several each at its own address."""
@@ -93,6 +96,8 @@ class WorkloadEntry(Entry, frozen=True, kw_only=True):
 
 class Contents(Entry, frozen=True, kw_only=True):
     namespace: Name = "default"
+    engine: Engine = "python"
+    """What does the traffic of every proxy whose workload does not say otherwise."""
     services: tuple[ServiceEntry, ...] = ()
     workloads: Annotated[tuple[WorkloadEntry, ...], Meta(min_length=1)]
 
@@ -122,7 +127,8 @@ class WorkloadsFile(msgspec.Struct, frozen=True, kw_only=True):
     def workloads(self) -> dict[str, Workload]:
         """By key `namespace/name`."""
         services = self.services()
-        found = (_workload(entry, self.namespace_of(entry), services) for entry in self.contents.workloads)
+        default = self.contents.engine
+        found = (_workload(entry, self.namespace_of(entry), services, default) for entry in self.contents.workloads)
         return {workload.key: workload for workload in found}
 
     def entries(self) -> dict[str, WorkloadEntry]:
@@ -352,7 +358,7 @@ def _service(entry: ServiceEntry, namespace: str) -> Service:
     return Service(name=entry.name, namespace=namespace, ports=ports)
 
 
-def _workload(entry: WorkloadEntry, namespace: str, services: Mapping[str, Service]) -> Workload:
+def _workload(entry: WorkloadEntry, namespace: str, services: Mapping[str, Service], engine: Engine) -> Workload:
     behind = tuple(qualify(name, namespace) for name in entry.services)
     ports: dict[int, Protocol] = {
         port if isinstance(port, int) else port.port: "http" if isinstance(port, int) else port.protocol
@@ -368,4 +374,5 @@ def _workload(entry: WorkloadEntry, namespace: str, services: Mapping[str, Servi
         ports=tuple(sorted(ports.items())),
         reaches=entry.reaches,
         is_gateway=entry.gateway,
+        engine=entry.engine or engine,
     )

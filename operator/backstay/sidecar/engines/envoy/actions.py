@@ -15,10 +15,9 @@ from backstay.config.model import (
     Rewrite,
     Rule,
 )
-from backstay.sidecar.engines.envoy.api import Json, message, millis, percent, plain
-from backstay.sidecar.engines.envoy.matching import string_match
+from backstay.sidecar.engines.envoy.api import Json, message, millis, percent, plain, whole
+from backstay.sidecar.engines.envoy.matching import whole_pattern
 
-CORS: Final = "envoy.filters.http.cors"
 FAULT: Final = "envoy.filters.http.fault"
 RATE_LIMIT: Final = "envoy.filters.http.local_ratelimit"
 _FILTERS: Final = "envoy.extensions.filters.http."
@@ -29,6 +28,12 @@ _REDIRECTS: Final = {
     307: "TEMPORARY_REDIRECT",
     308: "PERMANENT_REDIRECT",
 }
+_OVERWRITE: Final = "OVERWRITE_IF_EXISTS_OR_ADD"
+_APPEND: Final = "APPEND_IF_EXISTS_OR_ADD"
+_CORS_ANSWERS: Final = (
+    "access-control-allow-origin", "access-control-allow-credentials", "access-control-expose-headers",
+)  # fmt: skip
+"""Fields of an answer that the rule speaks for; an application's own would contradict it."""
 LEAST_FILL_MS: Final = 50
 """The shortest interval that Envoy fills a bucket at; shorter ones are said as more tokens in this one."""
 
@@ -39,33 +44,11 @@ LEAST_FILL_MS: Final = 50
 def filters(rule: Rule, route: str) -> dict[str, Json]:
     """What the route says to each filter, by filter name."""
     found: dict[str, Json] = {}
-    if rule.cors is not None:
-        found[CORS] = cors(rule.cors)
     if rule.fault is not None:
         found[FAULT] = fault(rule.fault)
     if rule.rate_limit is not None:
         found[RATE_LIMIT] = rate_limit(rule.rate_limit, route)
     return found
-
-
-def cors(rule: Cors) -> Json:
-    fields: Json = {
-        "allow_origin_string_match": [_origin(origin.kind, origin.value) for origin in rule.origins],
-        "allow_credentials": rule.credentials,
-        "forward_not_matching_preflights": True,
-    }
-    said = {
-        "allow_methods": ", ".join(rule.methods),
-        "allow_headers": ", ".join(rule.headers),
-        "expose_headers": ", ".join(rule.expose),
-        "max_age": str(rule.max_age_s) if rule.max_age_s else "",
-    }
-    return message(f"{_FILTERS}cors.v3.CorsPolicy", **fields, **{name: text for name, text in said.items() if text})
-
-
-def _origin(kind: str, value: str) -> Json:
-    """Envoy reads an exact `*` as every origin, as we do."""
-    return string_match(kind, value)
 
 
 def fault(rule: Fault) -> Json:
@@ -95,7 +78,7 @@ def rate_limit(limit: RateLimit, route: str) -> Json:
     return message(
         f"{_FILTERS}local_ratelimit.v3.LocalRateLimit",
         stat_prefix="backstay", token_bucket=bucket, filter_enabled=always, filter_enforced=always,
-        response_headers_to_add=[_header(name, str(value), "OVERWRITE_IF_EXISTS_OR_ADD") for name, value in told],
+        response_headers_to_add=[_header(name, str(value), _OVERWRITE) for name, value in told],
     )  # fmt: skip
 
 
@@ -110,8 +93,8 @@ def edits(rule: Rule) -> Json:
 def _edits(wanted: HeaderEdits | None, side: str) -> Json:
     if wanted is None:
         return {}
-    added = [_header(name, value, "OVERWRITE_IF_EXISTS_OR_ADD") for name, value in wanted.set]
-    added += [_header(name, value, "APPEND_IF_EXISTS_OR_ADD") for name, value in wanted.add]
+    added = [_header(name, value, _OVERWRITE) for name, value in wanted.set]
+    added += [_header(name, value, _APPEND) for name, value in wanted.add]
     fields: Json = {}
     if added:
         fields[f"{side}_headers_to_add"] = added
@@ -152,6 +135,51 @@ def _literal(text: str) -> str:
     return text.replace("\\", "\\\\")
 
 
+# --- CORS ----------------------------------------------------------------------------------------------------------
+
+
+def known_origin(rule: Cors) -> Json:
+    """A header matcher for the origins that may read answers."""
+    patterns = [whole_pattern(origin.kind, origin.value) for origin in rule.origins]
+    pattern = ".+" if any_origin(rule) else "|".join(f"(?:{pattern})" for pattern in patterns)
+    return {"name": "origin", "string_match": whole(pattern)}
+
+
+def any_origin(rule: Cors) -> bool:
+    return any(origin.kind == "exact" and origin.value == "*" for origin in rule.origins)
+
+
+def preflight(rule: Cors) -> Json:
+    """The answer to a browser's question whether another origin may ask."""
+    said = {
+        "Access-Control-Allow-Methods": ", ".join(rule.methods),
+        "Access-Control-Allow-Headers": ", ".join(rule.headers),
+        "Access-Control-Max-Age": str(rule.max_age_s) if rule.max_age_s else "",
+    }
+    more = [_header(name, value, _OVERWRITE) for name, value in said.items() if value]
+    return {"direct_response": {"status": 204}, "response_headers_to_add": [*_allowed(rule), *more]}
+
+
+def shared(rule: Cors) -> Json:
+    """What is added to an answer that a known origin may read; the application's own word on that goes."""
+    expose = [_header("Access-Control-Expose-Headers", ", ".join(rule.expose), _OVERWRITE)] if rule.expose else []
+    return {
+        "response_headers_to_add": [*_allowed(rule), *expose],
+        "response_headers_to_remove": list(_CORS_ANSWERS),
+    }
+
+
+def _allowed(rule: Cors) -> list[Json]:
+    """A browser takes no `*` with credentials; an answer that depends on the origin must not be cached for another."""
+    if any_origin(rule) and not rule.credentials:
+        return [_header("Access-Control-Allow-Origin", "*", _OVERWRITE)]
+    origin = {"key": "Access-Control-Allow-Origin", "value": "%REQ(origin)%"}
+    fields: list[Json] = [{"header": origin, "append_action": _OVERWRITE}, _header("Vary", "Origin", _APPEND)]
+    if rule.credentials:
+        fields.append(_header("Access-Control-Allow-Credentials", "true", _OVERWRITE))
+    return fields
+
+
 # --- answered here -------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +204,7 @@ def direct(wanted: DirectResponse) -> Json:
     fields: Json = {"direct_response": {"status": wanted.status}}
     if wanted.body:
         fields["direct_response"]["body"] = {"inline_string": wanted.body}
-        fields["response_headers_to_add"] = [_header("Content-Type", wanted.content_type, "OVERWRITE_IF_EXISTS_OR_ADD")]
+        fields["response_headers_to_add"] = [_header("Content-Type", wanted.content_type, _OVERWRITE)]
     return fields
 
 

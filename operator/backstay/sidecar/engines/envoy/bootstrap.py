@@ -8,6 +8,12 @@ from backstay.sidecar.engines.envoy.files import Folder
 
 SOCKET_MODE: Final = 0o600
 """The admin interface can stop a proxy: it is a socket of this user's, never a port."""
+_RUNTIME: Final = {
+    "envoy.reloadable_features.match_headers_individually": False,
+    "envoy.reloadable_features.rbac_match_headers_individually": False,
+}
+"""A matcher sees all values of a repeated field, joined by commas, as in the other engine: one that saw each alone would take a
+request for what it only partly is."""
 FLUSH: Final = "0.250s"
 """How often Envoy adds up its histograms: reports go out every second and must not lag another one behind."""
 _INTERNAL: Final = "envoy.extensions.bootstrap.internal_listener.v3.InternalListener"
@@ -26,6 +32,7 @@ def bootstrap(folder: Folder, node: str) -> Json:
         },
         "stats_config": {"histogram_bucket_settings": [accesslog.bucket_settings()]},
         "stats_flush_interval": FLUSH,
+        "layered_runtime": {"layers": [{"name": "backstay", "static_layer": _RUNTIME}]},
         "bootstrap_extensions": [typed("envoy.bootstrap.internal_listener", _INTERNAL)],
         "overload_manager": {
             "resource_monitors": [typed(_MONITOR, _LIMIT, max_active_downstream_connections=MAX_CONNECTIONS)]

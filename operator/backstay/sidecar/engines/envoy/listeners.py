@@ -94,6 +94,7 @@ def manager(name: str, direction: Direction, ports: Ports, *, extra: Json | None
         # Nobody is trusted to steer Envoy by x-envoy-* fields.
         "internal_address_config": {"cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]},
         "early_header_mutation_extensions": [_own_fields_removed()],
+        "local_reply_config": {"mappers": _said()},
     }
     return typed("envoy.filters.network.http_connection_manager", _MANAGER, **(settings | (extra or {})))
 
@@ -107,11 +108,24 @@ def http_filters(direction: Direction, *, checks: bool = False) -> list[Json]:
     kind = f"{_HTTP}dynamic_forward_proxy.v3.FilterConfig"
     return [
         *before,
-        typed(actions.CORS, f"{_HTTP}cors.v3.Cors"),
         typed(actions.RATE_LIMIT, f"{_HTTP}local_ratelimit.v3.LocalRateLimit", stat_prefix="backstay"),
         typed(actions.FAULT, f"{_HTTP}fault.v3.HTTPFault"),
         typed("envoy.filters.http.dynamic_forward_proxy", kind, dns_cache_config=clusters.DNS_CACHE),
         router,
+    ]
+
+
+_REASONS: Final = {
+    "UH": "no-healthy-upstream", "UO": "overflow", "UF": "connect-failure", "UC": "reset",
+    "UPE": "bad-response", "UT": "timeout", "FI": "fault",
+}  # fmt: skip
+
+
+def _said() -> list[Json]:
+    """What Envoy answers by itself says the same as the other engine's answers: the kind of failure and nothing else."""
+    return [
+        {"filter": {"response_flag_filter": {"flags": [flag]}}, "body": {"inline_string": f"{reason}\n"}}
+        for flag, reason in _REASONS.items()
     ]
 
 

@@ -90,6 +90,13 @@ def string_match(kind: str, value: str) -> Json:
     return exactly(value)
 
 
+def whole_pattern(kind: str, value: str) -> str:
+    """A pattern that takes what a matcher of this kind takes."""
+    if kind == "regex":
+        return value
+    return re.escape(value) + (".*" if kind == "prefix" else "")
+
+
 def _parameter(value: ValueMatch) -> Json:
     if value.kind == "present":
         return {"name": value.name, "present_match": True}

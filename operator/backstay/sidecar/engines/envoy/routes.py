@@ -10,7 +10,7 @@ from backstay.config.match import RouteTable
 from backstay.config.model import Backend, HashOn, HostRoutes, Match, Mirror, Retry, Rule, Sticky, WeightedBackend
 from backstay.sidecar.engine import ContentRefused
 from backstay.sidecar.engines.envoy import actions
-from backstay.sidecar.engines.envoy.api import Json, message, millis, percent, whole
+from backstay.sidecar.engines.envoy.api import Json, exactly, message, millis, percent, whole
 from backstay.sidecar.engines.envoy.matching import alternatives, matched_prefix
 from backstay.sidecar.engines.envoy.names import INNER, OUTSIDE, app_cluster, cluster_name, route_name
 
@@ -20,6 +20,7 @@ FAILOVERS: Final = 2
 """Tries at other endpoints after a failed connect that need no retry policy, as in the other engine."""
 BACKOFF_CAP: Final = 10  # times the base
 UNKNOWN_ROUTE: Final = "#"
+_ASKED_METHOD: Final = "access-control-request-method"
 _ROUTE_CONFIGURATION: Final = "envoy.config.route.v3.RouteConfiguration"
 _REPEATS_CONNECTS: Final = {"connect-failure", "gateway-error", "5xx"}
 """Conditions that take in a connect that failed."""
@@ -163,13 +164,32 @@ def rule_routes(routes: HostRoutes, rule: Rule, shop: Shop) -> list[Json]:
     return [
         {"name": shop.name(route)} | made
         for match, rendered in alternatives(rule, shop.workload)
-        for made in _answers(rule, match, rendered, route, shop)
+        for made in _by_origin(rule, match, rendered, route, shop)
     ]
 
 
-def _answers(rule: Rule, match: Match, rendered: Json, route: str, shop: Shop) -> list[Json]:
+def _by_origin(rule: Rule, match: Match, rendered: Json, route: str, shop: Shop) -> list[Json]:
+    """Questions of browsers are answered before anything else is done; answers to known origins say who may read them."""
+    ordinary = _answers(rule, match, rendered, route, shop, {})
+    if rule.cors is None or not rule.cors.origins:
+        return ordinary
+    origin = actions.known_origin(rule.cors)
+    asks = [
+        {"name": ":method", "string_match": exactly("OPTIONS")},
+        {"name": _ASKED_METHOD, "string_match": whole(".+")},
+    ]
+    question = actions.preflight(rule.cors) | {"match": _narrowed(rendered, origin, *asks)}
+    known = _answers(rule, match, _narrowed(rendered, origin), route, shop, actions.shared(rule.cors))
+    return [question, *known, *ordinary]
+
+
+def _narrowed(match: Json, *headers: Json) -> Json:
+    return match | {"headers": [*match.get("headers", ()), *headers]}
+
+
+def _answers(rule: Rule, match: Match, rendered: Json, route: str, shop: Shop, shared: Json) -> list[Json]:
     """What becomes of requests that this match takes: one Envoy route, or two where methods are retried differently."""
-    common: Json = {"match": rendered, **actions.edits(rule)}
+    common: Json = actions.merged({"match": rendered}, shared, actions.edits(rule))
     own = actions.filters(rule, route)
     if own:
         common["typed_per_filter_config"] = own
@@ -239,7 +259,7 @@ def _retried(rule: Rule, rendered: Json) -> list[tuple[Json, Json]]:
     if retry.any_method:
         return [(rendered, policy)]
     idempotent = {"name": ":method", "string_match": whole(IDEMPOTENT)}
-    careful = rendered | {"headers": [*rendered.get("headers", ()), idempotent]}
+    careful = _narrowed(rendered, idempotent)
     unsent = policy | {"retry_on": "connect-failure"} if _REPEATS_CONNECTS & {*retry.retry_on} else failover(limit)
     return [(careful, policy), (rendered, unsent)]
 

@@ -1,0 +1,45 @@
+"""Rollouts over proxies of both engines: whole Envoys take the candidate, and what harms is taken back."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.live import LiveMesh, backend, caller, client, route, shop_documents, workloads_file
+
+pytestmark = [pytest.mark.xdist_group("mesh-a"), pytest.mark.long]  # `make test-envoy`: a mesh with four Envoys
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[LiveMesh]:
+    """client -> web (three callers under Envoy) -> api: v1 under Envoy, v2 and the failing v3 under the bundled engine."""
+    workloads = [
+        backend("api-v1", "api", engine="envoy"),
+        backend("api-v2", "api", version="v2"),
+        backend("api-v3", "api", version="v3", behaviour={"fail": 50}),
+        caller("web", "api", replicas=3, engine="envoy"),
+        client("client", "web", rate=50, most_open=100),
+    ]
+    with LiveMesh(workloads_file(["web", "api"], workloads), shop_documents(rollout={"deadline": "20s"})) as found:
+        yield found
+
+
+def test_a_harmless_change_passes_over_envoys_and_fails_no_request(mesh: LiveMesh) -> None:
+    mark = mesh.mark()
+    engines = {proxy["metadata"]["name"]: proxy["spec"]["engine"] for proxy in mesh.proxies()}
+    assert {name: engine for name, engine in engines.items() if engine == "envoy"}.keys() == {
+        "api-v1-0", "web-0", "web-1", "web-2",
+    }  # fmt: skip
+    sha = mesh.push({"shop/api.yaml": route("api", {"v2": 100})})
+    mesh.wait(sha, "live", timeout=90)
+    mesh.settle()
+    assert mesh.versions_since(mesh.wait_seconds(2)).keys() == {"v2"}
+    assert mesh.harm_since(mark) == {}
+
+
+def test_a_harmful_change_is_rolled_back_from_what_envoys_count(mesh: LiveMesh) -> None:
+    mesh.begin_again()
+    sha = mesh.push({"shop/api.yaml": route("api", {"v3": 100})})
+    mesh.wait(sha, "rolled-back", timeout=90)
+    mesh.settle()
+    assert mesh.versions_since(mesh.wait_seconds(2)).keys() == {"v1"}
+    assert mesh.held() == ["Route/shop/api"]
