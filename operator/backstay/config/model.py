@@ -443,6 +443,17 @@ class Jwt(Base, frozen=True, kw_only=True):
     """Exceptions of those."""
 
 
+class Tracing(Base, frozen=True, kw_only=True):
+    """Spans of requests, sent to a collector by OTLP over HTTP. W3C contexts are read and written."""
+
+    endpoint: str = ""
+    """`http://host[:port][/path]`; empty: contexts are passed on, and no spans are sent."""
+    percent: float = 1.0
+    """Of requests that bring no decision."""
+    b3: bool = False
+    """B3 headers as well."""
+
+
 class Listeners(Base, frozen=True, kw_only=True, tag="listeners", tag_field="part"):
     """What the proxy itself is: whose it is, what it accepts, what it does with hosts it does not know."""
 
@@ -456,6 +467,9 @@ class Listeners(Base, frozen=True, kw_only=True, tag="listeners", tag_field="par
     redirected."""
     egress: Literal["allow_any", "registry_only"] = "allow_any"
     access_log: Literal["off", "failures", "all"] = "off"
+    log_percent: float = 100.0
+    """Of requests that did not fail, where all are logged; failures always are."""
+    tracing: Tracing | None = None
     gateway: tuple[GatewayListener, ...] = ()
     trusted_hops: int = 0
     """Proxies in front whose word in X-Forwarded-For counts: the address that began a request is the entry that many before

@@ -138,10 +138,8 @@ def _side_of(key: str, old: str, new: str, parts: Mapping[str, bytes]) -> Side:
     before, after = (decode_part(parts[digest]) if digest in parts else None for digest in (old, new))
     if not isinstance(before, Listeners) or not isinstance(after, Listeners):
         return "both"
-    if (
-        msgspec.structs.replace(before, egress=after.egress, access_log=after.access_log, gateway=after.gateway)
-        == after
-    ):
+    told = {"access_log": after.access_log, "log_percent": after.log_percent, "tracing": after.tracing}
+    if msgspec.structs.replace(before, egress=after.egress, gateway=after.gateway, **told) == after:
         return "out"  # what happens to hosts nobody described; a gateway sends on what comes in; a log decides nothing
     return "in" if before.egress == after.egress else "both"
 

@@ -197,6 +197,30 @@ class MeshDefaults(Node, frozen=True, kw_only=True):
 
 class AccessLog(Node, frozen=True, kw_only=True):
     mode: Annotated[Literal["none", "failures", "all"], Meta(description="Which requests are logged.")] = "none"
+    sampling: Annotated[
+        Percent, Meta(description="Of mode `all`: share of the requests that did not fail. Failures are always logged.")
+    ] = 100.0
+
+
+class MeshTracing(Node, frozen=True, kw_only=True):
+    """Spans of requests for a collector (OpenTelemetry, Jaeger, Tempo). Applications forward `traceparent`."""
+
+    endpoint: Annotated[
+        str,
+        Meta(
+            pattern=r"^http://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]{1,253})(:[0-9]{1,5})?(/[\x21-\x7e]*)?$",
+            max_length=512,
+            description="Takes OTLP over HTTP as JSON. Port 4318 and path `/v1/traces` if left out.",
+            examples=["http://collector.observability:4318"],
+        ),
+    ]
+    sampling: Annotated[
+        Percent, Meta(description="Share of requests that are traced where the caller has not decided.")
+    ] = 1.0
+    propagation: Annotated[
+        tuple[Literal["w3c", "b3"], ...],
+        Meta(min_length=1, max_length=2, description="`b3` is read and written besides `w3c`, which always is."),
+    ] = ("w3c",)
 
 
 class MeshSpec(Node, frozen=True, kw_only=True):
@@ -211,6 +235,7 @@ class MeshSpec(Node, frozen=True, kw_only=True):
         Meta(description="What proxies do with hosts outside the mesh: pass them through, or answer 502."),
     ] = "ALLOW_ANY"
     access_log: AccessLog = AccessLog()
+    tracing: MeshTracing | None = None
     trusted_hops: Annotated[
         int,
         Meta(

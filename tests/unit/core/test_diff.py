@@ -60,6 +60,12 @@ def test_what_a_port_accepts_decides_what_is_answered_and_egress_what_is_asked()
     assert set(step.values()) == {"out"}
 
 
+def test_what_is_told_of_requests_decides_nothing_that_comes_in() -> None:
+    spec = '{accessLog: {mode: all, sampling: 1}, tracing: {endpoint: "http://c:4318"}}'
+    (step,) = turned(docs(), docs(HEAD + f"kind: Mesh\nmetadata: {{name: mesh}}\nspec: {spec}\n"))
+    assert set(step.values()) == {"out"}
+
+
 def test_nothing_changed_is_no_stage() -> None:
     assert staged(docs(ROUTE % "3s"), docs(ROUTE % "3s")).stages == ()
 

@@ -35,6 +35,8 @@ def listeners_part(workload: Workload, document: Document | None, facts: Index) 
         other_ports=_MODES[mode],
         egress="allow_any" if facts.mesh.egress == "ALLOW_ANY" else "registry_only",
         access_log=_LOGS[facts.mesh.access_log.mode],
+        log_percent=facts.mesh.access_log.sampling if facts.mesh.access_log.mode == "all" else 100.0,
+        tracing=_tracing(facts.mesh.tracing) if facts.mesh.tracing else None,
         gateway=listener_parts(facts.gateways.get(workload.key, ())),
         trusted_hops=facts.mesh.trusted_hops,
         jwt=_jwt(spec.jwt) if spec and spec.jwt else None,
@@ -71,6 +73,10 @@ def key_addresses(documents: Iterable[Document]) -> frozenset[str]:
     specs = (document.spec for document in documents)
     rules = [spec.jwt for spec in specs if isinstance(spec, intents.AuthenticationSpec) and spec.jwt is not None]
     return frozenset(provider.jwks_uri for jwt in rules for provider in jwt.providers if provider.jwks_uri)
+
+
+def _tracing(spec: intents.MeshTracing) -> model.Tracing:
+    return model.Tracing(endpoint=spec.endpoint, percent=spec.sampling, b3="b3" in spec.propagation)
 
 
 def authorization_part(documents: Sequence[Document], facts: Index) -> model.Authorization:

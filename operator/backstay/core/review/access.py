@@ -233,6 +233,7 @@ def _ports(before: World, after: World, key: str) -> list[int]:
 def _other_changes(before: World, after: World, key: str) -> Iterator[str]:
     """What changed of listeners that has no dimension here: said, if not proven."""
     known: dict[str, Any] = {"inbound": (), "egress": "allow_any", "access_log": "off", "other_ports": "permissive"}
+    known |= {"log_percent": 100.0, "tracing": None}  # what is told of requests decides none
     if _issuers(before.listeners(key).jwt) == _issuers(after.listeners(key).jwt):
         known["jwt"] = None  # what else of it decides is compared
     old, new = (msgspec.structs.replace(world.listeners(key), **known) for world in (before, after))

@@ -1,6 +1,6 @@
 """Equal meaning gives equal digests; a change costs what it touches; every part knows its lines."""
 
-from backstay.config.model import Authorization, Backend, HostRoutes, Listeners, decode_part
+from backstay.config.model import Authorization, Backend, HostRoutes, Listeners, Tracing, decode_part
 from backstay.core.compile import Compiled, PartCache, compile_mesh
 from backstay.core.snapshot import Snapshot
 from support.meshes import registry, snapshot, workload
@@ -153,3 +153,21 @@ def test_every_rule_knows_its_line() -> None:
     origins = compiled.origins[compiled.manifests["shop/a"].parts["routes/b.shop:80"]]
     assert origins.documents == ("Route/shop/b",)
     assert origins.rules == {"": "mesh.yaml:15", "beta": "mesh.yaml:17", "rule-1": "mesh.yaml:20"}
+
+
+def test_what_proxies_tell_of_requests_is_the_meshs_to_say() -> None:
+    text = """
+apiVersion: backstay.dev/v1alpha1
+kind: Mesh
+metadata: {name: mesh}
+spec:
+  accessLog: {mode: %s, sampling: 5}
+  tracing: {endpoint: "http://collector:4318", sampling: 10, propagation: [w3c, b3]}
+"""
+    found = {}
+    for mode in ("all", "failures"):
+        listeners = part(compile_mesh(snapshot(text % mode), registry(("a",))), "shop/a", "listeners")
+        assert isinstance(listeners, Listeners)
+        found[mode] = (listeners.access_log, listeners.log_percent, listeners.tracing)
+    tracing = Tracing(endpoint="http://collector:4318", percent=10.0, b3=True)
+    assert found == {"all": ("all", 5.0, tracing), "failures": ("failures", 100.0, tracing)}

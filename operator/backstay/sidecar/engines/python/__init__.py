@@ -34,6 +34,7 @@ __all__ = ["PythonEngine", "new_event_loop"]
 NO_IPV6: Final = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
 FIRST_REQUEST_SECONDS: Final = 1.0
 """Of a drain, for connections that were accepted and have not asked yet; a client that connects asks within a round trip."""
+LAST_SPANS_SECONDS: Final = 2.0  # at the end, for a collector to take what is left
 DRAIN_LOOK_SECONDS: Final = 0.02  # between looks at whether the last request has ended
 
 _log: Final = logging.getLogger("backstay.sidecar.python")
@@ -134,6 +135,8 @@ class PythonEngine:
         share_grew = share > server.share
         server.stable, server.candidate, server.share = new_stable, new_candidate, share if new_candidate else 0.0
         server.expected = tuple(expect_refused)
+        tracing = new_stable.listeners.tracing
+        server.spans.send_to(tracing.endpoint if tracing is not None else "", stable.manifest.workload)
         if is_other:
             self._forget_unused_groups()
         if is_other or share_grew:
@@ -270,6 +273,8 @@ class PythonEngine:
             ("backstay_protocol_errors", float(server.ledger.protocol_errors)),
             ("backstay_illegal_transitions", float(server.ledger.illegal_transitions)),
             ("backstay_access_log_dropped", float(server.log.dropped)),
+            ("backstay_spans_sent", float(server.spans.sent)),
+            ("backstay_spans_dropped", float(server.spans.dropped)),
         ]
         ledger = server.ledger
         return render(
@@ -323,6 +328,7 @@ class PythonEngine:
         self._gateways.clear()
         server.stop()
         await server.log.finish()
+        await server.spans.finish(min(timeout, LAST_SPANS_SECONDS))
         await asyncio.sleep(0)
 
     def _leave(self, goes: Callable[[Downstream], bool]) -> None:

@@ -180,6 +180,8 @@ def refusal_record(address: str, port: int, reason: str, config: str, error: str
 
 
 def _trace(exchange: "Exchange") -> str:
+    if exchange.trace is not None:
+        return f"00-{exchange.trace.trace.decode()}-{exchange.trace.span.decode()}-01"
     for name, value in exchange.fields:
         if name.lower() == b"traceparent":
             return value.decode("latin-1")

@@ -6,9 +6,11 @@ back. What to do is asked of pure functions (framing, retry, balance, exchange);
 
 import asyncio
 from time import monotonic
+from time import time as wall
 from typing import TYPE_CHECKING, Final
 
 from backstay.config.actions import hash_of
+from backstay.sidecar.engines.python.actions import with_fields
 from backstay.sidecar.engines.python.dial import seek
 from backstay.sidecar.engines.python.exchange import CODES, Phase
 from backstay.sidecar.engines.python.failures import CHALLENGES, FAILURES, STATUS_LINES, Failure
@@ -40,7 +42,8 @@ from backstay.sidecar.engines.python.retry import (
     should_retry,
     within_budget,
 )  # fmt: skip
-from backstay.sidecar.engines.python.stats import NO_FLAGS, Streams
+from backstay.sidecar.engines.python.spans import span_of
+from backstay.sidecar.engines.python.stats import NO_FLAGS, Exemplar, Streams
 from backstay.sidecar.engines.python.tunnel import splice
 from backstay.sidecar.engines.python.upstream import SWITCHING, Upstream
 
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from backstay.sidecar.engines.python.runtime import Lane, Runtime
     from backstay.sidecar.engines.python.server import Server
     from backstay.sidecar.engines.python.stats import Counters
+    from backstay.sidecar.engines.python.trace import Trace, Tracer
 
 _READ, _DELAYED, _CONNECTING, _SENT, _RESPONDING, _TUNNEL, _ENDED = (int(phase) for phase in Phase)
 _NO_POOLS: Final[list[Pool]] = []
@@ -65,7 +69,7 @@ class Exchange:
         "downstream", "server",  # connection
         "body", "broken", "complete", "fields", "head", "keep_alive", "method", "raw", "size", "target", "upgrade",
         "version",  # what the client sent
-        "audited", "cookie", "lane", "policy", "reason", "runtime", "started", "token",  # what was decided
+        "audited", "cookie", "lane", "policy", "reason", "runtime", "started", "trace", "token",  # what was decided
         "end_sent", "failovers", "fresh", "phase", "pool", "retrying", "sent", "timer", "tried", "tries", "upstream",
         "waiting",  # tries
         "response", "response_bytes", "status",
@@ -111,6 +115,8 @@ class Exchange:
         self.response_bytes = 0
         self.reason = ""
         self.policy = ""
+        self.trace: Trace | None = None
+        """Its part of a trace that is sampled."""
         self.audited: tuple[str, ...] = ()
         """Audit rules that this request matched."""
         self.token: TokenUse | None = None
@@ -129,6 +135,14 @@ class Exchange:
     def moved(self) -> int:
         """Bytes of both bodies so far; with the answer's head it grows by one."""
         return self.size + self.response_bytes + (self.phase == _RESPONDING)
+
+    def begin_trace(self, tracer: "Tracer") -> None:
+        """Continue the trace that came, or begin one; what is forwarded says so."""
+        head = self.head
+        fields, self.trace = tracer.begin(head.fields)
+        if fields is not head.fields:
+            head.block = with_fields(head, fields)
+            head.fields = fields
 
     # --- decided ---------------------------------------------------------------------------------------------------
 
@@ -639,6 +653,8 @@ class Exchange:
         cell = counters.cells.get(peer) or counters.cell(peer)
         flags = self.flags if self.reason or self.retrying else NO_FLAGS
         cell.finish(bucket, seconds, (self.status, flags), self.size, self.response_bytes)
+        if self.trace is not None:
+            cell.note(bucket, Exemplar(self.trace.trace.decode(), seconds, wall()))
 
     def _peer(self, counters: "Counters") -> Peer:
         """The other end, as metrics name it."""
@@ -659,13 +675,25 @@ class Exchange:
         return ",".join(found) or NO_FLAGS
 
     def _log(self, seconds: float) -> None:
-        logs = self.runtime.logs if self.runtime is not None else "off"
-        if logs == "all" or self.audited or (logs == "failures" and (self.reason or self.status >= SERVER_ERROR)):
+        """Tell of a request that has ended, where the config asks for it."""
+        if self.trace is not None:
+            self.server.spans.add(span_of(self, self.trace, seconds, wall()))
+        if self._is_logged():
             self.server.log.exchange(self, seconds)
         sampler = self.server.sampler
         sampler.left -= 1
         if sampler.left == 0:
             sampler.look(self)
+
+    def _is_logged(self) -> bool:
+        runtime = self.runtime
+        logs = runtime.logs if runtime is not None else "off"
+        if logs == "off" or self.audited:
+            return bool(self.audited)
+        if self.reason or self.status >= SERVER_ERROR:
+            return True
+        share = runtime.log_share  # type: ignore[union-attr]  # there is one, or nothing would be logged
+        return logs == "all" and (share >= 1 or self.server.random() < share)
 
     def _move(self, phase: int) -> None:
         """Change phase by the table; a transition that is not in it cuts both sides."""

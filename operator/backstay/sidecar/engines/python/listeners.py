@@ -42,6 +42,8 @@ class Listener(ABC):
     """A port of the proxy."""
 
     authority = b""
+    is_inbound = False
+    """The application is asked here, not asking."""
 
     def __init__(self, server: "Server") -> None:
         self.server = server
@@ -66,6 +68,8 @@ class Listener(ABC):
             exchange.fail("not-ready")
             return
         exchange.runtime = runtime
+        if runtime.tracer is not None:
+            exchange.begin_trace(runtime.tracer)
         chosen = self.decide(runtime, exchange)
         if runtime.authorization.audits:
             self.audit(runtime, exchange)
@@ -143,6 +147,8 @@ def around(runtime: Runtime, exchange: "Exchange") -> Around:
 
 class Inbound(Listener):
     """The mesh's side of one application port."""
+
+    is_inbound = True
 
     def __init__(self, server: "Server", port: int) -> None:
         super().__init__(server)

@@ -36,6 +36,7 @@ from backstay.sidecar.engines.python.balance import weighted
 from backstay.sidecar.engines.python.limits import Bucket
 from backstay.sidecar.engines.python.pool import Group, group_key
 from backstay.sidecar.engines.python.stats import Counters, Direction
+from backstay.sidecar.engines.python.trace import Tracer
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.jwt import Verifier
@@ -174,6 +175,9 @@ class Runtime:
         self.ports = self._compile_ports()
         self.registry_only = self.listeners.egress == "registry_only"
         self.logs = self.listeners.access_log
+        self.log_share = self.listeners.log_percent / 100
+        tracing = self.listeners.tracing
+        self.tracer = Tracer(tracing, server.random) if tracing is not None else None
 
     def _gateway_hosts(self, routes: Iterable[HostRoutes], former: "Sequence[Runtime]") -> dict[int, HostTable]:
         workload, namespace = self.config.manifest.workload, self.listeners.namespace

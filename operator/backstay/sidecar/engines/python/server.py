@@ -14,6 +14,7 @@ from random import random as system_random
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from backstay import __version__
 from backstay.config.model import Backend
 from backstay.config.wire import Endpoint, RefusalExpected
 from backstay.redact import clean
@@ -26,6 +27,7 @@ from backstay.sidecar.engines.python.peers import Peers
 from backstay.sidecar.engines.python.pool import MAX_PENDING, Group, Pool, PoolKey, Pools
 from backstay.sidecar.engines.python.runtime import Lane, Runtime
 from backstay.sidecar.engines.python.sampling import Sampler
+from backstay.sidecar.engines.python.spans import Spans
 from backstay.sidecar.engines.python.split import Asked, is_expected
 from backstay.sidecar.engines.python.stats import Ledger
 from backstay.sidecar.engines.python.tls import Contexts
@@ -92,6 +94,7 @@ class Server:
         self.random = random
         self.log = log
         self.ledger = Ledger()
+        self.spans = Spans(__version__)
         self.sampler = Sampler(random)
         self.pools = Pools(random, by_address=address.redirected is not None)
         self.peers = Peers(lambda: self.pools.known)
@@ -236,6 +239,7 @@ class Server:
         for pool in self.every_pool():
             close_all(pool.stale(now))
         self.log.flush()
+        self.spans.sweep(now)
 
     def tell_open_plaintext(self) -> None:
         """Once in a while, note who has had a connection without a certificate open all the time."""
