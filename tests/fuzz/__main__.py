@@ -27,7 +27,7 @@ def examples() -> int:
 
 def guided(name: str, seconds: int) -> None:
     try:
-        import atheris  # type: ignore[import-not-found]
+        import atheris  # type: ignore[import-untyped]
     except ImportError as error:
         raise SystemExit("this needs the package atheris, which is no part of the environment") from error
     sys.path.insert(0, str(ROOT / "tests"))

@@ -1,0 +1,365 @@
+"""Data planes for `make bench-proxy`: ours, Envoy and nginx, set up to do the same.
+
+Two paths each: one plaintext hop (plain proxy, application), and two hops with mTLS between them (client proxy, server
+proxy, application; both ends check the other's SPIFFE ID). The client's proxy routes by header and path with retries, the
+server's has an allow policy; both write an access log of the same fields to /dev/null. nginx does the plaintext hop only.
+"""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+HOST: Final = "127.0.0.1"
+DOMAIN: Final = "bench.mesh"
+BODY: Final = b"x" * 1024
+LARGE: Final = b"x" * 1024 * 1024
+START_SECONDS: Final = 60.0
+PROXY: Final = Path(__file__).resolve().parents[1] / "proxy.py"
+
+
+class Ports(NamedTuple):
+    app: int
+    plain: int
+    client: int
+    server: int
+
+
+class Proxies(NamedTuple):
+    """One data plane running both paths."""
+
+    plain: subprocess.Popen[bytes]
+    client: subprocess.Popen[bytes]
+    server: subprocess.Popen[bytes]
+    ports: Ports
+
+
+# --- ours --------------------------------------------------------------------------------------------------------------
+
+
+class App(asyncio.Protocol):
+    """Answers every head with 1 KiB, or with 1 MiB where the path ends in `large`; as little as possible, so that the
+    proxies are what is measured."""
+
+    HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+    ANSWER: Final = HEAD % len(BODY) + BODY
+    LARGE_ANSWER: Final = HEAD % len(LARGE) + LARGE
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        answer = self.LARGE_ANSWER if b"/large " in data else self.ANSWER
+        self.transport.write(answer * data.count(b"\r\n\r\n"))
+
+
+async def serve_app(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(App, HOST, port)
+    await server.serve_forever()
+
+
+async def serve_ours(role: str, ports: Ports, folder: Path, hosts: int) -> None:
+    """One engine as the agent would set it up; `hosts` beside the one that is asked."""
+    from backstay.config.model import Config, Manifest, digest_of, encode_part
+    from backstay.config.wire import Endpoint
+    from backstay.sidecar.engine import Address, IdentityFiles
+    from backstay.sidecar.engines.python import PythonEngine
+
+    engine = PythonEngine()
+    listening = {"plain": ports.plain, "client": ports.client, "server": 0}[role]
+    inbound = {ports.app: ports.server} if role == "server" else {}
+    await engine.start(Address(host=HOST, inbound=inbound, outbound=listening))
+    engine.identity(IdentityFiles(certificate=folder / f"{role}.crt", key=folder / f"{role}.key"))
+    engine.trust({DOMAIN: (folder / "root.crt").read_text()}, [])
+    parts = own_parts(role, ports, hosts)
+    digests = {part.key: digest_of(encode_part(part)) for part in parts}
+    manifest = Manifest(workload=f"shop/{role}", parts=digests)
+    engine.apply(Config(manifest=manifest, parts={part.key: part for part in parts}), None, 0)
+    plain = Endpoint(id="app", address=HOST, port=ports.app)
+    mesh = Endpoint(id="server", address=HOST, port=ports.server, identity=spiffe("server"))
+    engine.endpoints({"web.shop:80": [mesh if role == "client" else plain]}, full=True)
+    while True:
+        await asyncio.sleep(1)
+        engine.collect()  # as the agent does every second
+
+
+def own_parts(role: str, ports: Ports, hosts: int) -> list[Any]:
+    from backstay.config.model import (
+        Authorization,
+        Backend,
+        HostRoutes,
+        InboundPort,
+        Listeners,
+        Match,
+        Operation,
+        PathMatch,
+        Policy,
+        PolicyRule,
+        Retry,
+        Rule,
+        Source,
+        ValueMatch,
+        WeightedBackend,
+    )
+
+    inbound = (InboundPort(port=ports.app, mtls="strict"),) if role == "server" else ()
+    listeners = Listeners(
+        namespace="shop", identity=spiffe(role), trust_domain=DOMAIN, inbound=inbound, access_log="all"
+    )
+    if role == "server":
+        asked = Operation(methods=("GET",), paths=("/path*", "/large"))
+        rule = PolicyRule(sources=(Source(principals=(spiffe("client"),)),), operations=(asked,))
+        return [listeners, Authorization(policies=(Policy(name="shop/web", action="allow", rules=(rule,)),))]
+    retry = Retry(attempts=2, retry_on=("connect-failure", "gateway-error"))
+    parts: list[Any] = [listeners]
+    for name in ("web.shop", *(f"s{number}.shop" for number in range(hosts))):
+        to = (WeightedBackend(backend=f"{name}:80"),)
+        canary = Match(headers=(ValueMatch(name="x-canary", kind="exact", value="yes"),))
+        rules = (
+            Rule(name="canary", matches=(canary,), backends=to, retry=retry),
+            Rule(name="api", matches=(Match(path=PathMatch(kind="prefix", value="/api")),), backends=to, retry=retry),
+            Rule(name="all", backends=to, retry=retry),
+        )
+        parts += (HostRoutes(host=name, port=80, rules=rules), Backend(service=name, port=80))
+    return parts
+
+
+def spiffe(role: str) -> str:
+    return f"spiffe://{DOMAIN}/ns/shop/sa/{role}"
+
+
+# --- certificates ----------------------------------------------------------------------------------------------------
+
+
+def make_certificates(folder: Path) -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    usage = x509.KeyUsage(True, *[False] * 8)  # digitalSignature alone
+    purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+    root_key, root_name = ec.generate_private_key(ec.SECP256R1()), x509.Name.from_rfc4514_string("CN=bench root")
+
+    def certificate(name: x509.Name, key: ec.EllipticCurvePrivateKey, *, ca: bool, uri: str = "") -> x509.Certificate:
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder().subject_name(name).issuer_name(root_name).public_key(key.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(days=1)).add_extension(x509.BasicConstraints(ca, None), True)
+        )  # fmt: skip
+        if uri:
+            builder = builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), True)
+            builder = builder.add_extension(usage, True).add_extension(purposes, False)
+        return builder.sign(root_key, hashes.SHA256())
+
+    pem = serialization.Encoding.PEM
+    (folder / "root.crt").write_bytes(certificate(root_name, root_key, ca=True).public_bytes(pem))
+    for role in ("plain", "client", "server"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = certificate(x509.Name([]), key, ca=False, uri=spiffe(role))
+        (folder / f"{role}.crt").write_bytes(leaf.public_bytes(pem))
+        form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        (folder / f"{role}.key").write_bytes(key.private_bytes(pem, form, plain))
+
+
+# --- Envoy -----------------------------------------------------------------------------------------------------------
+
+_TYPE: Final = "type.googleapis.com/envoy.extensions"
+_LOG_FIELDS: Final = {
+    "time": "%START_TIME%", "method": "%REQ(:METHOD)%", "authority": "%REQ(:AUTHORITY)%", "path": "%REQ(:PATH)%",
+    "status": "%RESPONSE_CODE%", "flags": "%RESPONSE_FLAGS%", "duration_ms": "%DURATION%", "bytes_in": "%BYTES_RECEIVED%",
+    "bytes_out": "%BYTES_SENT%", "tries": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "route": "%ROUTE_NAME%",
+    "backend": "%UPSTREAM_CLUSTER%", "upstream": "%UPSTREAM_HOST%", "source": "%DOWNSTREAM_PEER_URI_SAN%",
+    "traceparent": "%REQ(TRACEPARENT)%",
+}  # fmt: skip
+
+
+def envoy_config(role: str, ports: Ports, folder: Path, hosts: int) -> dict[str, Any]:
+    listening = {"plain": ports.plain, "client": ports.client, "server": ports.server}[role]
+    target = ports.server if role == "client" else ports.app
+    chain: dict[str, Any] = {"filters": [{"name": "http", "typed_config": _manager(role, hosts)}]}
+    clusters = [_cluster("web", target)]
+    if role == "server":
+        chain["transport_socket"] = _envoy_tls("Downstream", role, "client", folder)
+    else:
+        clusters += [_cluster(f"s{number}", target) for number in range(hosts)]
+    if role == "client":
+        for cluster in clusters:
+            cluster["transport_socket"] = _envoy_tls("Upstream", role, "server", folder)
+    listener = {"name": "in", "address": _address(listening), "filter_chains": [chain]}
+    return {"static_resources": {"listeners": [listener], "clusters": clusters}}
+
+
+def _manager(role: str, hosts: int) -> dict[str, Any]:
+    router = {"name": "router", "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"}}
+    names = ["web", *(f"s{number}" for number in range(hosts if role != "server" else 0))]
+    log = {
+        "@type": f"{_TYPE}.access_loggers.file.v3.FileAccessLog", "path": "/dev/null",
+        "log_format": {"json_format": _LOG_FIELDS},
+    }  # fmt: skip
+    return {
+        "@type": f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": role,
+        "generate_request_id": False,
+        "access_log": [{"name": "file", "typed_config": log}],
+        "http_filters": [_allow(), router] if role == "server" else [router],
+        "route_config": {"virtual_hosts": [_virtual_host(name, role) for name in names]},
+    }
+
+
+def _virtual_host(name: str, role: str) -> dict[str, Any]:
+    action = {"cluster": name, "timeout": "15s"}
+    if role == "server":
+        return {"name": name, "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": action}]}
+    action["retry_policy"] = {"retry_on": "connect-failure,gateway-error", "num_retries": 2}  # type: ignore[assignment]
+    canary = {"name": "x-canary", "string_match": {"exact": "yes"}}
+    matches: list[dict[str, Any]] = [
+        {"prefix": "/", "headers": [canary]}, {"path_separated_prefix": "/api"}, {"prefix": "/"}
+    ]  # fmt: skip
+    routes = [{"match": match, "route": action} for match in matches]
+    return {"name": name, "domains": [f"{name}.shop"], "routes": routes}
+
+
+def _allow() -> dict[str, Any]:
+    path = [{"url_path": {"path": kind}} for kind in ({"prefix": "/path"}, {"exact": "/large"})]
+    method = {"header": {"name": ":method", "string_match": {"exact": "GET"}}}
+    policy = {
+        "permissions": [{"and_rules": {"rules": [method, {"or_rules": {"rules": path}}]}}],
+        "principals": [{"authenticated": {"principal_name": {"exact": spiffe("client")}}}],
+    }
+    rules = {"action": "ALLOW", "policies": {"web": policy}}
+    return {"name": "rbac", "typed_config": {"@type": f"{_TYPE}.filters.http.rbac.v3.RBAC", "rules": rules}}
+
+
+def _cluster(name: str, target: int) -> dict[str, Any]:
+    endpoints = [{"lb_endpoints": [{"endpoint": {"address": _address(target)}}]}]
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "lb_policy": "LEAST_REQUEST",
+        "load_assignment": {"cluster_name": name, "endpoints": endpoints},
+    }
+
+
+def _address(port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": HOST, "port_value": port}}
+
+
+def _envoy_tls(side: str, role: str, peer: str, folder: Path) -> dict[str, Any]:
+    files = {
+        "certificate_chain": {"filename": f"{folder}/{role}.crt"},
+        "private_key": {"filename": f"{folder}/{role}.key"},
+    }
+    check = {
+        "trusted_ca": {"filename": f"{folder}/root.crt"},
+        "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": spiffe(peer)}}],
+    }
+    context = {"tls_certificates": [files], "validation_context": check}
+    config: dict[str, Any] = {
+        "@type": f"{_TYPE}.transport_sockets.tls.v3.{side}TlsContext",
+        "common_tls_context": context,
+    }
+    if side == "Downstream":
+        config["require_client_certificate"] = True
+    return {"name": "tls", "typed_config": config}
+
+
+def envoy_binary() -> str:
+    import envoy  # type: ignore[import-untyped]
+
+    return str(Path(envoy.__file__).parent / "_bin" / "envoy")
+
+
+# --- nginx -----------------------------------------------------------------------------------------------------------
+
+
+def nginx_command(port: int, app: int, folder: Path) -> list[str]:
+    """A reverse proxy for the plaintext hop: what one core can do."""
+    path = folder / "nginx.conf"
+    path.write_text(
+        f"""daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log /dev/null;
+events {{ worker_connections 4096; }}
+http {{ access_log /dev/null; keepalive_requests 1000000;
+  upstream app {{ server {HOST}:{app}; keepalive 512; keepalive_requests 1000000; }}
+  server {{ listen {HOST}:{port} reuseport; location / {{
+    proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host; }} }} }}
+"""
+    )
+    return ["nginx", "-c", str(path), "-p", str(folder)]
+
+
+# --- running -----------------------------------------------------------------------------------------------------------
+
+
+def free_ports(count: int) -> list[int]:
+    socks = [socket.create_server((HOST, 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in socks]
+    for sock in socks:
+        sock.close()
+    return ports
+
+
+@contextmanager
+def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port, process)
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    ends = time.monotonic() + START_SECONDS
+    while time.monotonic() < ends:
+        if process.poll() is not None:
+            raise SystemExit(f"{process.args!r} ended with {process.returncode}")
+        try:
+            socket.create_connection((HOST, port), 1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise SystemExit(f"{process.args!r} does not listen on {port}")
+
+
+def own_command(role: str, ports: Ports, folder: Path, hosts: int) -> list[str]:
+    return [
+        sys.executable, str(PROXY), "--serve", role, "--folder", str(folder), "--ports", ",".join(map(str, ports)),
+        "--hosts", str(hosts),
+    ]  # fmt: skip
+
+
+def envoy_command(role: str, ports: Ports, folder: Path, hosts: int) -> list[str]:
+    path = folder / f"envoy-{role}.json"
+    path.write_text(json.dumps(envoy_config(role, ports, folder, hosts)))
+    return [envoy_binary(), "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "-l", "off"]
+
+
+Command = Callable[[str, Ports, Path, int], list[str]]
+
+
+@contextmanager
+def proxies(command: Command, app: int, folder: Path, hosts: int = 0) -> Iterator[Proxies]:
+    ports = Ports(app, *free_ports(3))
+    with (
+        running(command("plain", ports, folder, hosts), ports.plain) as plain,
+        running(command("server", ports, folder, hosts), ports.server) as server,
+        running(command("client", ports, folder, hosts), ports.client) as client,
+    ):
+        yield Proxies(plain, client, server, ports)
