@@ -191,6 +191,7 @@ class Reconciler:
             rules=self._rules(),
             default_namespace=self._settings.default_namespace,
             inherited=self._inherited,
+            rollout_defaults=self._settings.rollout_defaults,
         )
 
     def _current(self) -> tuple[list[Document], Registry]:

@@ -68,6 +68,7 @@ class Standing:
     rules: Rules
     default_namespace: str
     inherited: Mapping[str, bytes] = field(default_factory=dict)
+    rollout_defaults: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +203,7 @@ class ReviewWatch:
             rules=standing.rules,
             default_namespace=standing.default_namespace,
             inherited=standing.inherited,
+            rollout_defaults=standing.rollout_defaults,
             traffic=self._reviews.traffic(standing.registry.workloads) if self._reviews.traffic is not None else None,
         )
         report = report_in(await self._reviews.bench.review(encoded(job)))

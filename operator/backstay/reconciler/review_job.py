@@ -41,6 +41,8 @@ class ReviewJob(msgspec.Struct, frozen=True, kw_only=True):
     inherited: Mapping[str, bytes] = {}
     """Documents of others that count here as well: path -> text."""
     traffic: Traffic | None = None
+    rollout_defaults: Mapping[str, Any] = {}
+    """`spec.rollout` of a Mesh document, where git does not say."""
 
 
 def encoded(job: ReviewJob) -> bytes:
@@ -62,7 +64,14 @@ def reviewed(job: ReviewJob) -> Report:
     cache = Cache()
     base = _base(job, cache)
     head = _head(job, base, cache)
-    return review_of(base, head, job.registry, notes=job.proposal.notes, traffic=job.traffic)
+    return review_of(
+        base,
+        head,
+        job.registry,
+        notes=job.proposal.notes,
+        traffic=job.traffic,
+        rollout_defaults=job.rollout_defaults,
+    )
 
 
 def _base(job: ReviewJob, cache: Cache) -> Side:

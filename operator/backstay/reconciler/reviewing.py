@@ -1,6 +1,6 @@
 """Two validated revisions -> a review of the change between them: pure, for `backstay review` and for the operator alike."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -25,7 +25,7 @@ from backstay.core.review.traffic import Traffic, refused_plaintext, replayed
 from backstay.core.rollout.plan import waves
 from backstay.core.snapshot import Snapshot
 from backstay.core.validate import Validated
-from backstay.reconciler.planning import settings_for
+from backstay.reconciler.planning import mesh_rollout, settings_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +47,12 @@ def review_of(
     notes: tuple[str, ...] = (),
     seen: Seen = lambda old, new: (),
     traffic: Traffic | None = None,
+    rollout_defaults: Mapping[str, object] = {},
 ) -> Report:
     """Everything that can be said. An invalid head is not compared; an invalid base is as if there were none.
 
     `traffic` is what a live mesh was asked lately: requests are put through both revisions, and callers without a certificate
-    that a stricter mode would refuse are named.
+    that a stricter mode would refuse are named. `rollout_defaults` count where the Mesh document says nothing.
     """
     if head.validated.snapshot is None:
         problems = tuple(map(remark, head.validated.problems))
@@ -61,7 +62,7 @@ def review_of(
         count = len(base.validated.errors)
         notes = (*notes, f"{base.revision} is invalid ({count} problems), so the whole of {head.revision} is compared")
         before = Snapshot(revision=base.revision, documents={})
-    return _compared(before, head.validated.snapshot, head, registry, notes, seen, traffic)
+    return _compared(before, head.validated.snapshot, head, registry, notes, seen, traffic, rollout_defaults)
 
 
 def _compared(
@@ -72,6 +73,7 @@ def _compared(
     notes: tuple[str, ...],
     seen: Seen,
     traffic: Traffic | None,
+    rollout_defaults: Mapping[str, object],
 ) -> Report:
     old, new = compared(settled(before, registry), settled(after, registry), registry)
     judged = check_world(before, after, new, audit=True)
@@ -88,7 +90,7 @@ def _compared(
         requests=tuple(request_changes(old, new)),
         access=tuple(access_changes(old, new)),
         touched=touched,
-        rollout=rollout_of(old, new),
+        rollout=rollout_of(old, new, rollout_defaults),
         plaintext=(*seen(old, new), *(refused_plaintext(traffic, old, new) if traffic is not None else ())),
         traffic=replayed(traffic, old, new) if traffic is not None else None,
         untouched=untouched(old, new, touched),
@@ -127,7 +129,7 @@ OWN_PARTS: Final = ("authorization", "listeners")
 """Parts that are about what a workload's own proxy accepts."""
 
 
-def rollout_of(old: World, new: World) -> Rollout:
+def rollout_of(old: World, new: World, defaults: Mapping[str, object] = {}) -> Rollout:
     """Stages and waves as the operator would plan them for this change alone."""
     chosen = _representatives(old, new)
     manifests = [{key: world.manifest(key) for key in chosen} for world in (old, new)]
@@ -136,7 +138,7 @@ def rollout_of(old: World, new: World) -> Rollout:
         return Rollout()
     before, documents = old.snapshot.documents, new.snapshot.documents
     changed = [item for key, item in documents.items() if key not in before or before[key].digest != item.digest]
-    settings = settings_for(new.snapshot.mesh.rollout, changed)
+    settings = settings_for(mesh_rollout(new.snapshot, defaults), changed)
     if settings.immediate:
         return Rollout(strategy="Immediate", stages=tuple(item.name for item in staged.stages))
     shares = settings.traffic or waves(settings)

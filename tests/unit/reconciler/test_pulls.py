@@ -266,8 +266,10 @@ def test_a_job_and_its_report_survive_the_way_to_another_process(case: Case) -> 
         registry=case.registry,
         rules=Rules(trust_domain="backstay.local"),
         default_namespace="shop",
+        rollout_defaults={"shares": [50.0, 100.0], "soak": "7s"},
     )
     arrived = msgspec.msgpack.decode(encoded(job), type=ReviewJob)
     assert encoded(arrived) == encoded(job)
     report = reviewed(arrived)
+    assert (report.rollout.waves, report.rollout.soak_seconds) == ((50.0, 100.0), 7.0)
     assert report_in(msgspec.msgpack.encode(report)) == report
