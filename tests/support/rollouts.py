@@ -157,9 +157,9 @@ class Play:
         )
         return self.look(nacks=(nacked,), **kwargs)
 
-    def went_back(self, proxies: tuple[str, ...], reason: str, workload: str = WEB) -> "Play":
+    def went_back(self, proxies: tuple[str, ...], reason: str, workload: str = WEB, **seen: Any) -> "Play":
         went = tuple(WentBack(proxy=p, workload=workload, digest=self.tried(workload), reason=reason) for p in proxies)
-        return self.look(went_back=went)
+        return self.look(went_back=went, **seen)
 
     def view(self, proxy: str, **fields: Any) -> "Play":
         self.proxies[proxy] = msgspec.structs.replace(self.proxies[proxy], **fields)

@@ -94,10 +94,13 @@ class Conductor:
         self.by_hand = ""
         """The revision that the next rollout restores by a person's order: that rollout is Immediate."""
         self.orders: list[Order] = []
+        self._resumed = False
+        """No look has been taken since the state was loaded."""
 
     def resume(self) -> None:
         """Go on from the state that was loaded."""
         self.folder = evidence.Folder(evidence.decode(bytes(self._keeper.state.counted)))
+        self._resumed = True
 
     @property
     def running(self) -> Rollout | None:
@@ -338,6 +341,7 @@ class Conductor:
             self._keeper.change(counted=msgspec.Raw(evidence.encode(self.folder.export())))
         rollout = self._keeper.state.rollout
         orders, self.orders = tuple(self.orders), []
+        resumed, self._resumed = self._resumed, False
         if rollout is None:
             return
         seen = Observation(
@@ -349,6 +353,7 @@ class Conductor:
             went_back=heard.went_back,
             orders=orders,
             second=int(self._clock.monotonic()),
+            resumed=resumed,
             updating=dict(updating),
             origins=self._places(),
         )

@@ -200,7 +200,7 @@ def _fleet(look: _Look) -> dict[ProxyId, ProxyView]:
                 if away < LOST_S:
                     fleet[proxy] = ProxyView(id=proxy, workload=workload, connected=False, silent_for=away)
     look.remember(missing=missing)
-    if _stable_cut_off_now(look, fleet):
+    if look.seen.resumed or _stable_cut_off_now(look, fleet):
         look.remember(cut_off_ago=0.0)
     return fleet
 

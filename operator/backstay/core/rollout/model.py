@@ -378,6 +378,8 @@ class Observation(State, frozen=True, kw_only=True):
     orders: tuple[Order, ...] = ()
     second: int = -1
     """The operator's second now, as blocks count them; -1: as the newest block."""
+    resumed: bool = False
+    """The operator has just taken this rollout up from its memory: until now everybody was cut off from it."""
     updating: dict[WorkloadKey, str] = {}
     """Workloads whose own rollout progresses -> how far it is, for people."""
     origins: dict[WorkloadKey, dict[str, str]] = {}

@@ -247,6 +247,19 @@ def test_leases_that_ended_while_the_operator_was_dead_start_the_stage_again() -
     assert (story.phase, story.rollout.wave, story.rollout.restarts) == (Phase.PREPARING, 0, 1)
 
 
+def test_a_new_operator_whose_first_look_meets_some_proxies_leaves_none_of_them_out() -> None:
+    """On a busy machine some have connected before it looks for the first time; their leases ended all the same."""
+    story = play().looks(8, GOOD, GOOD)
+    early, *late = story.on_candidate
+    kept = story.proxies
+    story.proxies = {proxy: view for proxy, view in kept.items() if proxy not in late}
+    story.went_back((early,), "LeaseEnded", resumed=True)
+    story.proxies = kept
+    story.went_back(tuple(late), "LeaseEnded")
+    assert (story.rollout.restarts, story.reasons.count("StageRestarted")) == (1, 1)
+    assert "ProxyLeftOut" not in story.reasons
+
+
 def test_proxies_that_come_back_later_from_the_same_outage_are_neither_left_out_nor_blamed() -> None:
     """A new operator meets them over some seconds, each with the lease that ended meanwhile."""
     story = play().looks(8, GOOD, GOOD)
