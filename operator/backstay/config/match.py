@@ -6,7 +6,7 @@ from the config before. The data plane asks them for every request; the operator
 what a review says is what a proxy does. Nothing here knows backends.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from backstay.config.model import AuthorityMatch, HostRoutes, Match, PathMatch, ValueMatch
@@ -176,6 +176,13 @@ def patterns_of(name: bytes) -> Iterator[bytes]:
         _, _, rest = rest.partition(b".")
         yield b"*." + rest
     yield b"*"
+
+
+def is_let_out(hosts: Container[str], authority: bytes) -> bool:
+    """Whether a host outside of the mesh is among these (`host:port`, `*.<name>:port`)."""
+    name, colon, port = canonical(authority).partition(b":")
+    text = f":{port.decode('latin-1') if colon else DEFAULT_PORT}"
+    return any(known.decode("latin-1") + text in hosts for known in (name, *patterns_of(name)))
 
 
 def covers(pattern: str, name: str) -> bool:

@@ -273,6 +273,24 @@ class HealthCheck(Base, frozen=True, kw_only=True):
     """Checks in a row that change what an endpoint is held to be."""
 
 
+class OriginTls(Base, frozen=True, kw_only=True):
+    """TLS to a host outside of the mesh."""
+
+    sni: str
+    names: tuple[str, ...] = ()
+    """One of them must be a DNS name of the certificate; none: the SNI."""
+    ca: str = ""
+    """PEM of who may have signed it; empty: whom the system trusts."""
+
+
+class External(Base, frozen=True, kw_only=True):
+    """A host outside of the mesh: its name is its only endpoint."""
+
+    host: str
+    port: int
+    tls: OriginTls | None = None
+
+
 class Backend(Base, frozen=True, kw_only=True, tag="backend", tag_field="part"):
     """How to reach one service port. Endpoints are live data, matched by `service:port`."""
 
@@ -297,6 +315,8 @@ class Backend(Base, frozen=True, kw_only=True, tag="backend", tag_field="part"):
     """Endpoints of the proxy's own zone as long as one of them is well."""
     tls: Literal["mesh", "disable"] = "mesh"
     """`mesh`: mTLS wherever the endpoint carries an identity. `disable`: plaintext always."""
+    external: External | None = None
+    """Reached by name, with no endpoints in live data."""
 
     @property
     def key(self) -> str:
@@ -466,6 +486,8 @@ class Listeners(Base, frozen=True, kw_only=True, tag="listeners", tag_field="par
     """mTLS mode of the application's ports that `inbound` does not name; connections to them reach it only where they are
     redirected."""
     egress: Literal["allow_any", "registry_only"] = "allow_any"
+    egress_hosts: tuple[str, ...] = ()
+    """`host:port` and `*.<name>:port` that `registry_only` lets out all the same."""
     access_log: Literal["off", "failures", "all"] = "off"
     log_percent: float = 100.0
     """Of requests that did not fail, where all are logged; failures always are."""

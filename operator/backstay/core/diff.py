@@ -7,7 +7,7 @@ parts change whole on one proxy and need no order among themselves.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -138,8 +138,9 @@ def _side_of(key: str, old: str, new: str, parts: Mapping[str, bytes]) -> Side:
     before, after = (decode_part(parts[digest]) if digest in parts else None for digest in (old, new))
     if not isinstance(before, Listeners) or not isinstance(after, Listeners):
         return "both"
-    told = {"access_log": after.access_log, "log_percent": after.log_percent, "tracing": after.tracing}
-    if msgspec.structs.replace(before, egress=after.egress, gateway=after.gateway, **told) == after:
+    decides_nothing_inbound = ("access_log", "log_percent", "tracing", "egress", "egress_hosts", "gateway")
+    told: dict[str, Any] = {name: getattr(after, name) for name in decides_nothing_inbound}
+    if msgspec.structs.replace(before, **told) == after:
         return "out"  # what happens to hosts nobody described; a gateway sends on what comes in; a log decides nothing
     return "in" if before.egress == after.egress else "both"
 

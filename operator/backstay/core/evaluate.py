@@ -19,7 +19,7 @@ import msgspec
 from backstay.config.actions import CompiledEdits, redirect_location, rewritten_target
 from backstay.config.addresses import remote_address
 from backstay.config.authorize import Around, AuthorizationTable, namespace_of
-from backstay.config.match import HostTable, RouteTable
+from backstay.config.match import HostTable, RouteTable, is_let_out
 from backstay.config.model import (
     Authorization,
     Backend,
@@ -329,7 +329,9 @@ class World:
 
     def chooses(self, workload: str, question: Asked) -> Sent:
         table = self.hosts(workload).find(question.authority)
-        return self.unknown_host(workload) if table is None else self._picked(workload, table, question)
+        if table is None:
+            return self.unknown_host(workload, question.authority)
+        return self._picked(workload, table, question)
 
     def enters(self, workload: str, port: int, question: Asked) -> Sent:
         """What a gateway does with a request from outside at one of its ports."""
@@ -347,9 +349,10 @@ class World:
             ).decode()
         return self.by_rule(workload, table, index, prefix)
 
-    def unknown_host(self, workload: str) -> Sent:
+    def unknown_host(self, workload: str, authority: bytes = b"") -> Sent:
         """What becomes of requests to hosts that the workload's config does not know."""
-        refuses = self.listeners(workload).egress == "registry_only"
+        listeners = self.listeners(workload)
+        refuses = listeners.egress == "registry_only" and not is_let_out(listeners.egress_hosts, authority)
         return Sent(kind="unknown-host" if refuses else "pass-through", place=self._mesh_place("spec.egress"))
 
     def by_rule(self, workload: str, table: RouteTable, index: int, prefix: str = "") -> Sent:

@@ -1044,6 +1044,58 @@ class GatewaySpec(Node, frozen=True, kw_only=True):
     rollout: DocumentRollout = DocumentRollout()
 
 
+# --- ExternalService --------------------------------------------------------------------------------------------------
+
+ExternalHost = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)+$",
+        max_length=253,
+        description="A host name with dots in lower case; `*.example.com` is every name below it.",
+        examples=["api.payments.example", "*.example.com"],
+    ),
+]
+
+
+class ExternalPort(Node, frozen=True, kw_only=True):
+    port: Port
+    protocol: Annotated[
+        Literal["HTTP", "TLS", "TCP"],
+        Meta(
+            description="`HTTP`: callers get routes, timeouts, retries and limits, as for a service of the mesh. `TLS` and "
+            "`TCP` are passed through."
+        ),
+    ] = "HTTP"
+
+
+class TlsOrigination(Node, frozen=True, kw_only=True):
+    """TLS that the caller's proxy begins: the application speaks plain HTTP to it."""
+
+    port: Annotated[Port, Meta(description="Where the host speaks TLS.")] = 443
+    sni: Annotated[Host | None, Meta(description="Left out: the host.")] = None
+    subject_alt_names: Annotated[
+        tuple[Host, ...], Meta(max_length=16, description="One of them must be in the certificate; left out: the SNI.")
+    ] = ()
+    ca_certificates: Annotated[
+        str,
+        Meta(
+            max_length=65536,
+            description="Who may have signed the certificate, as PEM (`>-` joins its lines); left out: whom the system trusts.",
+        ),
+    ] = ""
+
+
+class ExternalServiceSpec(Node, frozen=True, kw_only=True):
+    """Hosts outside of the mesh. With `egress: REGISTRY_ONLY` of the Mesh nothing else is let out."""
+
+    hosts: Annotated[tuple[ExternalHost, ...], Meta(min_length=1, max_length=64)]
+    ports: Annotated[tuple[ExternalPort, ...], Meta(min_length=1, max_length=16)]
+    tls: Annotated[
+        TlsOrigination | None, Meta(description="For ports of protocol HTTP. Left out: they are asked in plain text.")
+    ] = None
+    rollout: DocumentRollout = DocumentRollout()
+
+
 # --- envelope ---------------------------------------------------------------------------------------------------------
 
 
@@ -1061,6 +1113,7 @@ Spec: TypeAlias = (
     | AuthenticationSpec
     | AuthorizationSpec
     | GatewaySpec
+    | ExternalServiceSpec
     | GuardrailSpec
     | ExpectationSpec
 )
@@ -1072,6 +1125,7 @@ KINDS: Final[dict[str, Any]] = {
     "Authentication": AuthenticationSpec,
     "Authorization": AuthorizationSpec,
     "Gateway": GatewaySpec,
+    "ExternalService": ExternalServiceSpec,
     "Guardrail": GuardrailSpec,
     "Expectation": ExpectationSpec,
 }

@@ -156,12 +156,17 @@ def _compile_backends(facts: Index, build: _Build) -> dict[str, str]:
     backends: dict[str, str] = {}
     for service in facts.services.values():
         document = facts.backends.get(service.key)
-        origins = _origins(facts, document, {"": document.place("spec")} if document else {})
+        external = facts.externals.get(service.key)
+        origins = _origins(facts, document or external, _backend_places(document or external))
         for port in service.ports:
-            inputs = ("backend", service.key, port, _digest(document), facts.mesh_digest)
+            inputs = ("backend", service.key, port, _digest(document), _digest(external), facts.mesh_digest)
             make = partial(backend_part, service, port, document, facts)
             backends[f"backend/{service.key}:{port.port}"] = build.add(inputs, make, origins)
     return backends
+
+
+def _backend_places(document: Document | None) -> Mapping[str, str]:
+    return {"": document.place("spec")} if document else {}
 
 
 def _outbound(
@@ -206,7 +211,10 @@ def declared(workload: Workload) -> tuple[str, ...] | None:
 def _listeners(workload: Workload, facts: Index, build: _Build) -> str:
     document = facts.authentication.get(workload.key)
     gateways = facts.gateways.get(workload.key, ())
-    inputs = ("listeners", workload, _digest(document), tuple((g.key, g.digest) for g in gateways), facts.mesh_digest)
+    inputs = (
+        "listeners", workload, _digest(document), tuple((g.key, g.digest) for g in gateways), facts.mesh_digest,
+        facts.egress_hosts,
+    )  # fmt: skip
     rules = {"": document.place("spec.mtls")} if document else {}
     rules |= {f"{g.metadata.namespace}/{g.metadata.name}": g.place("spec.listeners") for g in gateways}
     made = _origins(facts, document, rules)

@@ -79,6 +79,9 @@ class Index:
     """Workload -> the Gateways whose ports it opens."""
     attached: tuple[Document, ...]
     """Routes that hold at gateways."""
+    externals: Mapping[str, Document] = field(default_factory=dict)
+    """Host outside of the mesh -> its ExternalService; they are among `services`."""
+    egress_hosts: tuple[str, ...] = ()
 
     def ingress(self, workload: str) -> Iterator[Routed]:
         """Every (host, port) that a gateway workload gets a routes part for."""

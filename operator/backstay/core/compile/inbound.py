@@ -34,6 +34,7 @@ def listeners_part(workload: Workload, document: Document | None, facts: Index) 
         ),
         other_ports=_MODES[mode],
         egress="allow_any" if facts.mesh.egress == "ALLOW_ANY" else "registry_only",
+        egress_hosts=facts.egress_hosts if facts.mesh.egress == "REGISTRY_ONLY" else (),
         access_log=_LOGS[facts.mesh.access_log.mode],
         log_percent=facts.mesh.access_log.sampling if facts.mesh.access_log.mode == "all" else 100.0,
         tracing=_tracing(facts.mesh.tracing) if facts.mesh.tracing else None,

@@ -5,6 +5,7 @@ import msgspec
 from backstay.config.model import digest_of
 from backstay.core.compile.facts import Index
 from backstay.core.compile.gateway import is_for_mesh, selected
+from backstay.core.externals import external_services, let_out
 from backstay.core.intents import (
     AuthenticationSpec,
     AuthorizationSpec,
@@ -22,11 +23,15 @@ def index(snapshot: Snapshot, registry: Registry) -> Index:
     mesh = snapshot.mesh
     traffic = msgspec.structs.replace(mesh, rollout=type(mesh.rollout)())
     documents = sorted(snapshot.documents.values(), key=lambda document: document.key)
+    externals = external_services(documents)
+    outside = {host: service for host, (service, _) in sorted(externals.items())}
     return Index(
         mesh=mesh,
         mesh_document=mesh_document,
         mesh_digest=digest_of(msgspec.json.encode(traffic, order="sorted")),
-        services=dict(sorted(registry.services.items())),
+        services={**outside, **dict(sorted(registry.services.items()))},
+        externals={host: document for host, (_, document) in externals.items() if host not in registry.services},
+        egress_hosts=let_out(documents),
         routes=_routes(documents),
         backends={
             qualify(d.spec.service, d.metadata.namespace): d for d in documents if isinstance(d.spec, BackendSpec)

@@ -8,6 +8,7 @@ from backstay.core import intents
 from backstay.core.compile.facts import Index, Routed
 from backstay.core.compile.filters import KINDS, filter_fields
 from backstay.core.durations import milliseconds
+from backstay.core.externals import pem_of
 from backstay.core.registry import Service, ServicePort
 from backstay.core.snapshot import Document
 
@@ -161,10 +162,12 @@ def _fault(spec: intents.FaultInjection) -> model.Fault:
 
 def backend_part(service: Service, port: ServicePort, document: Document | None, facts: Index) -> model.Backend:
     spec = document.spec if document and isinstance(document.spec, intents.BackendSpec) else None
+    external = _external(service.key, port.port, facts.externals.get(service.key))
     if spec is None:
-        tls: Literal["mesh", "disable"] = "disable" if facts.mesh.defaults.mtls == "DISABLE" else "mesh"
-        return model.Backend(service=service.key, port=port.port, protocol=port.protocol, tls=tls)
-    disabled = spec.tls.mode == "DISABLE" or facts.mesh.defaults.mtls == "DISABLE"
+        plain = external is not None or facts.mesh.defaults.mtls == "DISABLE"
+        tls: Literal["mesh", "disable"] = "disable" if plain else "mesh"
+        return model.Backend(service=service.key, port=port.port, protocol=port.protocol, tls=tls, external=external)
+    disabled = external is not None or spec.tls.mode == "DISABLE" or facts.mesh.defaults.mtls == "DISABLE"
     return model.Backend(
         service=service.key,
         port=port.port,
@@ -183,7 +186,20 @@ def backend_part(service: Service, port: ServicePort, document: Document | None,
         outlier=_outlier(spec.outlier_detection) if spec.outlier_detection else None,
         health=_health(spec.health_check) if spec.health_check else None,
         tls="disable" if disabled else "mesh",
+        external=external,
     )
+
+
+def _external(host: str, port: int, document: Document | None) -> model.External | None:
+    spec = document.spec if document else None
+    if not isinstance(spec, intents.ExternalServiceSpec):
+        return None
+    if spec.tls is None:
+        return model.External(host=host, port=port)
+    tls = model.OriginTls(
+        sni=spec.tls.sni or host, names=spec.tls.subject_alt_names, ca=pem_of(spec.tls.ca_certificates)
+    )
+    return model.External(host=host, port=spec.tls.port, tls=tls)
 
 
 def _hash_on(spec: intents.HashOn) -> model.HashOn:

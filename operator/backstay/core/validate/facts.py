@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+from backstay.core.externals import external_services
 from backstay.core.intents import BackendSpec, MeshSpec, RouteRule, RouteSpec, ServiceRef, service_refs
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry, Service, qualify
@@ -22,6 +23,8 @@ class Facts:
     mesh_document: Document | None
     backends: Mapping[str, Document]
     """Service -> its Backend; the first where there are several."""
+    externals: Mapping[str, Service]
+    """Hosts outside of the mesh that callers may ask for by HTTP."""
     by_type: Mapping[type, Sequence[Document]]
     """Sorted out once: there are three dozen rules, and each wants one kind."""
     route_rules: Sequence[tuple[Document, str, RouteRule]]
@@ -39,8 +42,9 @@ class Facts:
                     yield document, document.spec
 
     def service(self, name: str, document: Document) -> Service | None:
-        """The service a name in this document means, if the registry has it."""
-        return self.registry.services.get(service_key(name, document)) if self.registry else None
+        """The service a name in this document means, if the registry has it, or an ExternalService does."""
+        key = service_key(name, document)
+        return (self.registry.services.get(key) or self.externals.get(key)) if self.registry else None
 
 
 Rule: TypeAlias = Callable[[Facts], Iterable[Problem]]
@@ -65,6 +69,7 @@ def gather(documents: Sequence[Document], registry: Registry | None, *, is_compl
         mesh=mesh,
         mesh_document=mesh_document,
         backends=backends,
+        externals={host: service for host, (service, _) in external_services(documents).items()},
         by_type=by_type,
         route_rules=[
             (item, f"spec.rules[{number}]", rule) for item, spec in routes for number, rule in enumerate(spec.rules)

@@ -111,7 +111,7 @@ def _unknown_subset(facts: Facts, service: str, subset: str) -> str:
 def services_not_there(facts: Facts) -> Iterator[Problem]:
     if facts.registry is None:
         return
-    known = facts.registry.services
+    known = {**facts.externals, **facts.registry.services}
     hints: dict[str, str] = {}
     for document, path, name in _service_names(facts, facts.registry):
         key = service_key(name, document)

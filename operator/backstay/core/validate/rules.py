@@ -10,7 +10,17 @@ from typing import Final
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry
 from backstay.core.snapshot import Document
-from backstay.core.validate import backends, filters, gateways, patterns, references, routes, security, settings
+from backstay.core.validate import (
+    backends,
+    externals,
+    filters,
+    gateways,
+    patterns,
+    references,
+    routes,
+    security,
+    settings,
+)
 from backstay.core.validate.facts import Rule, gather
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -66,6 +76,10 @@ RULES: Final[tuple[Rule, ...]] = (
     backends.outlier_times,
     backends.check_times,
     backends.listed_statuses,
+    externals.hosts_of_the_mesh,
+    externals.repeated_hosts,
+    externals.repeated_ports,
+    externals.originated_tls,
     security.overlapping_authentication,
     security.duplicate_mtls_ports,
     security.tls_conflicts,

@@ -2,14 +2,24 @@
 
 import inspect
 
-from backstay.core.validate import backends, filters, gateways, patterns, references, routes, security, settings
+from backstay.core.validate import (
+    backends,
+    externals,
+    filters,
+    gateways,
+    patterns,
+    references,
+    routes,
+    security,
+    settings,
+)
 from backstay.core.validate.rules import RULES
 
 
 def test_every_rule_is_in_the_table() -> None:
     functions = {
         function
-        for module in (backends, filters, gateways, patterns, references, routes, security, settings)
+        for module in (backends, externals, filters, gateways, patterns, references, routes, security, settings)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if function.__module__ == module.__name__
         and not name.startswith("_")

@@ -118,6 +118,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "selector": {"workloads": ["a"]},
         "mtls": {"mode": "STRICT", "ports": [{"port": 1, "mode": "STRICT"}]},
     },
+    "ExternalService": {
+        "hosts": ["api.pay.example", "*.pay.example"],
+        "ports": [{"port": 80}, {"port": 443, "protocol": "TLS"}],
+        "tls": {"port": 8443, "sni": "pay.example", "subjectAltNames": ["a.example"], "caCertificates": "PEM"},
+    },
     "Gateway": {
         "selector": {"workloads": ["ingress"]},
         "listeners": [

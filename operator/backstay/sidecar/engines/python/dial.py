@@ -10,6 +10,8 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Final
 
+from backstay.config.model import OriginTls
+from backstay.sidecar.engines.python.outside import check_names
 from backstay.sidecar.engines.python.pool import Group, Pool
 from backstay.sidecar.engines.python.tls import TlsTransport, check_peer, set_nodelay, trust_domain_of
 from backstay.sidecar.engines.python.upstream import Upstream
@@ -54,7 +56,7 @@ async def _connect(upstream: Upstream, digest: str, opener: "Exchange", is_share
     failed: Exception | None = None
     try:
         async with asyncio.timeout(group.connect_seconds):
-            await (_open_tls(upstream) if pool.key.identity else _open_plain(upstream))
+            await _opened(upstream)
     except (OSError, TimeoutError, ValueError) as error:
         failed = error
         _give_up(upstream)
@@ -101,6 +103,48 @@ def _tell_failed(pool: Pool, opener: "Exchange", error: Exception, is_shared: bo
             seeker.connect_failed(error)
     elif pool.waiting.pop(opener, None) is not None:
         opener.connect_failed(error)
+
+
+async def _opened(upstream: Upstream) -> None:
+    """Connect in the way that the endpoint is reached."""
+    if upstream.pool.key.identity:
+        await _open_tls(upstream)
+    elif upstream.pool.origin is not None:
+        await _open_outside(upstream, upstream.pool.origin)
+    else:
+        await _open_plain(upstream)
+
+
+async def _open_outside(upstream: Upstream, origin: OriginTls) -> None:
+    """TLS to a host outside of the mesh, whose certificate must name it. All its addresses are tried."""
+    key, server = upstream.pool.key, upstream.server
+    found = await server.loop.getaddrinfo(key.address, key.port, type=socket.SOCK_STREAM)
+    sock = await _first_that_answers(server.loop, [(str(place[0]), int(place[1])) for *_, place in found])
+    try:
+        wrapped = server.outside.context(origin).wrap_socket(
+            sock, server_hostname=origin.sni, do_handshake_on_connect=False
+        )
+    except (OSError, ValueError):
+        sock.close()
+        raise
+    transport = await _shake(server.loop, wrapped)
+    try:
+        check_names(wrapped.getpeercert(), origin)
+    except ssl.SSLError:
+        transport.abort()
+        raise
+    transport.begin(upstream)
+
+
+async def _first_that_answers(loop: asyncio.AbstractEventLoop, places: "list[tuple[str, int]]") -> socket.socket:
+    """Raises the last place's error."""
+    failed: OSError = ConnectionError("the name has no address")
+    for address, port in places:
+        try:
+            return await _connect_socket(loop, address, port)
+        except OSError as error:
+            failed = error
+    raise failed
 
 
 async def _open_plain(upstream: Upstream) -> None:

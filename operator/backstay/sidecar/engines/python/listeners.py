@@ -247,7 +247,7 @@ class Outbound(Listener):
         return sticky_point(value)
 
     def _unknown(self, runtime: Runtime, authority: bytes) -> Lane | Refused:
-        if runtime.registry_only:
+        if not runtime.lets_out(authority):
             return Refused(reason="unknown-host", counters=runtime.unknown_host)
         lane = self.server.external_lane(runtime, authority)
         return lane or Refused(reason="loop", counters=runtime.unknown_host)
@@ -263,7 +263,7 @@ class Outbound(Listener):
             downstream.answer(exchange, 400, "bad-target")
         elif self.server.knows(authority):
             self._connect_mesh(exchange, runtime)
-        elif runtime.registry_only:
+        elif not runtime.lets_out(authority):
             exchange.runtime = runtime
             exchange.refuse("unknown-host", runtime.unknown_host)
         else:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from backstay.config.actions import sticky_value
 from backstay.config.match import parameters
-from backstay.config.model import Backend, HashOn
+from backstay.config.model import Backend, External, HashOn, OriginTls
 from backstay.config.wire import Endpoint
 from backstay.sidecar.engines.python.balance import Random, RoundRobin, least_request, untried
 from backstay.sidecar.engines.python.hashing import Maglev, Ring
@@ -61,6 +61,7 @@ class Pool:
         "is_simple",
         "key",
         "open",
+        "origin",
         "peer",
         "retired",
         "since",
@@ -89,6 +90,8 @@ class Pool:
         """In the proxy's own zone, or nothing is said of either."""
         self.peer: Peer | None = None
         """Who this is for metrics; found when it first answers."""
+        self.origin: OriginTls | None = None
+        """TLS to a host outside of the mesh."""
         self.source = ""
         """Address to connect from; empty: whichever the system takes."""
 
@@ -232,6 +235,7 @@ class Group:
         "active",
         "connect_seconds",
         "everyone",
+        "external",
         "hash_on",
         "health",
         "is_simple",
@@ -262,6 +266,7 @@ class Group:
         self.labels = labels
         self.quota = quota or Quota()
         self.mesh = backend.tls == "mesh"
+        self.external = backend.external
         self.is_tcp = backend.protocol == "tcp"
         self.max_connections = backend.max_connections
         self.connect_seconds = backend.connect_timeout_ms / 1000
@@ -407,6 +412,8 @@ class Pools:
         self._groups: dict[GroupKey, Group] = {}
         self._quotas: dict[str, Quota] = {}
         self._pools: dict[PoolKey, Pool] = {}
+        self._beyond: dict[External, Pool] = {}
+        """Hosts outside of the mesh."""
         self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
 
     def group(self, backend: Backend, labels: tuple[tuple[str, str], ...]) -> Group:
@@ -481,6 +488,10 @@ class Pools:
         return self._retire()
 
     def _fill(self, group: Group) -> None:
+        if group.external is not None:
+            group.everyone = (self._outside(group.external),)
+            group.settle(self._now)
+            return
         endpoints = self._endpoints.get(group.service, ())
         pools = []
         for endpoint in endpoints:
@@ -515,12 +526,22 @@ class Pools:
             found.since = self._now
         return found
 
+    def _outside(self, external: External) -> Pool:
+        """The one endpoint of a host outside: its name, asked in this way."""
+        found = self._beyond.get(external)
+        if found is None:
+            found = self._beyond[external] = Pool(PoolKey("", external.host, external.port, ""))
+            found.since, found.origin = self._now, external.tls
+        return found
+
     def _retire(self) -> list["Upstream"]:
         held = {pool.key for group in self._groups.values() for pool in group.everyone}
         gone = [pool for key, pool in self._pools.items() if key not in held]
         for pool in gone:
             del self._pools[pool.key]
+        asked = {group.external for group in self._groups.values()}
+        gone += [self._beyond.pop(external) for external in self._beyond.keys() - asked]
         return [upstream for pool in gone for upstream in pool.retire()]
 
     def all(self) -> list[Pool]:
-        return list(self._pools.values())
+        return [*self._pools.values(), *self._beyond.values()]

@@ -193,13 +193,13 @@ class RedirectedOutbound(Outbound):
     def _to_service(self, runtime: Runtime, backend: Backend) -> Lane:
         return self.raw_lane(runtime, self.service.encode()) or runtime.service_lane(backend)
 
-    def _onward(self, runtime: Runtime) -> Lane | Refused:
+    def _onward(self, runtime: Runtime, *, is_let_out: bool = False) -> Lane | Refused:
         """To where it was going: as itself to an endpoint of the mesh, else if the mesh lets it go outside."""
         if self.place is not None:
             service, endpoint = self.place
             backend = runtime.backends.get(service)
             return self.server.endpoint_lane(runtime, endpoint, mesh=backend is None or backend.tls == "mesh")
-        if runtime.registry_only:
+        if not is_let_out and not runtime.lets_out(self.origin.authority):
             return Refused(reason="unknown-host", counters=runtime.unknown_host)
         lane = self.server.external_lane(runtime, self.origin.authority)
         return lane or Refused(reason="loop", counters=runtime.unknown_host)
@@ -215,7 +215,8 @@ class RedirectedOutbound(Outbound):
         return found
 
     def _unknown(self, runtime: Runtime, authority: bytes) -> Lane | Refused:
-        return self._onward(runtime)
+        named = b"%b:%d" % (host_of(authority), self.origin.port)
+        return self._onward(runtime, is_let_out=runtime.registry_only and runtime.lets_out(named))
 
     def connect(self, exchange: "Exchange") -> None:
         Listener.connect(self, exchange)

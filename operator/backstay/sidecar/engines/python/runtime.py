@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 from backstay.config.authorize import AuthorizationTable
-from backstay.config.match import HostTable, RouteTable
+from backstay.config.match import HostTable, RouteTable, is_let_out
 from backstay.config.model import (
     Authorization,
     Backend,
@@ -174,10 +174,15 @@ class Runtime:
         self.unknown_host = self._counters("out", UNKNOWN_ROUTE, "")
         self.ports = self._compile_ports()
         self.registry_only = self.listeners.egress == "registry_only"
+        self._let_out = frozenset(self.listeners.egress_hosts)
         self.logs = self.listeners.access_log
         self.log_share = self.listeners.log_percent / 100
         tracing = self.listeners.tracing
         self.tracer = Tracer(tracing, server.random) if tracing is not None else None
+
+    def lets_out(self, authority: bytes) -> bool:
+        """Whether requests and connections to a host outside of the mesh may leave."""
+        return not self.registry_only or (bool(self._let_out) and is_let_out(self._let_out, authority))
 
     def _gateway_hosts(self, routes: Iterable[HostRoutes], former: "Sequence[Runtime]") -> dict[int, HostTable]:
         workload, namespace = self.config.manifest.workload, self.listeners.namespace

@@ -23,6 +23,7 @@ from backstay.sidecar.engines.python.accesslog import AccessLog
 from backstay.sidecar.engines.python.checks import Checks
 from backstay.sidecar.engines.python.framing import split_authority
 from backstay.sidecar.engines.python.listeners import Inbound
+from backstay.sidecar.engines.python.outside import Outside
 from backstay.sidecar.engines.python.peers import Peers
 from backstay.sidecar.engines.python.pool import MAX_PENDING, Group, Pool, PoolKey, Pools
 from backstay.sidecar.engines.python.runtime import Lane, Runtime
@@ -124,6 +125,7 @@ class Server:
         """Exchanges with an idle limit: bytes seen, and since when there were no more."""
         self._external: OrderedDict[bytes, Group] = OrderedDict()
         self.pools.zone = address.zone
+        self.outside = Outside()
         self.checks = Checks(self)
         self._open_told_at = self.now
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
