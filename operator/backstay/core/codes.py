@@ -1344,7 +1344,7 @@ _PROXIES: Final = (
     Explanation(
         "BS4021",
         "EnvoyRefused",
-        "Envoy does not take a config",
+        "A config that Envoy does not take",
         "What was rendered of it is refused by Envoy, whose own words are in the message; it goes on with the config it has.",
         "",
         "Change what the message is about, or run the workload with `engine: python`; report it if nothing is wrong there.",

@@ -24,10 +24,8 @@ _LISTENER: Final = "envoy.config.listener.v3.Listener"
 _HTTP: Final = "envoy.extensions.filters.http."
 _MANAGER: Final = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _TCP: Final = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
-_OWN_FIELDS: Final = (
-    r"(?i)x[-_]backstay[-_].*|x[-_]forwarded[-_]client[-_]cert|content_length|transfer_encoding|te|trailer"
-)
-"""Fields that are the mesh's to write, or that say something of one hop only: a client's are removed."""
+_OWN_FIELDS: Final = r"(?i)x[-_]backstay[-_].*|x[-_]forwarded[-_]client[-_]cert|content_length|transfer_encoding"
+"""Fields that are the mesh's to write, or that look like framing: a client's are removed. gRPC needs its `te`."""
 
 Direction = Literal["in", "out"]
 
