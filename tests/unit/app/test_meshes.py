@@ -1,5 +1,7 @@
 """What is read from the API's objects before any loop runs."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -7,7 +9,7 @@ from backstay.app.meshes import grants_of, repository_of, shared_documents
 from backstay.core.documents import parse
 from support import views
 
-FOUND = {
+FOUND: dict[str, Any] = {
     "metadata": {
         "namespace": "shop",
         "name": "mesh",
@@ -24,9 +26,15 @@ def test_an_object_is_read_with_its_defaults() -> None:
     assert (found.key, found.generation, found.wanted, found.spec.interval) == ("shop/mesh", 4, ("shop", "bank"), "30s")
 
 
-def test_a_spec_of_a_newer_version_is_not_half_read() -> None:
+def test_a_field_of_a_newer_release_is_left_aside() -> None:
+    """Its definitions come first in an upgrade, and the API server writes their defaults into every object."""
+    newer = {**FOUND, "spec": {**FOUND["spec"], "teleport": True}}
+    assert repository_of(newer) == repository_of(FOUND)
+
+
+def test_a_spec_that_says_more_of_what_is_known_is_not_half_read() -> None:
     with pytest.raises(msgspec.ValidationError, match="unknown field `teleport`"):
-        repository_of({**FOUND, "spec": {"url": "https://git.example/mesh.git", "teleport": True}})
+        repository_of({**FOUND, "spec": {**FOUND["spec"], "allow": {"teleport": True}}})
 
 
 def test_grants_are_read_from_annotations() -> None:
