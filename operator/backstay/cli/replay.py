@@ -219,7 +219,7 @@ def result_lines(result: Result, *, everything: bool = False) -> Iterator[str]:
     if found["unknown"]:
         yield f"{found['unknown']} are of callers that the registry does not know, or to hosts outside the mesh"
     if found["rulesAskForHeaders"]:
-        yield f"{found['rulesAskForHeaders']} go to hosts whose rules ask for headers or tokens, which the log does not have"
+        yield f"{found['rulesAskForHeaders']} go to hosts whose rules ask for headers, tokens or addresses, which the log does not have"
     groups = result.ordered()
     for group in groups if everything else groups[:_SHOWN]:
         yield from _group_lines(group)

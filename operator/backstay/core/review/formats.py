@@ -159,7 +159,8 @@ def traffic_sentence(replayed: Replayed) -> str:
     if replayed.unknown:
         told += f"; {replayed.unknown} cannot be told"
     if replayed.rules_ask_for_headers:
-        told += f"; {replayed.rules_ask_for_headers} go to hosts whose rules ask for headers or tokens, which samples do not have"
+        what = "headers, tokens or addresses, which samples do not have"
+        told += f"; {replayed.rules_ask_for_headers} go to hosts whose rules ask for {what}"
     return told
 
 

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from backstay.config.authorize import namespace_of
+from backstay.config.authorize import NOTHING_AROUND, namespace_of, reads_requests
 from backstay.core.evaluate import (
     ANONYMOUS,
     Asked,
@@ -41,6 +41,23 @@ class Logged(NamedTuple):
     """SPIFFE ID, a workload's key, or an address (a caller without a certificate)."""
     entry: str = ""
     """`<workload>:<port>` where such a caller's request came in; empty: where its host leads."""
+
+
+def question_of(logged: Logged) -> Asked | None:
+    """What proxies are asked; None for what none of them would take."""
+    path, _, query = logged.target.partition("?")
+    request = Request(
+        method=logged.method, authority=logged.authority, path=path or "/", query=query, address=_address(logged.source)
+    )
+    return asked(request)
+
+
+def _address(source: str) -> str:
+    """Of a caller without a certificate, without the port that some logs have."""
+    if "/" in source:
+        return ""
+    host, _, port = source.rpartition(":")
+    return host.strip("[]") if port.isdigit() and (":" not in host or host.startswith("[")) else source
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,8 +131,7 @@ class Replay:
     def _decide(self, logged: Logged, count: int) -> None:
         result = self.result
         result.total += count
-        path, _, query = logged.target.partition("?")
-        question = asked(Request(method=logged.method, authority=logged.authority, path=path or "/", query=query))
+        question = question_of(logged)
         if question is None:
             result.unknown += count
             return
@@ -236,7 +252,7 @@ class _Side:
         else:
             decision = table.decide(
                 source, namespace_of(source), question.method, question.path, question.fields, reach.port,
-                around(question, world.listeners(reach.workload)),
+                around(question, world.listeners(reach.workload)) if table.asks_around else NOTHING_AROUND,
             )  # fmt: skip
         return "" if decision.allowed else "denied"
 
@@ -254,7 +270,7 @@ class _Side:
         return found
 
     def _asks_headers(self, caller: str, authority: bytes) -> bool:
-        """Rules of the host by headers; policies of who may answer by headers, or by tokens, which are in headers."""
+        """Rules of the host by headers; policies of who may answer by what else a log does not tell."""
         table = self._world.hosts(caller).find(authority)
         rules = table.routes.rules if table is not None else ()
         if any(match.headers for rule in rules for match in rule.matches):
@@ -267,7 +283,12 @@ class _Side:
         if self._world.listeners(workload).jwt is not None:
             return True
         policies = self._world.policies(workload).authorization.policies
-        return any(operation.headers for policy in policies for rule in policy.rules for operation in rule.operations)
+        rules = [rule for policy in policies for rule in policy.rules]
+        return any(operation.headers for rule in rules for operation in rule.operations) or any(
+            reads_requests(source) or source.ip_blocks or source.not_ip_blocks
+            for rule in rules
+            for source in rule.sources
+        )
 
     def told(self, outcome: _Outcome, logged: Logged, question: Asked) -> tuple[str, str]:
         """In words, with the place."""
@@ -306,8 +327,7 @@ class PlaintextCallers:
                 self._counts[key] = self._counts.get(key, 0) + 1
 
     def _is_refused(self, logged: Logged) -> bool:
-        path, _, query = logged.target.partition("?")
-        question = asked(Request(method=logged.method, authority=logged.authority, path=path or "/", query=query))
+        question = question_of(logged)
         if question is None:
             return False
         old, new = (side.outcome(logged, question) for side in self._sides)

@@ -85,3 +85,13 @@ def test_policies_that_ask_for_headers_or_tokens_are_said() -> None:
         [], [tokens], Logged("GET", "web", "/", "10.0.0.7", "shop/web-v1:8080"), Logged("GET", "api", "/", CLIENT)
     )
     assert (found.total, found.asks_headers) == (2, 1)
+
+
+def test_callers_without_a_certificate_come_from_where_the_log_says() -> None:
+    rules = [{"from": [{"ipBlocks": ["10.0.0.0/24"]}]}]
+    block = document("Authorization", "web", {"selector": {"workloads": ["web-v1", "web-v2"]}, "rules": rules})
+    asked = [
+        Logged("GET", "web", "/", source) for source in ("10.0.0.7", "10.0.0.7:4711", "10.0.1.7", "[2001:db8::1]:80")
+    ]
+    (group,) = replayed([], [block], *asked).ordered()
+    assert (group.fate, group.examples) == ("denied", ["GET web/ from 10.0.1.7", "GET web/ from [2001:db8::1]:80"])
