@@ -37,6 +37,8 @@ OPERATOR: Final = "deployment/backstay-operator"
 SECRET: Final = "mesh-git"
 MOVING: Final = frozenset({"preparing", "shifting", "holding", "suspecting", "paused", "rolling-back"})
 LIVE: Final = ("baking", "succeeded")
+PAST: Final = 60
+"""Seconds of traffic before anything is pushed: in the first ones a proxy that was ready before the others had all of it."""
 QUICK: Final = """
   # Times of a test. The statistics are the same as ever.
   rollout:
@@ -424,6 +426,11 @@ class Shop:
 
         await until(reached, lambda: f"the visitors got {[line['outcomes'] for line in self.lines[-5:]]}", patience)
 
+    async def has_a_past(self) -> bool:
+        """Whether every proxy has had its usual share of requests for a while: what vanishes is measured against that."""
+        await asyncio.sleep(0.5)
+        return self.mark() >= PAST
+
     # --- pods ---------------------------------------------------------------------------------------------------------
 
     async def pods(self, app: str, namespace: str = "") -> list[dict[str, Any]]:
@@ -517,6 +524,7 @@ class Shop:
         self.kubectl(f"rollout status deployment/sa-webapp --timeout={STARTS}s", timeout=STARTS + 10)
         self.kubectl(f"wait --for=condition=Available deployment --all --timeout={STARTS}s", timeout=STARTS + 10)
         await self.until_steady(STARTS)
+        await until(self.has_a_past, lambda: "the visitors say nothing", STARTS)
         await self.until_repository(lambda seen, _: seen == {"Ready": "True/Succeeded", "Validated": "True/Valid"})
 
     async def _recover_repository(self) -> None:

@@ -26,7 +26,8 @@ async def test_a_good_push_goes_over_the_pods_wave_by_wave_and_every_tool_sees_i
     steps = await mesh.steps_until(lambda step: kstatus(step.object) == "InProgress")
     waiter = mesh.started("wait --for=condition=Ready meshrepository/shop --timeout=110s")
     steps += await mesh.steps_until(lambda step: kstatus(step.object) != "InProgress")
-    said, _ = waiter.communicate(timeout=20)
+    assert kstatus(steps[-1].object) == "Current", steps[-1].seen
+    said, _ = waiter.communicate(timeout=130)
     assert (waiter.returncode, said) == (0, "meshrepository.backstay.dev/shop condition met\n")
     assert [step.seen for step in steps if not says_one_thing(step)] == []
     assert steps[-1].seen == {"Ready": "True/Succeeded", "Validated": "True/Valid"}
@@ -48,7 +49,7 @@ async def test_a_bad_push_comes_back_by_itself_and_says_why(mesh: Shop) -> None:
     steps = await mesh.steps_until(lambda step: kstatus(step.object) == "InProgress")
     waiter = mesh.started("wait --for=condition=Stalled meshrepository/shop --timeout=110s")
     steps += await mesh.steps_until(lambda step: kstatus(step.object) == "Failed")
-    assert waiter.wait(20) == 0
+    assert waiter.wait(130) == 0
     assert [step.seen for step in steps if not says_one_thing(step)] == []
     assert steps[-1].seen == {
         "Ready": "False/RevisionHeld",
