@@ -6,8 +6,11 @@ with a parser of the few DER forms that extensions need, because a crypto librar
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
+REMEMBERED: Final = 256
+"""Judgements kept: a caller that connects again shows the same certificate. Only verified ones are asked about, of 1 KiB."""
 _SEQUENCE, _BOOLEAN, _BIT_STRING, _OCTETS, _OID, _EXTENSIONS = 0x30, 0x01, 0x03, 0x04, 0x06, 0xA3
 _BASIC_CONSTRAINTS: Final = b"\x55\x1d\x13"
 _KEY_USAGE: Final = b"\x55\x1d\x0f"
@@ -23,8 +26,9 @@ class BadEncoding(ValueError):
     """Bytes that are not the DER of a certificate."""
 
 
+@lru_cache(maxsize=REMEMBERED)
 def complaint(certificate: bytes) -> str:
-    """Why this certificate (DER) is no workload's leaf; empty if it is one."""
+    """Why this certificate (DER) is no workload's leaf; empty if it is one. It is a property of the bytes alone."""
     try:
         listed = list(extensions(certificate))
     except (ValueError, IndexError) as error:
