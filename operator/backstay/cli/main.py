@@ -35,6 +35,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "rollback": ("orders", "Make an earlier revision live without git."),
     "reconcile": ("orders", "Look at git now."),
     "suspend": ("orders", "Stop following git."),
+    "revoke": ("orders", "Cut an identity off."),
     "resume": ("orders", "Follow git again."),
     "wait": ("wait", "Block until a revision is live everywhere."),
     "proxy": ("proxy", "Proxies and the configs they serve."),

@@ -49,6 +49,20 @@ def resume(session: Session, reason: str, output: str) -> None:
     order(session, output, "unsuspend", reason)
 
 
+@click.command
+@click.argument("who", metavar="PROXY|IDENTITY")
+@click.option("--undo", is_flag=True, help="Trust it again.")
+@reason_option
+@output_option()
+@pass_session
+def revoke(session: Session, who: str, undo: bool, reason: str, output: str) -> None:
+    """Cut an identity off: all proxies refuse it, and close its connections, within two seconds.
+
+    Instances of one service account share an identity, so all of them are cut off. It gets no new certificate either.
+    """
+    order(session, output, "unrevoke" if undo else "revoke", reason, {"who": who})
+
+
 def order(session: Session, output: str, verb: str, reason: str, args: Mapping[str, str] | None = None) -> None:
     """Give it and show the answer; a refusal ends with exit code 1."""
     result = session.client().act(verb, reason=reason, args=args)

@@ -41,13 +41,24 @@ KEEPALIVE: Final = 15.0
 """Seconds between empty lines of a followed stream: a gone reader is noticed although nothing happens."""
 
 Verb: TypeAlias = Literal[
-    "pause", "resume", "promote", "promote-full", "abort", "retry", "rollback", "reconcile", "suspend", "unsuspend"
+    "pause",
+    "resume",
+    "promote",
+    "promote-full",
+    "abort",
+    "retry",
+    "rollback",
+    "reconcile",
+    "suspend",
+    "unsuspend",
+    "revoke",
+    "unrevoke",
 ]
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a person asks. `rollback` needs args.to (a revision) and may name args.path; `retry` may name args.document
-    or args.commit."""
+    or args.commit; `revoke` and `unrevoke` need args.who (a proxy, or a SPIFFE ID)."""
 
     verb: Verb
     actor: str

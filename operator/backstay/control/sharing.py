@@ -17,8 +17,17 @@ def namespace_of(workload: str) -> str:
 class Share:
     """The Fleet of one mesh: the port of `core.ports`, limited to some namespaces."""
 
-    def __init__(self, server: ControlServer, namespaces: frozenset[str], wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        server: ControlServer,
+        namespaces: frozenset[str],
+        wake: Callable[[], None],
+        revoked: Callable[[], list[str]],
+    ) -> None:
+        """`revoked` are the identities that any share has revoked: proxies hear of one list."""
         self._server = server
+        self._all_revoked = revoked
+        self.revoked: tuple[str, ...] = ()
         self.namespaces = namespaces
         self.wake = wake
 
@@ -37,7 +46,10 @@ class Share:
     def publish(self, live: Live) -> None:
         """Trust, revocations and keys only: endpoints are the whole cluster's, and one publisher's (see app/kubernetes.py)."""
         if live.trust is not None or live.revoked is not None or live.key_sets:
-            self._server.publish(Live(epoch=live.epoch, trust=live.trust, revoked=live.revoked, key_sets=live.key_sets))
+            if live.revoked is not None:
+                self.revoked = tuple(live.revoked)
+            revoked = None if live.revoked is None else self._all_revoked()
+            self._server.publish(Live(epoch=live.epoch, trust=live.trust, revoked=revoked, key_sets=live.key_sets))
 
     def secrets(self, by_workload: Mapping[str, Mapping[str, TlsMaterial]]) -> None:
         self._server.secrets_among(self.owns, by_workload)
@@ -57,10 +69,13 @@ class SharedFleet:
 
     def share(self, namespaces: frozenset[str], wake: Callable[[], None]) -> Share:
         """A fleet of these namespaces' proxies, which are made to connect anew."""
-        share = Share(self._server, namespaces, wake)
+        share = Share(self._server, namespaces, wake, self._revoked)
         self._shares.append(share)
         self._server.recall(share.owns)
         return share
+
+    def _revoked(self) -> list[str]:
+        return sorted({identity for share in self._shares for identity in share.revoked})
 
     def end(self, share: Share) -> None:
         """Nobody listens for this share any more; its proxies keep what they have."""

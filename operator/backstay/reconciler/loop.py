@@ -128,8 +128,9 @@ class Reconciler:
             active=lambda: sha_of(self._keeper.state.active_revision),
         )
         self._orders = Orders(
-            self._keeper, self._journal, self._conductor, self._watch, ports.source, ports.clock, namespace
-        )
+            self._keeper, self._journal, self._conductor, self._watch, ports.source, ports.clock, namespace,
+            settings.trust_domain,
+        )  # fmt: skip
         self._orders.handled_reconcile = settings.handled_reconcile
         self._facts = Facts(
             mesh=settings.mesh,

@@ -28,6 +28,8 @@ class Messenger:
         self._endpoints: dict[str, list[Endpoint]] = {}
         self._addresses: dict[str, list[str]] = {}
         self._trust: Mapping[str, str] = {}
+        self._revoked: tuple[str, ...] | None = None
+        """None: proxies have not been told since this operator began."""
 
     def forget(self, proxy: str) -> None:
         """The proxy has connected anew: it is told again."""
@@ -72,16 +74,20 @@ class Messenger:
 
     def publish(self, registry: Registry) -> dict[str, tuple[int, int]]:
         """Live data never waits for a rollout. Returns service port -> (endpoints before, now) of what changed."""
-        trust = dict(self._authority.trust_bundle())
-        if registry is self._registry and trust == self._trust:
+        trust, revoked = dict(self._authority.trust_bundle()), self._keeper.state.revoked
+        if registry is self._registry and trust == self._trust and revoked == self._revoked:
             return {}
         endpoints = live.endpoints(registry, self._trust_domain)
         delta = live.changed(self._endpoints, endpoints)
         addresses = live.addresses(registry)
         moved = live.changed(self._addresses, addresses)
         counts = {key: (len(self._endpoints.get(key, ())), len(now)) for key, now in delta.items()}
-        if delta or moved or trust != self._trust:
-            self._fleet.publish(Live(epoch=self._keeper.epoch, endpoints=delta, addresses=moved, trust=trust))
+        if delta or moved or trust != self._trust or revoked != self._revoked:
+            told = None if revoked == self._revoked else list(revoked)
+            self._fleet.publish(
+                Live(epoch=self._keeper.epoch, endpoints=delta, addresses=moved, trust=trust, revoked=told)
+            )
+        self._revoked = revoked
         self._registry, self._endpoints, self._trust = registry, endpoints, trust
         self._addresses = addresses
         return counts

@@ -39,7 +39,9 @@ class Orders:
         source: SourceRepo,
         clock: Clock,
         namespace: str,
+        trust_domain: str,
     ) -> None:
+        self._trust_domain = trust_domain
         self._keeper = keeper
         self._journal = journal
         self._conductor = conductor
@@ -65,6 +67,8 @@ class Orders:
                 return "looking at git now"
             case "suspend" | "unsuspend":
                 return self._suspend(verb == "suspend", actor)
+            case "revoke" | "unrevoke":
+                return self._revoke(args.get("who", ""), registry, back=verb == "unrevoke")
             case _:
                 raise OrderRefused("UnknownVerb", f"there is no order {verb!r}")
 
@@ -96,6 +100,30 @@ class Orders:
             self._journal.outcome(held.revision, "pending")
         self._conductor.replan = True
         return f"trying again: {', '.join(sorted({key for item in chosen for key in item.documents})) or 'all'}"
+
+    def _revoke(self, who: str, registry: Registry, *, back: bool) -> str:
+        """Put an identity on the list that all proxies obey, or take it off. Instances of one account share an identity."""
+        identity = who if who.startswith("spiffe://") else self._identity_of(who, registry)
+        known = set(self._keeper.state.revoked)
+        if (identity in known) != back:
+            raise OrderRefused("NothingDiffers", f"{identity} is {'not' if back else 'already'} revoked")
+        self._keeper.change(revoked=tuple(sorted(known - {identity} if back else known | {identity})))
+        if back:
+            return f"{identity} is trusted again"
+        shared = sorted(
+            item.id
+            for item in registry.instances.values()
+            if (owner := registry.workloads.get(item.workload)) and item.identity(owner, self._trust_domain) == identity
+        )
+        return f"{identity} is revoked: {', '.join(shared) or 'no instance'} can speak to nobody of the mesh any more"
+
+    def _identity_of(self, proxy: str, registry: Registry) -> str:
+        """Raises OrderRefused."""
+        instance = registry.instances.get(proxy)
+        workload = registry.workloads.get(instance.workload) if instance is not None else None
+        if instance is None or workload is None:
+            raise OrderRefused("UnknownProxy", f"there is no proxy {proxy!r}; name one, or a SPIFFE ID")
+        return instance.identity(workload, self._trust_domain)
 
     def _suspend(self, suspend: bool, actor: str) -> str:
         self._keeper.change(suspended=suspend, suspended_by=actor if suspend else "")

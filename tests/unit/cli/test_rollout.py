@@ -33,6 +33,8 @@ from support.commands import backstay, git
         (["reconcile"], "reconcile", {}),
         (["suspend"], "suspend", {}),
         (["resume"], "unsuspend", {}),
+        (["revoke", "web-1"], "revoke", {"who": "web-1"}),
+        (["revoke", "spiffe://td/ns/a/sa/b", "--undo"], "unrevoke", {"who": "spiffe://td/ns/a/sa/b"}),
     ],
 )
 def test_orders(

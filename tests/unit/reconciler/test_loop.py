@@ -338,3 +338,20 @@ async def test_a_wall_clock_that_jumps_moves_no_rollout(jump: float, timeout: st
     assert after.elapsed - before <= 2.0
     wanted = "live" if timeout == "2s" else "rolled-back"
     assert await world.seconds(90, until=lambda: world.outcome(sha) == wanted)
+
+
+async def test_a_revoked_identity_is_told_to_all_proxies_and_taken_back() -> None:
+    world = await world_with(route("1s"))
+    proxy = next(iter(world.platform.now.instances))
+    done = await with_seconds(world, world.reconciler.order("revoke", actor="me", args={"who": proxy}))
+    assert done.endswith("can speak to nobody of the mesh any more")
+    (revoked,) = [live.revoked for live in world.fleet.live if live.revoked]
+    assert revoked == list(world.view.state.revoked)
+    with pytest.raises(OrderRefused, match="is already revoked"):
+        await world.reconciler.order("revoke", actor="me", args={"who": revoked[0]})
+    await with_seconds(world, world.reconciler.order("unrevoke", actor="me", args={"who": proxy}))
+    assert (world.fleet.live[-1].revoked, world.view.state.revoked) == ([], ())
+    with pytest.raises(OrderRefused, match="is not revoked"):
+        await world.reconciler.order("unrevoke", actor="me", args={"who": revoked[0]})
+    with pytest.raises(OrderRefused, match="there is no proxy 'nobody'"):
+        await world.reconciler.order("revoke", actor="me", args={"who": "nobody"})

@@ -269,6 +269,8 @@ class MeshState(State, frozen=True, kw_only=True):
     next_rollout: int = 1
     suspended: bool = False
     suspended_by: str = ""
+    revoked: tuple[str, ...] = ()
+    """SPIFFE IDs that nobody of the mesh may speak to any more, sorted."""
 
 
 # --- what the rollout sees ---------------------------------------------------------------------------------------------
