@@ -18,7 +18,6 @@ from backstay.sidecar.engine import IdentityFiles
 from backstay.sidecar.engines.python.leaf import complaint
 
 READ_BYTES: Final = 16 * 1024  # the most one TLS record holds, so that nothing stays pending inside OpenSSL
-MOST_RECORDS: Final = 8  # read at once; 128 KiB is what sockets hold, and half of what uvloop reads without TLS
 HIGH_WATER: Final = 64 * 1024  # asyncio's default for transports
 LOW_WATER: Final = 16 * 1024
 HANDSHAKE_SECONDS: Final = 10.0  # Envoy's transport_socket_connect_timeout default is none, Istio's 15 s, nginx's 60 s
@@ -190,28 +189,9 @@ class TlsTransport(asyncio.Transport):
         except (ssl.SSLError, OSError) as error:
             self._end(error)
             return
-        if not data:
-            self._eof()
-        elif len(data) < READ_BYTES:
+        if data:
             self._deliver(data)
         else:
-            self._deliver_more(data)
-
-    def _deliver_more(self, first: bytes) -> None:
-        """A whole record came, so this is a large body: take what else is there, for one look of the protocol at all of it."""
-        pieces: list[bytes] = [first]
-        failed: Exception | None = None
-        try:
-            while pieces[-1] and len(pieces) < MOST_RECORDS:
-                pieces.append(self._read(READ_BYTES))
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass  # that was all; the loop says when there is more
-        except (ssl.SSLError, OSError) as error:
-            failed = error
-        self._deliver(b"".join(pieces))
-        if failed is not None:
-            self._end(failed)
-        elif not pieces[-1]:
             self._eof()
 
     def _deliver(self, data: bytes) -> None:
