@@ -20,6 +20,7 @@ from backstay.sidecar.engines.python.accept import Acceptor, bind, count_refusal
 from backstay.sidecar.engines.python.accesslog import AccessLog, Sink, StdoutSink
 from backstay.sidecar.engines.python.clusters import clusters_text
 from backstay.sidecar.engines.python.downstream import Downstream
+from backstay.sidecar.engines.python.flow import Exchange
 from backstay.sidecar.engines.python.ingress import GatewayAcceptor, Ingress, load_secrets
 from backstay.sidecar.engines.python.listeners import Explicit, Inbound, Listener, Outbound
 from backstay.sidecar.engines.python.metrics import Own, render
@@ -191,6 +192,30 @@ class PythonEngine:
                 reason = "handshake-refused" if downstream.secure else "plaintext-refused"
                 count_refusal(server, port, downstream.draw, reason, downstream.address)
                 downstream.leave_when_idle()
+        for tunnel in list(server.tunnels):
+            if tunnel.began is not None and self._refuses_now(tunnel.began, redraw=redraw):
+                tunnel.abort()
+
+    def _refuses_now(self, began: Exchange, *, redraw: bool) -> bool:
+        """Whether what has become a tunnel would not be let in by the config that it now draws; counted if so."""
+        server, downstream = self.server, began.downstream
+        listener = downstream.listener
+        if not isinstance(listener, Inbound):
+            return False
+        if redraw:
+            downstream.draw = server.random()
+        refuses = refuses_tls if downstream.secure else refuses_plaintext
+        runtime, reason = server.runtime_for(downstream.draw), ""
+        if refuses(server, listener.port, downstream.draw):
+            reason = "handshake-refused" if downstream.secure else "plaintext-refused"
+        elif runtime is not None and not listener.still_admits(runtime, began):
+            reason = "denied"
+        if reason:
+            known = server.stable is not None and not listener.still_admits(server.stable, began)
+            count_refusal(
+                server, listener.port, downstream.draw, reason, downstream.address, whoever=reason == "denied" and known
+            )
+        return bool(reason)
 
     def endpoints(self, changed: Mapping[str, Sequence[Endpoint]], *, full: bool) -> None:
         close_all(self.server.pools.update(changed, full=full))

@@ -522,7 +522,9 @@ class Exchange:
         downstream = self.downstream
         downstream.write(head + upstream.tail)
         early = downstream.leave_for_tunnel()
-        self.server.tunnels.add(splice(downstream, upstream, early, self.lane.digest))  # type: ignore[union-attr]
+        tunnel = splice(downstream, upstream, early, self.lane.digest)  # type: ignore[union-attr]
+        tunnel.began = self
+        self.server.tunnels.add(tunnel)
 
     def _pipe(self, upstream: Upstream) -> None:
         """A CONNECT, or a connection of a TCP port: both sides become pipes."""
@@ -535,6 +537,7 @@ class Exchange:
         early = downstream.leave_for_tunnel()
         lane: Lane = self.lane  # type: ignore[assignment]
         tunnel = splice(downstream, upstream, early, lane.digest)
+        tunnel.began = self
         cell = lane.counters.cell(self._peer(lane.counters))
         cell.streams = cell.streams or Streams()
         tunnel.count_into(cell.streams, len(early))

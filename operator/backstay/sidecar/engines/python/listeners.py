@@ -185,6 +185,20 @@ class Inbound(Listener):
             return port.lane
         return Refused(reason="denied", counters=port.counters, policy=f"{decision.policy}#{decision.rule}")
 
+    def still_admits(self, runtime: Runtime, exchange: "Exchange") -> bool:
+        """Whether these rules would let in what has become a tunnel. Its token was judged when it began."""
+        authorization, downstream, head = runtime.authorization, exchange.downstream, exchange.head
+        if authorization.decides_nothing:
+            return True
+        if head is None:
+            return authorization.decide_connection(
+                downstream.identity, downstream.namespace, self.port, downstream.address
+            ).allowed
+        return authorization.decide(
+            downstream.identity, downstream.namespace, head.method, head.path, head.fields, self.port,
+            around(runtime, exchange),
+        ).allowed  # fmt: skip
+
     def audit(self, runtime: Runtime, exchange: "Exchange") -> None:
         head, downstream = exchange.head, exchange.downstream
         exchange.audited = runtime.authorization.audited(

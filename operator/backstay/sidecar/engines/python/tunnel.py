@@ -8,6 +8,7 @@ from backstay.sidecar.engines.python.tls import is_alert
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.downstream import Downstream
+    from backstay.sidecar.engines.python.flow import Exchange
     from backstay.sidecar.engines.python.upstream import Upstream
 
 
@@ -51,11 +52,13 @@ class Pipe(asyncio.Protocol):
 class Tunnel:
     """Both pipes, until one of them ends."""
 
-    __slots__ = ("_digest", "_pipes", "_upstream", "client", "half_closed", "peers", "streams")
+    __slots__ = ("_digest", "_pipes", "_upstream", "began", "client", "half_closed", "peers", "streams")
 
     def __init__(self, client: asyncio.Transport, upstream: "Upstream", identity: str, digest: str) -> None:
         self.client: Downstream | None = None
         """Whose connection it was."""
+        self.began: Exchange | None = None
+        """The request or the connection that it came from, so that new rules can be asked about it."""
         self.peers = (identity, upstream.peer)
         """SPIFFE IDs of both ends (empty: plaintext), so that a revoked one can be cut off."""
         assert upstream.transport is not None  # noqa: S101 - `splice` is called with both ends open
