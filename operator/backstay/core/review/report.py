@@ -267,8 +267,8 @@ def _access_change(item: AccessClass) -> AccessChange:
 
 
 def _received_text(received: Received) -> str:
-    word = "allowed" if received.allowed else "refused"
-    return f"{word}: {words.decided_by(received)}"
+    word, why = "allowed" if received.allowed else "refused", words.decided_by(received)
+    return why if why.startswith(f"{word}: ") else f"{word}: {why}"
 
 
 def _received_place(received: Received) -> str:
