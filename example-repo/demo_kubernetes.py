@@ -136,6 +136,11 @@ class Visitors:
             raise StoryBroken("the visitors' pod was restarted: their count is lost")
         return sum(failures(line) for line in self.lines[mark:])
 
+    def outcomes_since(self, mark: int) -> str:
+        """Second by second, where not all was well: when, and what they got."""
+        bad = [line for line in self.lines[mark:] if failures(line)]
+        return "; ".join(f"second {line['second']}: {line['outcomes']}, p99 {line['p99_ms']:.0f} ms" for line in bad)
+
     @property
     def steady(self) -> bool:
         self.look()
@@ -334,7 +339,7 @@ class Story:
     def _no_harm(self, mark: int, what: str) -> None:
         harmed = self.visitors.failed_since(mark)
         if harmed:
-            raise StoryBroken(f"{what} harmed {harmed} requests")
+            raise StoryBroken(f"{what} harmed {harmed} requests: {self.visitors.outcomes_since(mark)}")
 
     def _until(self, true: Callable[[], object], what: str) -> None:
         end = time.monotonic() + PATIENCE

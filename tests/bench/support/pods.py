@@ -153,7 +153,7 @@ def _app(**container: Any) -> dict[str, Any]:
         "name": "app",
         "image": "backstay-sample:dev",
         "imagePullPolicy": "IfNotPresent",
-        "args": ["sa_feedback.py"],
+        "args": ["sa_logic.py"],
         "env": [{"name": "PORT", "value": "5000"}],
         "ports": [{"containerPort": 5000, "name": "http"}],
         "readinessProbe": probe,
