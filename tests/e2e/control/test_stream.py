@@ -18,7 +18,7 @@ from backstay.config.model import assemble, config_digest
 from backstay.config.standalone import ConfigFile
 from backstay.config.wire import Ack, Endpoint, Live, Nack, Report, WentBack
 from backstay.core.ports import Joined, Left
-from backstay.sidecar.store import read_state
+from backstay.sidecar.store import read_live, read_state
 from support.control_world import IDENTITY, World, assignment, config
 
 
@@ -133,6 +133,25 @@ async def test_a_proxy_is_told_where_it_runs_and_knows_it_without_an_operator(wo
     await sidecar.start()
     places = await sidecar.until(lambda: sidecar.recorded("place")[1:])
     assert places[0]["zone"] == "eu-1a"
+
+
+async def test_the_last_good_keys_outlive_operators_and_restarts(world: World) -> None:
+    operator = await world.operator()
+    sidecar = await world.sidecar()
+    await operator.until(lambda: operator.server.connected() == ["logic-1"])
+    one, two = "https://one.example/keys", "https://two.example/keys"
+    operator.server.publish(Live(epoch=1, key_sets={one: "{}", two: "{}"}))
+    await sidecar.until(lambda: sidecar.recorded("key_sets")[-1]["names"] == [one, two])
+    operator.server.publish(Live(epoch=1, full=True))  # names no keys, and takes none away
+    operator.server.publish(Live(epoch=1, key_sets={one: ""}))
+    await sidecar.until(lambda: sidecar.recorded("key_sets")[-1]["names"] == [two])
+    await sidecar.until(lambda: read_live(sidecar.state).key_sets == {two: "{}"})
+    await operator.server.close()
+    await sidecar.end(signal.SIGKILL)
+    before = len(sidecar.recorded("key_sets"))
+    await sidecar.start()
+    found = await sidecar.until(lambda: sidecar.recorded("key_sets")[before:])
+    assert [item["names"] for item in found] == [[two]]
 
 
 async def test_a_second_restart_within_a_minute_leaves_the_candidate(world: World) -> None:
