@@ -12,16 +12,14 @@ operator_rss_fleet_mib    resident memory with the fleet
 push_to_ready_1000_s      from the commit to Ready=True as a watcher of the API sees it: one timeout changes, Immediate,
                           and every proxy has to acknowledge it; median of PUSHES
 
-Then, where pods can run (the test cluster with its images), with real ones:
+Then, on the test cluster, whose API server reaches an operator on this machine:
 
 inject_p99_ms             what injection adds to the creation of a pod: the slowest percent of CREATIONS, over the median
                           of as many without
-sidecar_start_s           from the start of the proxy's process to its first 200 on the health port
-pod_start_added_s         what the proxy adds to the time from a pod's creation to Ready
-push_to_ready_s           as above, on PROXIES pods that call each other RATE times a second: half of them callers
+inject_p50_ms             likewise, the median
 
 The last line is one JSON object; full runs keep it in docs/benchmarks/. QUICK=1 is a tenth of it, ONLY=objects or
-ONLY=pods one of the two.
+ONLY=injection one of the two.
 """
 
 import asyncio
@@ -60,8 +58,8 @@ from backstay.config.wire import (
 from backstay.core.resources import MESH_REPOSITORY
 from backstay.settings import KubernetesSettings
 from backstay.sidecar.identity import make_key
+from bench.support.injection import Pods, injection
 from bench.support.operators import OperatorProcess, until_live
-from bench.support.pods import Pods, injection, pushing, starting
 from bench.support.results import QUICK, finish, say
 from cluster.lifecycle import Level
 from cluster.reach import NoCluster, Reach, at_least
@@ -77,7 +75,7 @@ REST: Final = 10 if QUICK else 60
 PUSHES: Final = 3 if QUICK else 5
 AT_ONCE: Final = 16
 ONLY: Final = os.environ.get("ONLY", "")
-"""`objects` or `pods`: half of it, for looking; not kept."""
+"""`objects` or `injection`: half of it, for looking; not kept."""
 CLASS: Final = "backstay.dev/operator-class"
 
 
@@ -356,8 +354,8 @@ async def _push(bench: Bench, git: Repository, number: int) -> float:
 async def bench_on(api: Reach, folder: Path, git: Forge) -> dict[str, float]:
     client = ApiClient.connect(api.kubeconfig)
     try:
-        objects = {} if ONLY == "pods" else await _with_objects(Bench(api, client, folder, git))
-        return {**objects, **(await _with_pods(Pods(api, client, folder, git)) if _runs_pods(api) else {})}
+        objects = {} if ONLY == "injection" else await _with_objects(Bench(api, client, folder, git))
+        return {**objects, **(await _with_injection(Pods(api, client, folder)) if _injects(api) else {})}
     finally:
         await client.close()
 
@@ -372,17 +370,17 @@ async def _with_objects(bench: Bench) -> dict[str, float]:
                 await bench.client.delete(f"/api/v1/namespaces/{name}")
 
 
-def _runs_pods(api: Reach) -> bool:
-    """Pods have to reach an operator on this machine: those of its own cluster can."""
-    runs = ONLY != "objects" and api.ours is not None and api.ours.level() is Level.WHOLE
-    if not runs:
-        say("no figures of pods that run: that needs the test cluster (make cluster)")
-    return runs
+def _injects(api: Reach) -> bool:
+    """The API server has to reach an operator on this machine: that of its own cluster can."""
+    injects = ONLY != "objects" and api.ours is not None and api.ours.level() is Level.WHOLE
+    if not injects:
+        say("no figures of injection: that needs the test cluster (make cluster)")
+    return injects
 
 
-async def _with_pods(pods: Pods) -> dict[str, float]:
+async def _with_injection(pods: Pods) -> dict[str, float]:
     async with pods.ready():
-        return {**await injection(pods), **await starting(pods), **await pushing(pods)}
+        return await injection(pods)
 
 
 @contextlib.contextmanager
