@@ -37,7 +37,7 @@ async def test_rules_of_rollouts_and_forges(api: Reach, namespace: str) -> None:
         return await client.create(MESH_REPOSITORY.path(namespace), body, dryRun="All")
 
     try:
-        good = {
+        good: dict[str, dict[str, Any]] = {
             "rollout": {"shares": [5, 25, 100], "soak": "1s", "deadline": "1m", "warmUp": "0s", "confirmWithin": "5s"},
             "forge": {**FORGE, "url": "https://git.example:3000/api/v1", "project": "shop/mesh"},
         }
