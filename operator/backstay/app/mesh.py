@@ -109,6 +109,8 @@ class Mesh:
         self._events = EventSink(around.client, owner, reporter=around.settings.pod)
         self._orders: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(maxsize=64)
         self._handled: dict[str, dict[str, Any]] = {}
+        self._taken_off: dict[str, int] = {}
+        """Rollout -> version in which its last order was gone. Older pictures still show it: each status of ours makes one."""
         self._conditions: tuple[Condition, ...] = ()
         self._shown_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -337,9 +339,9 @@ class Mesh:
         while True:
             found = await self._orders.get()
             asked = handlers.order_in(found)
-            if asked is None or self.reconciler is None:
-                continue
             name = found["metadata"]["name"]
+            if asked is None or self.reconciler is None or is_handled(found, self._taken_off):
+                continue
             done, message = await self._carry_out(self.reconciler, name, *asked)
             order, actor, reason = asked
             self._handled[name] = {
@@ -371,13 +373,21 @@ class Mesh:
     async def _take_off(self, name: str) -> None:
         path = MESH_ROLLOUT.path(self.repository.namespace, name)
         try:
-            await self._around.client.patch(path, handlers.without_order())
+            found = await self._around.client.patch(path, handlers.without_order())
+            self._taken_off[name] = int(found["metadata"]["resourceVersion"])
         except ApiError as error:
             _log.warning("order.not-taken-off rollout=%s error=%s", name, clean(str(error)))
 
 
 WEBHOOK_SECRET_EVERY: Final = 300.0
 """Seconds between looks at the webhook's Secret: who renews it keeps the old one at the forge for as long."""
+
+
+def is_handled(found: Mapping[str, Any], taken_off: Mapping[str, int]) -> bool:
+    """Whether this picture of a MeshRollout is from before its order was taken off: obeyed twice, a promotion would
+    skip a wave. Versions of one object only grow."""
+    metadata = found["metadata"]
+    return int(metadata["resourceVersion"]) <= taken_off.get(metadata["name"], 0)
 
 
 def order_refusal(order: str, rollout: str, state: MeshState) -> str:

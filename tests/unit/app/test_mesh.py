@@ -2,7 +2,7 @@
 
 import msgspec
 
-from backstay.app.mesh import bare_status, order_refusal, refusal_status, retry_args
+from backstay.app.mesh import bare_status, is_handled, order_refusal, refusal_status, retry_args
 from backstay.core.resources import MeshRepositorySpec
 from backstay.core.rollout.model import HeldSet, MeshState
 from backstay.core.tenancy import Refusal, Repository
@@ -60,3 +60,12 @@ def test_the_time_of_a_condition_that_was_so_before_stays() -> None:
     assert ready["lastTransitionTime"] == "2026-01-01T00:00:10Z"
     assert stalled["lastTransitionTime"] > "2026-01-01T00:00:10Z"
     assert wish.status["activeRevision"] == "main@sha1:1"
+
+
+def test_an_order_is_obeyed_once_however_many_pictures_still_show_it() -> None:
+    def picture(name: str, version: str) -> dict[str, dict[str, str]]:
+        return {"metadata": {"name": name, "resourceVersion": version}}
+
+    taken_off = {"shop-r1": 120}
+    seen = [picture("shop-r1", "99"), picture("shop-r1", "120"), picture("shop-r1", "121"), picture("shop-r2", "100")]
+    assert [is_handled(each, taken_off) for each in seen] == [True, True, False, False]
