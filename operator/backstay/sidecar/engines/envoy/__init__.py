@@ -35,9 +35,7 @@ from backstay.tasks import spawn, stop
 __all__ = ["EnvoyEngine"]
 
 START_SECONDS: Final = 60.0  # for a process of 100 MB to come up on a machine that is busy
-TAKE_SECONDS: Final = (
-    10.0  # for an update to be taken up; certificates that are still to come hold a listener up, not us
-)
+TAKE_SECONDS: Final = 30.0  # for an update to be taken up on a busy machine; then we go on, and say so
 LOOK_SECONDS: Final = 0.02  # between looks at whether an update was taken: a refusal is to be known within a second
 COUNT_SECONDS: Final = 0.5  # between looks at the counters: half of what reports take
 CONCURRENCY: Final = "BACKSTAY_ENVOY_CONCURRENCY"

@@ -11,9 +11,11 @@ SOCKET_MODE: Final = 0o600
 _RUNTIME: Final = {
     "envoy.reloadable_features.match_headers_individually": False,
     "envoy.reloadable_features.rbac_match_headers_individually": False,
+    "re2.max_program_size.error_level": 1_000_000,
 }
 """A matcher sees all values of a repeated field, joined by commas, as in the other engine: one that saw each alone would take a
-request for what it only partly is."""
+request for what it only partly is. Patterns may be as long as validation lets them (config/regex.py limits their memory):
+Envoy's own limit of 100 steps is less than a list of ten origins takes."""
 FLUSH: Final = "0.250s"
 """How often Envoy adds up its histograms: reports go out every second and must not lag another one behind."""
 _INTERNAL: Final = "envoy.extensions.bootstrap.internal_listener.v3.InternalListener"

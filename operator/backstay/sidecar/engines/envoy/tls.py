@@ -103,13 +103,3 @@ def to_nobody(folder: Folder) -> Json:
 
 def plaintext() -> Json:
     return typed("envoy.transport_sockets.raw_buffer", _RAW)
-
-
-def public_tls(name: str, roots: str) -> Json:
-    """TLS with a server outside of the mesh, verified by its name."""
-    checks = {
-        "trusted_ca": {"filename": roots},
-        "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": exactly(name)}],
-    }
-    common = {"validation_context": checks, "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"}}
-    return typed("envoy.transport_sockets.tls", f"{_TLS}UpstreamTlsContext", common_tls_context=common, sni=name)
