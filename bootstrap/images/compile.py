@@ -1,8 +1,8 @@
 """`make compiled`: the package with its hot path as machine code, in build/compiled/, by mypyc. Optional.
 
 The same sources: nothing else runs when they are not compiled. What a request passes through is compiled (tables, framing,
-exchanges, both ends' protocols, pools, counters); what happens once per connection or config stays Python. A request costs a
-quarter less CPU, and compiling takes a C compiler and two minutes (docs/benchmarks.md). Run it with
+exchanges, both ends' protocols, pools, counters); what happens once per connection or config stays Python. A request costs
+15 to 25 % less CPU, and compiling takes a C compiler and two minutes (docs/benchmarks.md). Run it with
 `PYTHONPATH=build/compiled`, or copy the folder over an installed package.
 
 mypyc's classes cannot inherit from foreign ones, and it holds annotations to be true. `CHANGES` says where the sources say
