@@ -19,11 +19,14 @@ TRACE_HEADERS: Final = (
 CLIENT: Final = web.AppKey("client", aiohttp.ClientSession)
 CALL_TIMEOUT: Final = aiohttp.ClientTimeout(total=60)
 """Longer than any timeout of the mesh: a late answer is the mesh's to end, not ours."""
+NAMES_KEPT_S: Final = 3600
+"""A Service keeps its address while it exists, and a cluster's name server may be away for longer than a request waits."""
 
 
 async def client(app: web.Application) -> AsyncIterator[None]:
     """Gives the application a client that honours HTTP_PROXY; add to `app.cleanup_ctx`."""
-    async with aiohttp.ClientSession(trust_env=True, timeout=CALL_TIMEOUT) as session:
+    connector = aiohttp.TCPConnector(ttl_dns_cache=NAMES_KEPT_S)
+    async with aiohttp.ClientSession(trust_env=True, connector=connector, timeout=CALL_TIMEOUT) as session:
         app[CLIENT] = session
         yield
 

@@ -92,7 +92,7 @@ class Generator:
 
     async def run(self) -> None:
         """Until the duration is over or `stop`; then waits for what is open."""
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=3600)  # a Service keeps its address while it exists
         timeout = aiohttp.ClientTimeout(total=self._traffic.timeout)
         async with (
             aiohttp.ClientSession(trust_env=True, connector=connector, timeout=timeout) as session,
