@@ -32,3 +32,13 @@ async def stop(*tasks: "asyncio.Task[Any] | None") -> None:
     for task in alive:
         task.cancel()
     await asyncio.gather(*alive, return_exceptions=True)
+
+
+async def hinted(hint: asyncio.Event, seconds: float) -> None:
+    """Wait for the hint, at most so long; afterwards there is none."""
+    try:
+        async with asyncio.timeout(seconds):
+            await hint.wait()
+    except TimeoutError:
+        pass
+    hint.clear()

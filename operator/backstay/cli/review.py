@@ -20,13 +20,11 @@ from backstay.cli.output import to_yaml
 from backstay.cli.registries import Declared
 from backstay.cli.session import Session, pass_session
 from backstay.cli.worlds import registry_of, without_collector
-from backstay.core.documents import parse
 from backstay.core.evaluate import World
 from backstay.core.review import formats
 from backstay.core.review.report import Report, as_object
-from backstay.core.snapshot import Snapshot
-from backstay.core.validate import Cache, Validated, validate
-from backstay.reconciler.reviewing import Side, review_of
+from backstay.core.validate import Cache, validate
+from backstay.reconciler.reviewing import Side, base_side, review_of
 
 FORMATS: Final = ("text", "markdown", "json", "yaml", "sarif", "github", "junit")
 _GIT_TIMEOUT: Final = 60.0  # seconds; asks the local object store only
@@ -180,7 +178,7 @@ def make_report(compared: Compared, known: Declared, namespace: str, traffic: IO
     """Validate the head, read the base, compare them; files that did not change are read once."""
     registry = known.registry
     cache = Cache()
-    base = _read(compared.base, namespace, cache)
+    base = base_side(compared.base.contents, compared.base.revision, default_namespace=namespace, cache=cache)
     head = compared.head
     validated = validate(
         head.contents,
@@ -210,15 +208,6 @@ def _plaintext(traffic: IO[bytes] | None, before: World, after: World) -> tuple[
     callers = PlaintextCallers(before, after)
     feed(callers, traffic, "")
     return callers.told()
-
-
-def _read(files: Files, namespace: str, cache: Cache) -> Side:
-    """The base as its documents say; the rules about a whole commit were asked when it was merged."""
-    parsed = parse(files.contents, default_namespace=namespace, valid_cache=cache)
-    documents = {document.key: document for document in parsed.documents}
-    snapshot = None if parsed.problems else Snapshot(revision=files.revision, documents=documents)
-    validated = Validated(snapshot=snapshot, documents=parsed.documents, problems=parsed.problems)
-    return Side(revision=files.revision, validated=validated)
 
 
 def written(report: Report, form: str) -> str:

@@ -226,6 +226,25 @@ class Row(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Requests that crossed each bound since the last report, counted when they cross it, finished or not."""
 
 
+def add_rows(one: Row, other: Row) -> Row:
+    """What both say of the same kind of requests."""
+    bad = dict(one.bad)
+    for reason, count in other.bad.items():
+        bad[reason] = bad.get(reason, 0) + count
+    return Row(
+        config=one.config,
+        direction=one.direction,
+        route=one.route,
+        backend=one.backend,
+        total=one.total + other.total,
+        bad=bad,
+        excused=one.excused + other.excused,
+        attempts=one.attempts + other.attempts,
+        latency=[left + right for left, right in zip(one.latency, other.latency, strict=True)],
+        over=[left + right for left, right in zip(one.over, other.over, strict=True)],
+    )
+
+
 BAD_REASONS: Final = (
     "5xx", "connect-failure", "reset", "timeout", "no-healthy-upstream", "overflow",  # traffic failed
     "no-route", "denied", "plaintext-refused", "bad-token", "rate-limited", "handshake-refused", "fault",  # the mesh itself refused

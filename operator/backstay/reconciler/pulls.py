@@ -33,11 +33,13 @@ from backstay.core.review.traffic import Traffic
 from backstay.reconciler.journal import Journal
 from backstay.reconciler.review_job import ReviewJob, encoded, report_in
 from backstay.redact import clean
+from backstay.tasks import hinted
 
 _log: Final = logging.getLogger("backstay.reviews")
 INTERVAL: Final = 30.0
 """Seconds between looks at what is open; a forge that knocks is answered at once. 120 requests an hour of GitHub's 5,000."""
 RETRY_MOST: Final = 600.0
+MOST_DOUBLINGS: Final = 10  # of the wait; RETRY_MOST is reached long before
 """Seconds between looks at a forge that does not answer, at most; also before a refused comment is tried again."""
 AGAIN_AFTER: Final = 600.0
 """Seconds before a head is answered once more because the registry is another: a cluster that is being changed has peace."""
@@ -108,11 +110,7 @@ class ReviewWatch:
     async def run(self) -> None:
         try:
             while True:
-                try:
-                    await self.look()
-                except Exception:  # one odd pull request must not be the end of answering the others
-                    _log.exception("reviews.failed")
-                    self._failures += 1
+                await self.look()
                 await self._pause()
         finally:
             await self._reviews.proposals.close()
@@ -121,12 +119,7 @@ class ReviewWatch:
         wait = self._reviews.interval * (1 + self._random.uniform(-JITTER, JITTER))
         if self._failures:
             wait = min(wait * 2**self._failures, RETRY_MOST)
-        try:
-            async with asyncio.timeout(wait):
-                await self._hint.wait()
-        except TimeoutError:
-            pass
-        self._hint.clear()
+        await hinted(self._hint, wait)
 
     async def look(self) -> None:
         """Answer what is open and has no answer yet, one after the other."""
@@ -137,11 +130,17 @@ class ReviewWatch:
                 await self._answer_all(due)
             await self._forget_others({request.number for request in requests})
         except (ForgeUnavailable, ForgeRefused, SourceUnavailable, SourceRefused) as error:
-            self._failures = min(self._failures + 1, 10)
-            self._complain(0, f"pull requests cannot be looked at: {error}")
+            self._failed(f"pull requests cannot be looked at: {error}")
+        except Exception as error:  # a forge that answers oddly once must not be the last that is asked
+            _log.exception("reviews.failed")
+            self._failed(clean(f"pull requests cannot be looked at: {error!r}", limit=300))
         else:
             self._failures = 0
             self._told.pop(0, None)
+
+    def _failed(self, why: str) -> None:
+        self._failures = min(self._failures + 1, MOST_DOUBLINGS)
+        self._complain(0, why)
 
     async def _answer_all(self, due: list[PullRequest]) -> None:
         """Those of the followed branch; the others are none of this mesh's business."""
@@ -189,6 +188,15 @@ class ReviewWatch:
             sentence = clean(f"cannot be reviewed: {error}", limit=300)
         except SourceUnavailable as error:
             self._complain(request.number, f"pull request {request.number} cannot be fetched: {error}")
+            return
+        except (
+            Exception
+        ) as error:  # an odd pull request must not keep the others waiting; it is tried again, not at once
+            _log.exception("review.failed request=%d", request.number)
+            self._complain(
+                request.number, clean(f"pull request {request.number} cannot be reviewed: {error!r}", limit=300)
+            )
+            self._note(request, standing.registry, complete=False)
             return
         complete = await self._post(request, report, sentence)
         if complete is not None:

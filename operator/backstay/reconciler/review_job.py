@@ -14,14 +14,12 @@ from typing import Any, Final
 import msgspec
 
 from backstay.core.admitting import Rules, refusals
-from backstay.core.documents import parse
 from backstay.core.ports import Proposal, Tree
 from backstay.core.registry import Registry
 from backstay.core.review.report import Report
 from backstay.core.review.traffic import Traffic
-from backstay.core.snapshot import Snapshot
 from backstay.core.validate import Cache, Validated, validate
-from backstay.reconciler.reviewing import Side, review_of
+from backstay.reconciler.reviewing import Side, base_side, review_of
 
 CPU_SECONDS: Final = 60
 """Thirty times what a mesh of 1,000 routes and 300 workloads takes."""
@@ -75,14 +73,9 @@ def reviewed(job: ReviewJob) -> Report:
 
 
 def _base(job: ReviewJob, cache: Cache) -> Side:
-    """As its documents say; the rules about a whole commit were asked when it was merged."""
     tree = job.proposal.base
-    parsed = parse({**job.inherited, **tree.files}, default_namespace=job.default_namespace, valid_cache=cache)
-    documents = {document.key: document for document in parsed.documents}
-    revision = _shown(tree)
-    snapshot = None if parsed.problems else Snapshot(revision=revision, documents=documents)
-    validated = Validated(snapshot=snapshot, documents=parsed.documents, problems=parsed.problems)
-    return Side(revision=revision, validated=validated)
+    files = {**job.inherited, **tree.files}
+    return base_side(files, _shown(tree), default_namespace=job.default_namespace, cache=cache)
 
 
 def _head(job: ReviewJob, base: Side, cache: Cache) -> Side:

@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 
 from backstay.core.compile import declared
 from backstay.core.diff import stage
+from backstay.core.documents import parse
 from backstay.core.evaluate import World
 from backstay.core.intents import GuardrailSpec
 from backstay.core.judging import check_world, settled
@@ -24,7 +25,7 @@ from backstay.core.review.report import (
 from backstay.core.review.traffic import Traffic, refused_plaintext, replayed
 from backstay.core.rollout.plan import waves
 from backstay.core.snapshot import Snapshot
-from backstay.core.validate import Validated
+from backstay.core.validate import Cache, Validated
 from backstay.reconciler.planning import mesh_rollout, settings_for
 
 
@@ -34,6 +35,15 @@ class Side:
 
     revision: str
     validated: Validated
+
+
+def base_side(files: Mapping[str, bytes], revision: str, *, default_namespace: str, cache: Cache) -> Side:
+    """The base as its documents say; the rules about a whole commit were asked when it was merged."""
+    parsed = parse(files, default_namespace=default_namespace, valid_cache=cache)
+    documents = {document.key: document for document in parsed.documents}
+    snapshot = None if parsed.problems else Snapshot(revision=revision, documents=documents)
+    validated = Validated(snapshot=snapshot, documents=parsed.documents, problems=parsed.problems)
+    return Side(revision=revision, validated=validated)
 
 
 Seen: TypeAlias = Callable[[World, World], tuple[str, ...]]

@@ -14,6 +14,7 @@ from typing import Final
 from backstay.core.ports import Clock, Revision, SourceRefused, SourceRepo, SourceUnavailable, Tree
 from backstay.core.view import SourceCondition
 from backstay.redact import clean
+from backstay.tasks import hinted
 
 _log: Final = logging.getLogger("backstay.source")
 RETRY_FIRST: Final = 1.0
@@ -88,12 +89,7 @@ class SourceWatch:
         wait = self._interval * (1 + self._random.uniform(-JITTER, JITTER))
         if self._failures:
             wait = min(RETRY_FIRST * 2 ** (self._failures - 1), RETRY_MOST, max(self._interval, RETRY_FIRST))
-        try:
-            async with asyncio.timeout(wait):
-                await self._hint.wait()
-        except TimeoutError:
-            pass
-        self._hint.clear()
+        await hinted(self._hint, wait)
 
     async def look(self) -> None:
         """Ask the remote once; what is new waits in `take`, what failed is in `condition`."""

@@ -10,7 +10,9 @@ import pytest
 from cluster import builds
 from cluster.lifecycle import Level
 from cluster.reach import NoCluster, Reach, at_least
+from e2e.kubernetes.operators import World, install, world
 from e2e.kubernetes.stage import Shop, Stage, shop, staged
+from ports.forge import Forge, forge
 from support.bootstrap import SYSTEM
 
 HERE = Path(__file__).parent
@@ -105,3 +107,21 @@ async def mesh(_stage: Stage) -> AsyncIterator[Shop]:
     """The sample application in the mesh, everything well."""
     async with shop(_stage) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def _installed(api: Reach) -> None:
+    install(api)
+
+
+@pytest.fixture
+def git(tmp_path: Path) -> Iterator[Forge]:
+    (tmp_path / "git").mkdir()
+    with forge(tmp_path / "git", tmp_path / "forge") as running:
+        yield running
+
+
+@pytest.fixture
+async def around(api: Reach, _installed: None, git: Forge, tmp_path: Path) -> AsyncIterator[World]:
+    async with world(api, git, tmp_path) as made:
+        yield made

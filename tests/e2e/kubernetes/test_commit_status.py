@@ -1,7 +1,7 @@
 """A MeshRepository that names its forge: each commit's status there follows it, with the token that lies in a Secret."""
 
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from cluster.reach import Reach
-from e2e.kubernetes.operators import MESH, World, install, route, until, world
-from ports.forge import Forge, forge, loopback_certificate
+from e2e.kubernetes.operators import MESH, World, route, until
+from ports.forge import loopback_certificate
 
 
 @dataclass
@@ -31,24 +30,6 @@ class Statuses:
 
     def of(self, sha: str) -> list[str]:
         return [state for commit, state, _, _ in self.told if commit == sha]
-
-
-@pytest.fixture(scope="module")
-def _installed(api: Reach) -> None:
-    install(api)
-
-
-@pytest.fixture
-def git(tmp_path: Path) -> Iterator[Forge]:
-    (tmp_path / "git").mkdir()
-    with forge(tmp_path / "git", tmp_path / "forge") as running:
-        yield running
-
-
-@pytest.fixture
-async def around(api: Reach, _installed: None, git: Forge, tmp_path: Path) -> AsyncIterator[World]:
-    async with world(api, git, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

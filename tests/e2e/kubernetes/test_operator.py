@@ -2,35 +2,12 @@
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 
 from backstay.core.resources import MESH_INTENT, MESH_REPOSITORY
-from cluster.reach import Reach
-from e2e.kubernetes.operators import MESH, World, conditions, install, route, until, world
-from ports.forge import Forge, forge
-
-
-@pytest.fixture(scope="module")
-def _installed(api: Reach) -> None:
-    install(api)
-
-
-@pytest.fixture
-def git(tmp_path: Path) -> Iterator[Forge]:
-    (tmp_path / "git").mkdir()
-    with forge(tmp_path / "git", tmp_path / "forge") as running:
-        yield running
-
-
-@pytest.fixture
-async def around(api: Reach, _installed: None, git: Forge, tmp_path: Path) -> AsyncIterator[World]:
-    async with world(api, git, tmp_path) as made:
-        yield made
+from e2e.kubernetes.operators import MESH, World, conditions, route, until
 
 
 def is_ready(found: Any) -> bool:

@@ -59,6 +59,7 @@ class Forge:
     fetched: list[int] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     jobs: int = 0
+    lists: int = 0
     closed: bool = False
     head: bytes = ROUTE % b"3"
 
@@ -67,6 +68,7 @@ class Forge:
             raise self.fails[what]
 
     async def open_requests(self) -> Sequence[PullRequest]:
+        self.lists += 1
         self._may("list")
         return self.requests
 
@@ -83,6 +85,7 @@ class Forge:
 
     async def fetch(self, asked: PullRequest) -> Proposal:
         self._may("fetch")
+        self._may(f"fetch {asked.number}")
         self.fetched.append(asked.number)
         base = tree("b" * 40, mesh__yaml=MESH, web__yaml=ROUTE % b"15")
         return Proposal(base=base, head=tree(asked.head, mesh__yaml=MESH, web__yaml=self.head))
@@ -243,20 +246,38 @@ async def test_commits_that_cannot_be_fetched_now_are_asked_for_again(case: Case
     assert 7 in case.forge.comments
 
 
-async def test_one_odd_request_is_not_the_end_of_answering(case: Case) -> None:
-    case.forge.fails = {"fetch": RuntimeError("odd")}
+async def test_one_odd_request_is_told_of_and_the_others_are_answered(case: Case) -> None:
+    case.forge.requests = [request(7), request(8)]
+    case.forge.fails = {"fetch 7": RuntimeError("odd")}
+    await case.watch.look()
+    assert list(case.forge.comments) == [8]
+    assert case.told()[0] == ("ReviewNotPosted", "pull request 7 cannot be reviewed: RuntimeError('odd')")
+    case.forge.fails = {}
+    await case.watch.look()
+    assert list(case.forge.comments) == [8], "not at once: what is odd now is odd in a second"
+    case.clock.now += AGAIN_AFTER
+    await case.watch.look()
+    assert sorted(case.forge.comments) == [7, 8]
+
+
+async def test_looking_goes_on_after_any_number_of_odd_failures(case: Case) -> None:
+    case.forge.fails = {"list": RuntimeError("odd")}
     running = asyncio.ensure_future(case.watch.run())
-    await asyncio.sleep(0)
-    while not case.watch._failures:
-        await asyncio.sleep(0)
+    for _ in range(1100):  # 2 ** 1024 is no float
+        asked = case.forge.lists
+        case.watch.hint()
+        while case.forge.lists == asked and not running.done():
+            await asyncio.sleep(0)
     case.forge.fails = {}
     case.watch.hint()
-    while 7 not in case.forge.comments:
+    while 7 not in case.forge.comments and not running.done():
         await asyncio.sleep(0)
+    assert not running.done()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     assert case.forge.closed
+    assert case.told()[0] == ("ReviewNotPosted", "pull requests cannot be looked at: RuntimeError('odd')")
 
 
 def test_a_job_and_its_report_survive_the_way_to_another_process(case: Case) -> None:

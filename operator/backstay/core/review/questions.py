@@ -126,7 +126,9 @@ def method_dimension(methods: Iterable[str]) -> Dimension:
 def path_dimension(matches: Iterable[PathMatch], patterns: Iterable[str]) -> Dimension:
     """`matches` of routes, `patterns` of policies; both may ask about the same requests."""
     questions: dict[Hashable, Question] = {}
-    exact, starts, ends, texts = [b"/"], [b"/"], [], []
+    exact, starts = [b"/"], [b"/"]
+    ends: list[bytes] = []
+    texts: list[bytes] = []
     is_exact = True
     for match in dict.fromkeys(matches):
         questions[match] = _path_question(match)
@@ -141,16 +143,20 @@ def path_dimension(matches: Iterable[PathMatch], patterns: Iterable[str]) -> Dim
             starts.append(value.rstrip(b"/") + b"/")
     for pattern in dict.fromkeys(patterns):
         questions["pattern", pattern] = _pattern_question(pattern)
-        value = pattern.encode()
-        if value.endswith(b"*"):
-            starts.append(value[:-1])
-        elif value.startswith(b"*"):
-            ends.append(value[1:])
-        else:
-            exact.append(value)
+        _file(pattern.encode(), exact, starts, ends)
     starts = [start for start in starts if start.startswith(b"/")]
     values = [*spread(exact, starts, ends, _is_path), *(text for text in texts if _is_path(text)), b"*"]
     return Dimension(PATH, values, questions, is_exact=is_exact)
+
+
+def _file(pattern: bytes, exact: list[bytes], starts: list[bytes], ends: list[bytes]) -> None:
+    """Add a pattern of a policy to those of its kind."""
+    if pattern.endswith(b"*"):
+        starts.append(pattern[:-1])
+    elif pattern.startswith(b"*"):
+        ends.append(pattern[1:])
+    else:
+        exact.append(pattern)
 
 
 def _is_path(value: bytes) -> bool:
@@ -187,19 +193,15 @@ def authority_dimension(matches: Iterable[AuthorityMatch], hosts: Iterable[bytes
 def host_dimension(patterns: Iterable[str]) -> Dimension:
     """Hosts that policies name, of whatever service."""
     questions: dict[Hashable, Question] = {}
-    exact, starts, ends = [], [], []
+    exact: list[bytes] = []
+    starts: list[bytes] = []
+    ends: list[bytes] = []
     for pattern in dict.fromkeys(item.lower() for item in patterns):
         takes = _allows(Operation(hosts=(pattern,)), _authority_at)
         questions["host", pattern] = Question(
             name=f"for host {pattern}", negated=f"not for host {pattern}", takes=takes
         )
-        value = pattern.encode()
-        if value.endswith(b"*"):
-            starts.append(value[:-1])
-        elif value.startswith(b"*"):
-            ends.append(value[1:])
-        else:
-            exact.append(value)
+        _file(pattern.encode(), exact, starts, ends)
     return Dimension(AUTHORITY, spread(exact, starts, ends, _is_host), questions)
 
 
@@ -232,17 +234,13 @@ def token_dimension(patterns: Iterable[str], issuers: Iterable[str]) -> Dimensio
     no_token = Question(name="without a token", negated="with a token", takes=lambda value: value is None)
     questions: dict[Hashable, Question] = {NO_TOKEN: no_token}
     known = tuple(f"{issuer}/".encode() for issuer in issuers)
-    exact, starts, ends = [], list(known), []
+    exact: list[bytes] = []
+    starts = list(known)
+    ends: list[bytes] = []
     for pattern in dict.fromkeys(patterns):
         told = "any token" if pattern == "*" else f"a token of {pattern}"
         questions["token", pattern] = Question(name=f"with {told}", negated=f"without {told}", takes=_fits(pattern))
-        value = pattern.encode()
-        if value.endswith(b"*"):
-            starts.append(value[:-1])
-        elif value.startswith(b"*"):
-            ends.append(value[1:])
-        else:
-            exact.append(value)
+        _file(pattern.encode(), exact, starts, ends)
     return Dimension(TOKEN, [None, *spread(exact, starts, ends, lambda value: value.startswith(known))], questions)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
-from backstay.config.wire import PeerRow, PlaintextRow, Row, Sample
+from backstay.config.wire import PeerRow, PlaintextRow, Row, Sample, add_rows
 from backstay.sidecar.engine import Observed
 
 _GREATEST: Final = ("_info", "_share")
@@ -16,7 +16,7 @@ def observed(found: Sequence[Observed]) -> Observed:
     if len(found) == 1:
         return found[0]
     return Observed(
-        rows=_added((row for each in found for row in each.rows), _row_key, _add_rows),
+        rows=_added((row for each in found for row in each.rows), _row_key, add_rows),
         peers=_added((row for each in found for row in each.peers), _peer_key, _add_peers),
         serving=next((each.serving for each in found if each.serving), {}),
         open_requests=sum(each.open_requests for each in found),
@@ -35,24 +35,6 @@ def _added(rows: Iterable[Any], key: Callable[[Any], Any], add: Callable[[Any, A
 
 def _row_key(row: Row) -> tuple[str, ...]:
     return row.config, row.direction, row.route, row.backend
-
-
-def _add_rows(one: Row, other: Row) -> Row:
-    bad = dict(one.bad)
-    for reason, count in other.bad.items():
-        bad[reason] = bad.get(reason, 0) + count
-    return Row(
-        config=one.config,
-        direction=one.direction,
-        route=one.route,
-        backend=one.backend,
-        total=one.total + other.total,
-        bad=bad,
-        excused=one.excused + other.excused,
-        attempts=one.attempts + other.attempts,
-        latency=[a + b for a, b in zip(one.latency, other.latency, strict=True)],
-        over=[a + b for a, b in zip(one.over, other.over, strict=True)],
-    )
 
 
 def _peer_key(row: PeerRow) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from backstay.config.model import LATENCY_BOUNDS_MS
-from backstay.config.wire import PeerRow, Row
+from backstay.config.wire import PeerRow, Row, add_rows
 from backstay.sidecar.engines.envoy.names import OUTSIDE, Slots, split_route_name
 
 BUCKETS: Final = len(LATENCY_BOUNDS_MS) + 1
@@ -149,7 +149,7 @@ def rows(added: Mapping[Kind, list[int]], slots: Slots, excuses: Excuses) -> lis
             continue
         row = _row(kind, digest, route, latency, _reason(kind, refused), excuses)
         key = (row.config, row.direction, row.route, row.backend)
-        made[key] = _sum(made[key], row) if key in made else row
+        made[key] = add_rows(made[key], row) if key in made else row
     return list(made.values())
 
 
@@ -167,21 +167,6 @@ def _row(kind: Kind, digest: str, route: str, latency: list[int], reason: str, e
         attempts=total * int(kind.attempts) if kind.attempts.isdecimal() else 0,
         latency=latency,
         over=[sum(latency[bound + 1 :]) for bound in range(len(latency) - 1)],
-    )
-
-
-def _sum(one: Row, other: Row) -> Row:
-    return Row(
-        config=one.config,
-        direction=one.direction,
-        route=one.route,
-        backend=one.backend,
-        total=one.total + other.total,
-        bad={reason: one.bad.get(reason, 0) + other.bad.get(reason, 0) for reason in (*one.bad, *other.bad)},
-        excused=one.excused + other.excused,
-        attempts=one.attempts + other.attempts,
-        latency=[left + right for left, right in zip(one.latency, other.latency, strict=True)],
-        over=[left + right for left, right in zip(one.over, other.over, strict=True)],
     )
 
 
