@@ -80,6 +80,11 @@ def _status(item: Json, name: str) -> Any:
     return item["status"].get(name, "")
 
 
+def _refusal(item: Json) -> str:
+    """What keeps a proxy and its operator from agreeing."""
+    return str(_status(item, "turnedAway") or _status(item, "lastNack"))
+
+
 def _message(item: Json) -> str:
     """What is most worth knowing about an intent: the first condition that is not True."""
     found: Sequence[Mapping[str, Any]] = item["status"]["conditions"]
@@ -135,7 +140,7 @@ COLUMNS: Final[dict[str, tuple[Column, ...]]] = {
         Column(title="ADDRESS", value=lambda item: item["spec"].get("address", ""), wide=True),
         Column(title="VERSION", value=lambda item: _status(item, "version"), wide=True),
         Column(title="CERTIFICATE-UNTIL", value=lambda item: _status(item, "certificateExpires"), wide=True),
-        Column(title="LAST-REFUSAL", value=lambda item: _status(item, "lastNack"), wide=True),
+        Column(title="LAST-REFUSAL", value=_refusal, wide=True),
     ),
     "revisions": (
         Column(title="COMMIT", value=lambda item: item["metadata"]["name"][:8]),

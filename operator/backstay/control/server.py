@@ -56,6 +56,7 @@ from backstay.core.ports import (
     Left,
     Said,
     TlsMaterial,
+    TurnedAway,
 )
 from backstay.core.review.traffic import Traffic, TrafficBook
 from backstay.redact import clean
@@ -393,18 +394,27 @@ class ControlServer:
         record = ProxyRecord(proxy=hello.proxy)
         link = Link(socket=socket, transport=request.transport, record=record, identity=_NOBODY, valid_until=0.0)
         link.open()
-        refusal = _protocol_mismatch(hello)
+        mismatch = _protocol_mismatch(hello)
         try:
             link.identity, link.valid_until = await self._identify(request, hello.proxy)
         except web.HTTPException:
-            refusal = ("IdentityRefused", "the certificate is not this proxy's")
-        if refusal:
-            link.cut(*refusal)
-            await link.close()
+            await _dismiss(link, "IdentityRefused", "the certificate is not this proxy's")
+            return None
+        if mismatch:
+            self._turn_away(link.identity, hello, *mismatch)
+            await _dismiss(link, *mismatch)
             return None
         link.record = self._record(hello.proxy)
         self._take_over(link, hello)
         return link
+
+    def _turn_away(self, identity: Identity, hello: Hello, reason: str, message: str) -> None:
+        """Have people told of a proxy that is who it says and cannot be spoken with."""
+        _log.warning("proxy.turned-away proxy=%s reason=%s message=%s", hello.proxy, reason, message)
+        away = TurnedAway(
+            proxy=hello.proxy, workload=identity.workload, hello=hello, reason=reason, message=clean(message)
+        )
+        self._tell(away)
 
     def _take_over(self, link: Link, hello: Hello) -> None:
         record = link.record
@@ -637,6 +647,11 @@ def _in_play(records: Iterable[ProxyRecord]) -> set[str]:
     for record in records:
         digests.update((record.stable, record.candidate, *record.believed))
     return digests
+
+
+async def _dismiss(link: Link, reason: str, message: str) -> None:
+    link.cut(reason, message)
+    await link.close()
 
 
 def _protocol_mismatch(hello: Hello) -> tuple[str, str] | None:

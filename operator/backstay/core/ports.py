@@ -177,7 +177,19 @@ class Certified:
     """Unix seconds."""
 
 
-FleetEvent = Joined | Left | Said | Certified
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnedAway:
+    """A proxy that has proven who it is was not let in; it serves what it has and tries again."""
+
+    proxy: str
+    workload: str
+    hello: Hello
+    reason: str
+    """CamelCase: ProtocolMismatch."""
+    message: str
+
+
+FleetEvent = Joined | Left | Said | Certified | TurnedAway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

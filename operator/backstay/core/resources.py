@@ -211,6 +211,13 @@ class ShownHistory(Shown, frozen=True, kw_only=True):
     harmed: int = 0
 
 
+class ShownTurnedAway(Shown, frozen=True, kw_only=True):
+    """One proxy that is not let in. It serves what it has, and hears of nothing new."""
+
+    proxy: str = ""
+    message: str = ""
+
+
 class ShownOperator(Shown, frozen=True, kw_only=True):
     """Who wrote this."""
 
@@ -243,6 +250,9 @@ class MeshRepositoryStatus(Shown, frozen=True, kw_only=True):
     held: tuple[ShownHeld, ...] = ()
     problems: tuple[ShownProblem, ...] = ()
     waiting: int = 0
+    turned_away: Annotated[
+        tuple[ShownTurnedAway, ...], Meta(description="The first of the proxies that the operator cannot speak with.")
+    ] = ()
     history: tuple[ShownHistory, ...] = ()
     operator: ShownOperator = ShownOperator()
 

@@ -45,6 +45,8 @@ class ProxyStatus:
     """`Reason: message` of its last refusal; empty when it has acked since."""
     went_back: str = ""
     """Why it left its last candidate by itself; empty if it did not."""
+    turned_away: str = ""
+    """`Reason: message` while the operator does not let it in."""
     certificate_expires: float = 0.0
     """Unix seconds; 0: unknown."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from backstay.config.wire import Ack, Hello, Nack, Report, WentBack
-from backstay.core.ports import Certified, FleetEvent, Joined, Left, Said
+from backstay.core.ports import Certified, FleetEvent, Joined, Left, Said, TurnedAway
 from backstay.core.registry import Registry
 from backstay.core.rollout.model import Nacked, ProxyView
 from backstay.core.rollout.model import WentBack as ProxyWentBack
@@ -31,6 +31,8 @@ class Page:
     share: float = 0.0
     last_nack: str = ""
     went_back: str = ""
+    turned_away: str = ""
+    """`Reason: message` while it is not let in."""
     draining: bool = False
     identity: str = ""
     certificate_expires: float = 0.0
@@ -47,6 +49,8 @@ class Heard:
     joined: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     certified: tuple[Certified, ...] = ()
+    turned_away: tuple[TurnedAway, ...] = ()
+    """Proxies that are not let in, told once for each reason."""
 
 
 @dataclass(slots=True)
@@ -57,6 +61,7 @@ class _Pile:
     joined: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     certified: list[Certified] = field(default_factory=list)
+    turned_away: list[TurnedAway] = field(default_factory=list)
 
 
 class FleetBook:
@@ -91,6 +96,8 @@ class FleetBook:
                 case Certified():
                     page.identity, page.certificate_expires = event.identity, event.expires_at
                     pile.certified.append(event)
+                case TurnedAway():
+                    _turn_away(page, event, pile)
         return Heard(
             nacks=tuple(pile.nacks),
             went_back=tuple(pile.went_back),
@@ -98,6 +105,7 @@ class FleetBook:
             joined=tuple(pile.joined),
             left=tuple(pile.left),
             certified=tuple(pile.certified),
+            turned_away=tuple(pile.turned_away),
         )
 
     def forget_missing(self, registry: Registry) -> list[str]:
@@ -122,11 +130,21 @@ class FleetBook:
 
 def _join(page: Page, hello: Hello, wall: float, pile: _Pile) -> None:
     page.connected, page.draining, page.since, page.hello = True, False, wall, hello
+    page.turned_away = ""
     page.stable, page.candidate = hello.stable, hello.candidate
     page.share = 0.0 if not hello.candidate else page.share
     pile.joined.append(page.proxy)
     if hello.went_back and hello.went_back_from:
         _went_back(page, hello.went_back_from, hello.went_back, pile)
+
+
+def _turn_away(page: Page, event: TurnedAway, pile: _Pile) -> None:
+    """It tries again every few seconds, which is no news."""
+    told = f"{event.reason}: {event.message}"
+    if page.turned_away != told:
+        pile.turned_away.append(event)
+    page.connected, page.turned_away, page.hello = False, told, event.hello
+    page.stable, page.candidate = event.hello.stable, event.hello.candidate
 
 
 def _went_back(page: Page, digest: str, reason: str, pile: _Pile) -> None:
@@ -193,4 +211,5 @@ def _status(page: Page, registry: Registry, view: ProxyView) -> ProxyStatus:
         last_report=page.reported_wall,
         last_nack=page.last_nack,
         went_back=page.went_back,
+        turned_away=page.turned_away,
     )

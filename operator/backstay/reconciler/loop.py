@@ -316,10 +316,21 @@ class Reconciler:
         for issued in heard.certified:
             text = f"{issued.proxy} got a certificate as {issued.identity}"
             note("certificate", "CertificateIssued", text, subject=issued.proxy)
+        self._note_turned_away(heard)
         for item in heard.went_back:
             text = f"{item.proxy} went back to stable by itself: {item.reason}"
             note("proxy", "WentBack", text, subject=item.proxy, warning=True)
         return heard
+
+    def _note_turned_away(self, heard: Heard) -> None:
+        """Once for each reason: after an upgrade it is the same one for a thousand proxies."""
+        by_reason: dict[tuple[str, str], list[str]] = {}
+        for item in heard.turned_away:
+            by_reason.setdefault((item.reason, item.message), []).append(item.proxy)
+        for (reason, message), proxies in by_reason.items():
+            more = f" and {len(proxies) - 1} more" if len(proxies) > 1 else ""
+            text = f"{proxies[0]}{more} not let in, serving what they have: {message}"
+            self._journal.event("proxy", reason, text, subject=proxies[0], warning=True)
 
     # --- git ----------------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from backstay.config.wire import (
     Welcome,
 )
 from backstay.control import enrolment, links
-from backstay.core.ports import Certified, Joined, Left, Said
+from backstay.core.ports import Certified, Joined, Left, Said, TurnedAway
 from backstay.core.review.traffic import Seen
 from backstay.sidecar import identity
 from backstay.sidecar.connect import Channel, ChannelClosed, OperatorRefused, OperatorUnreachable, ask_certificate
@@ -117,7 +117,7 @@ async def test_the_order_is_welcome_live_assign(operator: Operator, client: Clie
     assert (third.epoch, third.serial, third.stable.digest) == (7, 1, config_digest(config()[0]))
 
 
-async def test_a_protocol_that_is_not_spoken_is_said(client: Client) -> None:
+async def test_a_protocol_that_is_not_spoken_is_said(operator: Operator, client: Client) -> None:
     channel = await client.open()
     channel.send(hello("p0", protocol=9))
     assert await channel.receive() == Goodbye(
@@ -125,6 +125,9 @@ async def test_a_protocol_that_is_not_spoken_is_said(client: Client) -> None:
     )
     with pytest.raises(ChannelClosed):
         await channel.receive()
+    told = await operator.until(lambda: next((e for e in operator.events if isinstance(e, TurnedAway)), None))
+    assert (told.proxy, told.reason) == ("p0", "ProtocolMismatch")
+    assert operator.server.connected() == []
 
 
 async def test_without_a_certificate_there_is_no_stream_and_no_renewal(client: Client) -> None:

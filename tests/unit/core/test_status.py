@@ -358,10 +358,24 @@ def altered(name: str, **fields: Any) -> MeshView:
         ({"connected": False}, "away"),
         ({"stable": "other"}, "stale"),
         ({"last_nack": "DiskFull: no space"}, "refused"),
+        ({"connected": False, "turned_away": "ProtocolMismatch: too old"}, "refused"),
     ],
 )
 def test_proxies_out_of_step(fields: dict[str, Any], word: str) -> None:
     assert sync(altered("a-0", **fields))["a-0"] == word
+
+
+def test_proxies_that_are_not_let_in_are_told_by_name_and_reason() -> None:
+    told = {"connected": False, "turned_away": "ProtocolMismatch: it speaks 9-9"}
+    both = {name: altered(name, **told).proxies[name] for name in ("a-0", "b-1")}
+    base = views.live()
+    found = repository(replace(base, proxies={**base.proxies, **both}))
+    assert found["status"]["turnedAway"] == [
+        {"proxy": name, "message": "ProtocolMismatch: it speaks 9-9"} for name in ("a-0", "b-1")
+    ]
+    (ready,) = [each for each in found["status"]["conditions"] if each["type"] == "Ready"]
+    assert ready["status"] == "True"
+    assert ready["message"].endswith("; a-0 and 1 more not let in: ProtocolMismatch: it speaks 9-9")
 
 
 def test_a_seat_that_was_not_taken_is_stale() -> None:

@@ -12,10 +12,11 @@ from backstay.redact import clean
 
 
 def sync_of(view: MeshView, proxy: ProxyStatus) -> str:
-    """synced, splitting (serves two configs, as told), stale (has not acked what it should serve), refused, away."""
-    if not proxy.view.connected:
+    """synced, splitting (serves two configs, as told), stale (has not acked what it should serve), away, refused (it has
+    refused its config, or the operator refuses it)."""
+    if not proxy.view.connected and not proxy.turned_away:
         return "away"
-    if proxy.last_nack:
+    if proxy.last_nack or proxy.turned_away:
         return "refused"
     wanted = view.state.workloads.get(proxy.view.workload, WorkloadState()).stable
     if proxy.view.stable != wanted:
@@ -39,7 +40,9 @@ def proxy_object(view: MeshView, proxy: ProxyStatus, scribe: Scribe) -> Json:
     namespace = seen.workload.partition("/")[0]
     sync = sync_of(view, proxy)
     standing = ready_condition(
-        "True" if sync in ("synced", "splitting") else "False", sync.capitalize(), proxy.last_nack or sync
+        "True" if sync in ("synced", "splitting") else "False",
+        sync.capitalize(),
+        proxy.turned_away or proxy.last_nack or sync,
     )
     spec = filled(
         {"workload": seen.workload, "engine": proxy.engine, "address": proxy.address, "identity": proxy.identity}
@@ -50,6 +53,7 @@ def proxy_object(view: MeshView, proxy: ProxyStatus, scribe: Scribe) -> Json:
         "connectedSince": timestamp(proxy.since) if seen.connected else "",
         "lastReport": timestamp(proxy.last_report),
         "lastNack": clean(proxy.last_nack),
+        "turnedAway": clean(proxy.turned_away),
         "wentBack": proxy.went_back,
         "certificateExpires": timestamp(proxy.certificate_expires),
     }

@@ -42,6 +42,10 @@ _STARTED_NEW: Final = -1
 """observedGeneration before the first look: greater generations make kstatus say InProgress."""
 
 
+_TOLD_AWAY: Final = 10
+"""Of the proxies that are not let in: one sidecar's release is the reason for all of them."""
+
+
 def repository_object(view: MeshView, scribe: Scribe) -> Json:
     state = view.state
     spec = {
@@ -70,6 +74,11 @@ def repository_object(view: MeshView, scribe: Scribe) -> Json:
         "held": [held_object(held) for held in state.held],
         "problems": [_problem(problem) for problem in view.problems],
         "waiting": len(view.waiting),
+        "turnedAway": [
+            {"proxy": name, "message": clean(proxy.turned_away)}
+            for name, proxy in sorted(view.proxies.items())
+            if proxy.turned_away
+        ][:_TOLD_AWAY],
         "history": [_history_entry(rollout) for rollout in state.history],
         "operator": filled(
             {

@@ -15,6 +15,7 @@ from backstay.core.rollout.model import (
 )
 from backstay.core.status.common import short
 from backstay.core.view import MeshView
+from backstay.redact import clean
 
 
 def validation_sentence(view: MeshView, errors: Sequence[Problem]) -> str:
@@ -45,7 +46,18 @@ def live_sentence(view: MeshView) -> str:
         text += f", watched for {spell(state.rollout.settings.bake_time)}"
     if view.waiting:
         text += f"; {len(view.waiting)} document{'s' * (len(view.waiting) != 1)} waiting for the registry"
+    text += turned_away_sentence(view)
     return text + ("; suspended" if state.suspended else "")
+
+
+def turned_away_sentence(view: MeshView) -> str:
+    """Who keeps serving and cannot be told anything any more; empty while nobody is."""
+    away = [(name, proxy.turned_away) for name, proxy in sorted(view.proxies.items()) if proxy.turned_away]
+    if not away:
+        return ""
+    name, why = away[0]
+    more = f" and {len(away) - 1} more" if len(away) > 1 else ""
+    return f"; {name}{more} not let in: {clean(why)}"
 
 
 def rollout_sentence(rollout: Rollout) -> str:
