@@ -21,7 +21,7 @@ from backstay.cli.session import Session, output_option, pass_session
 from backstay.cli.validate import DEFAULT_NAMESPACE, problem_lines
 from backstay.core import memory
 from backstay.core.compile import PartCache, compile_mesh
-from backstay.core.diff import PartChange
+from backstay.core.diff import PartChange, new_engines
 from backstay.core.held import changed_documents
 from backstay.core.registry import Registry
 from backstay.core.rollout.plan import waves
@@ -131,6 +131,7 @@ def plan_object(made: MeshPlan, old: Snapshot, new: Snapshot) -> dict[str, Any]:
         "waves": [round(share * 100, 2) for share in waves(settings)],
         "traffic": [round(share * 100, 2) for share in settings.traffic],
         "soakSeconds": settings.soak,
+        "engines": _engines(made),
     }
 
 
@@ -143,6 +144,11 @@ def _verb(key: str, old: Snapshot, new: Snapshot) -> str:
 def _place(key: str, old: Snapshot, new: Snapshot) -> str:
     document = new.documents.get(key) or old.documents[key]
     return document.place()
+
+
+def _engines(made: MeshPlan) -> list[str]:
+    """Workloads whose proxies change what does their traffic."""
+    return list(new_engines(made.base, made.staged, made.parts)) if made.staged else []
 
 
 def _workloads(made: MeshPlan) -> list[dict[str, Any]]:
@@ -198,6 +204,8 @@ def _rollout_lines(data: Mapping[str, Any]) -> Iterator[str]:
     name = "traffic steps" if data["traffic"] else "waves"
     steps = ", ".join(f"{share:g} %" for share in data["traffic"] or data["waves"])
     yield f"{name}: {steps}, at least {data['soakSeconds']:g} s each"
+    if data["engines"]:
+        yield f"another engine for {', '.join(data['engines'])}: each of their proxies starts it and moves as a whole"
 
 
 def _mark(change: str) -> str:

@@ -497,6 +497,8 @@ class Listeners(Base, frozen=True, kw_only=True, tag="listeners", tag_field="par
     """Proxies in front whose word in X-Forwarded-For counts: the address that began a request is the entry that many before
     the last one."""
     jwt: Jwt | None = None
+    engine: Literal["", "python", "envoy"] = ""
+    """What does the traffic; empty: what the proxy was started with."""
 
     @property
     def key(self) -> str:

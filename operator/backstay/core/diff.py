@@ -121,6 +121,22 @@ def sides(base: Mapping[str, Manifest], staged: Staged, parts: Mapping[str, byte
     return tuple(found)
 
 
+def new_engines(base: Mapping[str, Manifest], staged: Staged, parts: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Workloads whose proxies change what does their traffic: none of them can serve both configs at once."""
+    found = set[str]()
+    for step in staged.stages:
+        for workload, digest in step.configs.items():
+            if workload in base and _engine(base[workload], parts) != _engine(staged.manifests[digest], parts):
+                found.add(workload)
+    return tuple(sorted(found))
+
+
+def _engine(manifest: Manifest, parts: Mapping[str, bytes]) -> str:
+    digest = manifest.parts.get("listeners", "")
+    part = decode_part(parts[digest]) if digest in parts else None
+    return part.engine if isinstance(part, Listeners) else ""
+
+
 def _side(old: Manifest, new: Manifest, parts: Mapping[str, bytes]) -> Side:
     known: set[Side] = {
         _side_of(key, old.parts.get(key, ""), new.parts.get(key, ""), parts)

@@ -223,6 +223,29 @@ class MeshTracing(Node, frozen=True, kw_only=True):
     ] = ("w3c",)
 
 
+EngineName: TypeAlias = Literal["python", "envoy"]
+
+
+class WorkloadEngine(Node, frozen=True, kw_only=True):
+    """What does the traffic of some workloads, where that is not what the mesh says."""
+
+    workloads: Annotated[
+        tuple[
+            Annotated[
+                str,
+                Meta(
+                    pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$",
+                    description="`namespace/workload`, or `namespace/*`.",
+                    examples=["shop/sa-webapp", "shop/*"],
+                ),
+            ],
+            ...,
+        ],
+        Meta(min_length=1, max_length=256),
+    ]
+    engine: EngineName
+
+
 class MeshSpec(Node, frozen=True, kw_only=True):
     """Settings of the whole mesh. There is at most one Mesh document."""
 
@@ -245,6 +268,21 @@ class MeshSpec(Node, frozen=True, kw_only=True):
             "address that began a request is the entry that many before the last.",
         ),
     ] = 0
+    engine: Annotated[
+        EngineName | None,
+        Meta(
+            description="What does the traffic of every proxy (docs/engines.md); left out: what each was started with. A "
+            "proxy changes its engine as a whole, wave by wave."
+        ),
+    ] = None
+    engines: Annotated[
+        tuple[WorkloadEngine, ...],
+        Meta(
+            max_length=64,
+            description="Workloads with another engine. A name counts more than `namespace/*`, the first entry more than "
+            "the next.",
+        ),
+    ] = ()
     rollout: MeshRollout = MeshRollout()
 
 

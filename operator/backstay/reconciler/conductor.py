@@ -13,7 +13,7 @@ import msgspec
 from backstay import __version__
 from backstay.config.model import Listeners, Manifest, config_digest, decode_part
 from backstay.core.compile import Origins, PartCache
-from backstay.core.diff import PartChange, sides
+from backstay.core.diff import PartChange, new_engines, sides
 from backstay.core.documents import parse
 from backstay.core.held import changed_documents
 from backstay.core.ports import Clock, SourceRefused, SourceRepo, SourceUnavailable
@@ -232,6 +232,7 @@ class Conductor:
             before=self.folder.before(),
             gaining=made.gaining,
             sides=sides(made.base, staged, made.parts),
+            whole=new_engines(made.base, staged, made.parts),
         )
         self.by_hand = ""
         self._keeper.change(

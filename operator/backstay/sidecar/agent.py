@@ -127,6 +127,8 @@ class Agent:
         self.reconnects = 0
         self.fenced_epoch = 0
         """The lower epoch that was refused last."""
+        self._introduced = ""
+        """The engine that the operator knows of."""
         self._channel: Channel | None = None
         self._incoming: Incoming | None = None
         self._renewal: identity.Renewal | None = None
@@ -356,6 +358,7 @@ class Agent:
 
     def _hello(self) -> Hello:
         saved = self.store.saved
+        self._introduced = self.engine.name
         return Hello(
             proxy=self.settings.proxy,
             boot=self.boot,
@@ -578,6 +581,10 @@ class Agent:
         self._lease_written = now.since_boot
         self._send(Ack(serial=assign.serial, stable=saved.stable, candidate=saved.candidate, share=saved.share))
         await asyncio.to_thread(self._try_disk, "compaction", self.store.compact)
+        if self.engine.name != self._introduced:
+            raise ChannelClosed(
+                f"the engine is {self.engine.name} now, which the operator hears at the next connection"
+            )
 
     def _write_config(
         self,

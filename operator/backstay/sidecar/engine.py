@@ -89,8 +89,12 @@ class Observed:
 
 
 class Engine(Protocol):
-    name: str
-    capabilities: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """`split`: it serves two configs at once."""
 
     async def start(self, address: Address) -> None:
         """Bind all listeners; requests wait or get 503 until the first `apply`. Raises OSError (port in use: named)."""

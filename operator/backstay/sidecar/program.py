@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
+import msgspec
+
 from backstay.sidecar.admin import AdminServer
 from backstay.sidecar.agent import Agent
 from backstay.sidecar.engine import Engine
 from backstay.sidecar.pages import agent_pages, file_pages, listen
 from backstay.sidecar.settings import Settings
-from backstay.sidecar.standalone import Served
-from backstay.sidecar.store import Store, StoreInUse
+from backstay.sidecar.standalone import Served, read_config_file
+from backstay.sidecar.store import Store, StoreInUse, load_config
+from backstay.sidecar.switching import Switching, engine_wanted
 from backstay.tasks import spawn, stop
 
 ENGINES: Final = {
@@ -24,11 +27,12 @@ ENGINES: Final = {
 _log: Final = logging.getLogger("backstay.sidecar")
 
 
-def make_engine(name: str) -> Engine:
-    """An engine by its name, or by `module:Class`. Raises ValueError."""
+def make_engine(name: str, *, beside: bool = False) -> Engine:
+    """An engine by its name, or by `module:Class`. `beside`: it opens ports that another has open. Raises ValueError."""
     module, _, attribute = ENGINES.get(name, name).partition(":")
     try:
-        engine: Engine = getattr(importlib.import_module(module), attribute)()
+        kind = getattr(importlib.import_module(module), attribute)
+        engine: Engine = kind(beside=True) if beside else kind()
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--engine: {name!r} cannot be loaded ({error}), known are {', '.join(ENGINES)}") from error
     return engine
@@ -50,10 +54,19 @@ class Events:
     replace: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-def engine_of(settings: Settings) -> Engine:
+def engine_of(settings: Settings, first: str = "") -> Switching:
+    """The engine that starts, and those that configs may ask for. Raises ValueError."""
+
+    def make(name: str, beside: bool) -> Engine:
+        return _one_engine(name, settings, beside=beside)
+
+    return Switching(settings.engine, make, first=first, drain_s=settings.drain_s)
+
+
+def _one_engine(name: str, settings: Settings, *, beside: bool) -> Engine:
     """One process, or several. Raises ValueError."""
-    if settings.engine != "python" or settings.concurrency == 1:
-        return make_engine(settings.engine)
+    if name != "python" or settings.concurrency == 1:
+        return make_engine(name, beside=beside)
     from backstay.sidecar.workers.parent import Workers, workers_wanted  # noqa: PLC0415 - most proxies have none
 
     return Workers(workers_wanted(settings.concurrency), log_level=settings.log_level)
@@ -61,18 +74,28 @@ def engine_of(settings: Settings) -> Engine:
 
 async def run(settings: Settings, events: Events) -> None:
     """Until `stopping` is set. Raises OSError (port or folder in use), ValueError (bad config file)."""
-    engine = engine_of(settings)
     if settings.config is not None:
-        await run_file(settings, engine, settings.config, events)
+        await run_file(settings, settings.config, events)
     else:
-        await run_agent(settings, engine, events)
+        await run_agent(settings, events)
 
 
-async def run_agent(settings: Settings, engine: Engine, events: Events) -> None:
+def _last_engine(kept: Store) -> str:
+    """What the config on disk asks for: a restart need not begin with another."""
     try:
-        agent = Agent(settings, engine, Store(settings.state))
+        stable = load_config(kept.objects, kept.saved.stable)
+    except msgspec.DecodeError:
+        return ""  # of another version of this program; the agent says so
+    return engine_wanted(stable) if stable is not None else ""
+
+
+async def run_agent(settings: Settings, events: Events) -> None:
+    try:
+        kept = Store(settings.state)
     except StoreInUse as error:
         raise OSError(str(error)) from error
+    engine = engine_of(settings, _last_engine(kept))
+    agent = Agent(settings, engine, kept)
     await engine.start(settings.address)
     admin = AdminServer()
     await listen(admin, settings, agent_pages(agent))
@@ -93,8 +116,9 @@ async def run_agent(settings: Settings, engine: Engine, events: Events) -> None:
 # --- without an operator --------------------------------------------------------------------------
 
 
-async def run_file(settings: Settings, engine: Engine, path: Path, events: Events) -> None:
+async def run_file(settings: Settings, path: Path, events: Events) -> None:
     """Serve one file."""
+    engine = engine_of(settings, engine_wanted(read_config_file(path).served()))
     served = Served(engine, path)
     await engine.start(settings.address)
     try:
@@ -124,12 +148,12 @@ async def _reload_when_asked(served: Served, asked: asyncio.Event) -> None:
         await served.reload()
 
 
-async def _replace_when_asked(settings: Settings, engine: Engine, asked: asyncio.Event) -> None:
+async def _replace_when_asked(settings: Settings, engine: Switching, asked: asyncio.Event) -> None:
     """By SIGUSR2: new processes take the traffic over, the old ones finish what they have begun."""
     while True:
         await asked.wait()
         asked.clear()
-        if isinstance(engine, Replaceable):
-            await engine.replace(settings.drain_s)
+        if isinstance(engine.current, Replaceable):
+            await engine.current.replace(settings.drain_s)
         else:
             _log.warning("workers.none reason=one process serves all; --concurrency makes more, which can be replaced")

@@ -4,7 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.live import LiveMesh, backend, caller, client, route, shop_documents, workloads_file
+from support.live import (
+    LiveMesh,
+    backend,
+    caller,
+    client,
+    mesh_document,
+    route,
+    shop_documents,
+    workloads_file,
+)
 
 pytestmark = [pytest.mark.xdist_group("mesh-a"), pytest.mark.long]  # `make test-envoy`: a mesh with four Envoys
 
@@ -43,3 +52,16 @@ def test_a_harmful_change_is_rolled_back_from_what_envoys_count(mesh: LiveMesh) 
     mesh.settle()
     assert mesh.versions_since(mesh.wait_seconds(2)).keys() == {"v1"}
     assert mesh.held() == ["Route/shop/api"]
+
+
+def test_an_engine_is_chosen_by_commit_and_changes_under_traffic(mesh: LiveMesh) -> None:
+    mesh.begin_again()
+    mark = mesh.mark()
+    chosen = [{"workloads": ["shop/web"], "engine": "python"}]
+    sha = mesh.push({"mesh.yaml": mesh_document({"deadline": "20s"}, engine="envoy", engines=chosen)})
+    mesh.wait(sha, "live", timeout=120)
+    mesh.settle()
+    engines = {proxy["metadata"]["name"]: proxy["spec"]["engine"] for proxy in mesh.proxies()}
+    assert {engines[f"web-{number}"] for number in range(3)} == {"python"}
+    assert {engines[name] for name in ("api-v1-0", "api-v2-0", "api-v3-0", "client-0")} == {"envoy"}
+    assert mesh.harm_since(mark) == {}

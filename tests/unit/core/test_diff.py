@@ -2,7 +2,7 @@
 
 from backstay.config.model import Authorization, Listeners, Manifest, decode_part
 from backstay.core.compile import compile_mesh
-from backstay.core.diff import PartChange, Staged, fresh_hosts, part_changes, sides, stage, with_fresh
+from backstay.core.diff import PartChange, Staged, fresh_hosts, new_engines, part_changes, sides, stage, with_fresh
 from backstay.core.rollout.model import Side
 from backstay.core.snapshot import Snapshot
 from support.meshes import registry, snapshot
@@ -64,6 +64,21 @@ def test_what_is_told_of_requests_decides_nothing_that_comes_in() -> None:
     spec = '{accessLog: {mode: all, sampling: 1}, tracing: {endpoint: "http://c:4318"}}'
     (step,) = turned(docs(), docs(HEAD + f"kind: Mesh\nmetadata: {{name: mesh}}\nspec: {spec}\n"))
     assert set(step.values()) == {"out"}
+
+
+def test_workloads_whose_proxies_change_their_engine_are_told() -> None:
+    def changing(old: Snapshot, new: Snapshot) -> tuple[str, ...]:
+        one, other = compile_mesh(old, registry()), compile_mesh(new, registry())
+        result = stage(one.manifests, other.manifests, parts := {**one.parts, **other.parts})
+        return new_engines(one.manifests, result, {**parts, **result.parts})
+
+    mesh = (
+        HEAD
+        + "kind: Mesh\nmetadata: {name: mesh}\nspec: {engine: envoy, engines: [{workloads: [shop/b], engine: python}]}\n"
+    )
+    everybody = HEAD + "kind: Mesh\nmetadata: {name: mesh}\nspec: {engine: envoy, egress: REGISTRY_ONLY}\n"
+    assert changing(docs(), docs(mesh)) == ("shop/a", "shop/b")
+    assert changing(docs(mesh), docs(everybody)) == ("shop/b",)
 
 
 def test_nothing_changed_is_no_stage() -> None:

@@ -41,7 +41,16 @@ def listeners_part(workload: Workload, document: Document | None, facts: Index) 
         gateway=listener_parts(facts.gateways.get(workload.key, ())),
         trusted_hops=facts.mesh.trusted_hops,
         jwt=_jwt(spec.jwt) if spec and spec.jwt else None,
+        engine=engine_of(workload.key, facts.mesh),
     )
+
+
+def engine_of(workload: str, mesh: intents.MeshSpec) -> Literal["", "python", "envoy"]:
+    """What the documents say of a workload's engine; empty: nothing."""
+    everybody = f"{workload.partition('/')[0]}/*"
+    named = next((entry.engine for entry in mesh.engines if workload in entry.workloads), None)
+    around = next((entry.engine for entry in mesh.engines if everybody in entry.workloads), None)
+    return named or around or mesh.engine or ""
 
 
 def _jwt(spec: intents.JwtRules) -> model.Jwt:

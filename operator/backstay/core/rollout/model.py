@@ -184,6 +184,8 @@ class Rollout(State, frozen=True, kw_only=True):
     """Traffic steps: the `service:port/subset` that gain weight. `stages` then holds one stage per step, each with the
     configs whose weights are that step's; every step goes to all proxies at once, and the cohorts are requests to these
     destinations against requests to the others of the same services."""
+    whole: tuple[WorkloadKey, ...] = ()
+    """Workloads whose proxies cannot serve both configs at once, because each wants another engine."""
     sides: tuple[dict[WorkloadKey, Side], ...] = ()
     """Per stage: which requests each workload's changed parts decide; not named: all."""
     memo: msgspec.Raw = msgspec.Raw(b"null")

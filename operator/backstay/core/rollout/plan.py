@@ -172,8 +172,12 @@ def _by_workload(
             continue
         waits = view.id in state.seats and view.silent_for < rollout.settings.confirm_within
         if view.connected or waits:
-            fleet.setdefault(view.workload, []).append(view)
+            fleet.setdefault(view.workload, []).append(_undivided(view) if view.workload in rollout.whole else view)
     return fleet
+
+
+def _undivided(view: ProxyView) -> ProxyView:
+    return msgspec.structs.replace(view, can_split=False)
 
 
 def _whole_budget(rollout: Rollout, fleet: Mapping[WorkloadKey, Sequence[ProxyView]]) -> int:
@@ -241,12 +245,13 @@ def begin(
     before: Mapping[WorkloadKey, verdict.Before] | None = None,
     gaining: tuple[str, ...] = (),
     sides: tuple[dict[WorkloadKey, Side], ...] = (),
+    whole: tuple[WorkloadKey, ...] = (),
 ) -> tuple[Rollout, tuple[Command, ...]]:
     """A new rollout with its first seats.
 
     `carry` is the rollout it supersedes: workloads whose stages are the same keep wave, seats and evidence. `before` is
     what stable did lately (evidence.Folder.before()), `gaining` the `service:port/subset` that traffic steps ramp up,
-    `sides` which requests the changed parts decide, per stage (diff.sides).
+    `sides` which requests the changed parts decide, per stage (diff.sides); `whole` whose proxies change their engine.
     """
     affected = sorted({workload for stage in stages for workload in stage.configs})
     gateways = {view.workload for view in proxies.values() if view.is_gateway}
@@ -266,6 +271,7 @@ def begin(
         before={name: stable.get(name, "") for name in affected},
         gaining=gaining,
         sides=sides,
+        whole=whole,
         memo=memo.dump(memo.begin(before or {}, affected)),
     )
     first = min((state.wave for name, state in rollout.workloads.items() if name in candidates(rollout)), default=0)

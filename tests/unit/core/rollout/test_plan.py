@@ -55,6 +55,13 @@ def test_engines_that_cannot_split_get_whole_proxies_rounded_up() -> None:
     )
 
 
+def test_proxies_that_change_their_engine_move_as_a_whole() -> None:
+    views = fleet(4)
+    changing = msgspec.structs.replace(at(0.05, views), whole=(WEB,))
+    assert list(plan.seats(changing, views).workloads[WEB].seats.values()) == [1.0]
+    assert list(given_to(0.05, views).values()) == [pytest.approx(0.2)]
+
+
 def test_the_share_of_all_proxies_bounds_how_many_single_replicas_move_at_once() -> None:
     views: dict[str, ProxyView] = {}
     for n in range(10):

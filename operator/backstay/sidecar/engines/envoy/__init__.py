@@ -8,6 +8,7 @@ served by whole proxies, which the missing capability `split` says.
 import asyncio
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -50,8 +51,10 @@ class EnvoyEngine:
     name = "envoy"
     capabilities: tuple[str, ...] = ()
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ, *, beside: bool = False) -> None:
+        """`beside`: its ports are another engine's as well, which it takes over from."""
         self._environment = environment
+        self._beside = beside
         self._slots = Slots()
         self._sums = stats.Sums()
         self._excuses = Excuses()
@@ -91,22 +94,33 @@ class EnvoyEngine:
 
     # --- start -----------------------------------------------------------------------------------------------------
 
+    def share_ports(self) -> None:
+        """Envoy always lets others of this user open its ports."""
+
+    def prepare(self, address: Address) -> None:
+        """Take what will be said before `start`, which then opens ports with all of it in force. Makes no file."""
+        if self._world is None:
+            self._world = World(address=address, folder=Folder(Path(tempfile.gettempdir()) / _folder_name()))
+
     async def start(self, address: Address) -> None:
+        """Raises OSError, and ContentRefused for a config that was given before."""
         if address.redirected is not None:
             raise OSError("--engine envoy does not take redirected connections: start it without --intercept")
         binary = process.find_binary(self._environment)
-        for host, port in _ports(address):
-            _claim(host, port)
-        folder = Folder(Path(tempfile.mkdtemp(prefix="backstay-envoy-")))
+        if not self._beside:
+            for host, port in _ports(address):
+                _claim(host, port)
+        self.prepare(address)
+        folder = self.world.folder
         folder.make()
-        self._world = World(address=address, folder=folder)
         files.write(folder.bootstrap, msgspec.json.encode(bootstrap(folder, address.host)))
-        self._write_first(render(self._world))
+        self._write_first(render(self.world))
         threads = int(self._environment.get(CONCURRENCY, "") or 2)
         self._process = process.Process(process.command(binary, folder.bootstrap, threads), died=self._died)
         self._admin = Admin(folder.admin)
         await self._process.start()
         await self.alive()
+        await self._take_first()
         self._workers = [
             spawn(self._keep_files(), name="envoy-files"),
             spawn(self._keep_counting(), name="envoy-counters"),
@@ -117,6 +131,25 @@ class EnvoyEngine:
             for write in step.writes:
                 files.write(write.path, updates.encode(write, "0"))
         self._rendered = rendered
+
+    async def _take_first(self) -> None:
+        """Envoy listens by what it was started with. Raises ContentRefused."""
+        rendered = self._rendered
+        if rendered is None or self.world.config is None:
+            return
+        ends = monotonic() + TAKE_SECONDS
+        waits = updates.steps(None, rendered, self.world.folder)
+        while monotonic() < ends:
+            values = await self._answers()
+            if any(updates.rejected(step, {}, values) for step in waits):
+                await asyncio.sleep(LOOK_SECONDS)
+                said = updates.words(self._process.lines if self._process else ())
+                await self._end()
+                raise ContentRefused("EnvoyRefused", said)
+            if all(updates.is_taken(step, "0", values) for step in waits):
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+        _log.warning("envoy.slow version=0")
 
     async def alive(self) -> None:
         """Wait until Envoy serves. Raises OSError with its last words if it does not come up."""
@@ -388,6 +421,10 @@ def _ports(address: Address) -> Iterator[tuple[str, int]]:
         yield address.app_host, entry.listen
     if address.outbound:
         yield address.app_host, address.outbound
+
+
+def _folder_name() -> str:
+    return f"backstay-envoy-{secrets.token_hex(8)}"
 
 
 def _claim(host: str, port: int) -> None:

@@ -8,6 +8,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import random as system_random
 from time import monotonic
@@ -72,9 +73,11 @@ class PythonEngine:
         log: Sink | None = None,
         random: Callable[[], float] = system_random,
         open_port: Callable[[str, int], socket.socket] = bind,
+        beside: bool = False,
     ) -> None:
-        """`log` takes lines of the access log; standard output if there is none. `open_port` makes listening sockets."""
-        self._open_port = open_port
+        """`log` takes lines of the access log; standard output if there is none. `open_port` makes listening sockets.
+        `beside`: its ports are another engine's as well, which it takes over from."""
+        self._open_port = partial(bind, shared=True) if beside else open_port
         self._log_to = log or StdoutSink()
         self._random = random
         self._acceptors: list[Acceptor] = []
@@ -109,6 +112,11 @@ class PythonEngine:
             server.stop()
             raise
         self._server = server
+
+    def share_ports(self) -> None:
+        """From now on another engine may open the same ports."""
+        for acceptor in (*self._acceptors, *self._gateways.values()):
+            acceptor.share()
 
     def _listen_redirected(self, server: Server, ports: Redirected) -> None:
         serving: list[Listener] = [

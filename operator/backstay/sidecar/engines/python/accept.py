@@ -81,6 +81,10 @@ class Acceptor:
     def is_inbound(self) -> bool:
         return isinstance(self._listener, Inbound | ToApplication)
 
+    def share(self) -> None:
+        """Let another socket listen at the same place; Linux takes that from a socket that listens already."""
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
     def stop_accepting(self) -> None:
         """Accept nothing new; connections that have not said anything yet may still."""
         if self._sock.fileno() < 0:
