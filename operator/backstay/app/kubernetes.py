@@ -45,6 +45,8 @@ CA_CARE_EVERY: Final = 60.0
 """Seconds between looks at the CA's Secret: two requests, and a CA that people bring is in force within a minute."""
 TURNS_WITHIN: Final = 60.0
 """Seconds without a turn of a loop after which the process is of no use: four times the longest wait for an answer."""
+FIRST_TERM_AT: Final = 1_577_836_800
+"""2020-01-01. Terms are 32 bits in the API: enough seconds from then on until 2088."""
 RETRY_EVERY: Final = 2.0
 NEWCOMERS_EVERY: Final = 0.5  # seconds a pod that has just been injected may wait for its first config
 
@@ -212,9 +214,14 @@ class KubernetesOperator:
             await stop(holding)
 
     async def _fence(self) -> int:
-        """A term greater than whatever was written before: the Lease may have been deleted meanwhile."""
+        """A term greater than whatever was written before: the Lease may have been deleted meanwhile.
+
+        Where nothing is written everything may have been deleted, while proxies remember: the clock outnumbers that, since
+        nobody leads for less than a second.
+        """
         epochs = await remembered(self.client, self.settings.namespace)
-        return await self.elector.at_least(max(epochs.values(), default=0) + 1)
+        now = int(time.time()) - FIRST_TERM_AT
+        return await self.elector.at_least(max(epochs.values(), default=now) + 1)
 
     async def _until_lost(self, holding: "asyncio.Task[None]", meshes: Meshes, epoch: int) -> None:
         assert self.control is not None and self.fleet is not None and self.authority is not None  # noqa: S101, PT018 - started
