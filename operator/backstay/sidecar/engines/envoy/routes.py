@@ -19,6 +19,8 @@ IDEMPOTENT: Final = "GET|HEAD|OPTIONS|TRACE|PUT|DELETE"
 FAILOVERS: Final = 2
 """Tries at other endpoints after a failed connect that need no retry policy, as in the other engine."""
 BACKOFF_CAP: Final = 10  # times the base
+UNDELIVERED: Final = "x-backstay-undelivered"
+"""What the other engine's proxies tell each other. Applications must neither say nor hear it."""
 UNKNOWN_ROUTE: Final = "#"
 _ASKED_METHOD: Final = "access-control-request-method"
 _ROUTE_CONFIGURATION: Final = "envoy.config.route.v3.RouteConfiguration"
@@ -66,6 +68,7 @@ def configuration(name: str, hosts: Sequence[Json], *, any_port: bool = False) -
         _ROUTE_CONFIGURATION,
         name=name,
         virtual_hosts=list(hosts),
+        response_headers_to_remove=[UNDELIVERED],
         max_direct_response_body_size_bytes=1024 * 1024,
         ignore_port_in_host_matching=any_port,
     )

@@ -23,6 +23,7 @@ from backstay.sidecar.engines.python.framing import (
     read_request,
     wants_websocket,
 )  # fmt: skip
+from backstay.sidecar.engines.python.tls import speaks_mesh
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.listeners import Listener
@@ -349,6 +350,13 @@ class Downstream(asyncio.Protocol):
             self.transport.pause_reading()
         else:
             self.transport.resume_reading()
+
+    @property
+    def is_from_proxy(self) -> bool:
+        """True if a proxy of the mesh asks for its application: it proved who it is, and offered the mesh's own protocol."""
+        if not (self.identity and self.listener.is_inbound and self.transport is not None):
+            return False
+        return speaks_mesh(self.transport)
 
     def find_peer(self) -> "Peer":
         found = self.peer = self.server.peers.caller(self.identity, self.address)

@@ -47,6 +47,18 @@ FAILURES: Final = {
 """Statuses as Envoy's (`connect-failure`, `reset` 503; a malformed answer 502; registry-only 502)."""
 
 
+UNDELIVERED: Final = (b"X-Backstay-Undelivered", b"connect-failure")
+"""With a 503, from one proxy of the mesh to another: the application took no connection, so no byte of this request reached
+it, and it may be sent elsewhere. Fields of this prefix are taken out of whatever an application sends and of whatever goes
+to one, so that only proxies say it, and only proxies hear it."""
+_UNDELIVERED_NAME: Final = UNDELIVERED[0].lower()
+UNDELIVERED_STATUS: Final = 503
+
+
+def says_undelivered(fields: Sequence[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() == _UNDELIVERED_NAME for name, _ in fields)
+
+
 CHALLENGES: Final = {
     "no-token": [(b"WWW-Authenticate", b"Bearer")],
     "bad-token": [(b"WWW-Authenticate", b'Bearer error="invalid_token"')],

@@ -13,7 +13,15 @@ from backstay.config.actions import hash_of
 from backstay.sidecar.engines.python.actions import with_fields
 from backstay.sidecar.engines.python.dial import seek
 from backstay.sidecar.engines.python.exchange import CODES, Phase
-from backstay.sidecar.engines.python.failures import CHALLENGES, FAILURES, STATUS_LINES, Failure
+from backstay.sidecar.engines.python.failures import (
+    CHALLENGES,
+    FAILURES,
+    STATUS_LINES,
+    UNDELIVERED,
+    UNDELIVERED_STATUS,
+    Failure,
+    says_undelivered,
+)  # fmt: skip
 from backstay.sidecar.engines.python.framing import (
     CHUNKED,
     LAST_CHUNK,
@@ -305,18 +313,27 @@ class Exchange:
     def connect_failed(self, error: Exception) -> None:
         if self.phase != _CONNECTING:
             return
-        lane: Lane = self.lane  # type: ignore[assignment]
         self.server.note_connect_failure(self.pool, error)
         self._note_unreached()
+        if not self._try_elsewhere():
+            self.fail("connect-failure", fields=self._undelivered())
+
+    def _try_elsewhere(self) -> bool:
+        """Another try for a request of which no byte was delivered; False if none may be made."""
         if self._try_again(Outcome.CONNECT_FAILURE, written=False):
-            return
-        others = len(lane.group.members) > len(self.tried) + 1
-        if others and self.failovers < FAILOVERS:
-            self.failovers += 1
-            self._leave_try()
-            self.attempt()
-            return
-        self.fail("connect-failure")
+            return True
+        others = len(self.lane.group.members) > len(self.tried) + 1  # type: ignore[union-attr]
+        if not others or self.failovers >= FAILOVERS:
+            return False
+        self.failovers += 1
+        self._leave_try()
+        self.attempt()
+        return True
+
+    def _undelivered(self) -> Fields | None:
+        """What a calling proxy is told where this one's application takes no connection. Not once anything was sent: a kept
+        connection may have died with the request on it (`fresh`)."""
+        return None if self.fresh or not self.downstream.is_from_proxy else [UNDELIVERED]
 
     def _send(self, upstream: Upstream) -> None:
         self._move(_SENT)
@@ -443,7 +460,11 @@ class Exchange:
         """The response head that goes downstream; None if this try is made again or the exchange has failed."""
         status = upstream.status
         lane: Lane = self.lane  # type: ignore[assignment]
-        if not lane.answers_plainly:
+        if status == UNDELIVERED_STATUS and upstream.secure and says_undelivered(upstream.fields):
+            self._note_unreached()
+            if self._send_elsewhere(upstream):
+                return None
+        elif not lane.answers_plainly:
             self._note_answer(lane, status)
         if status >= FIRST_CLIENT_ERROR and lane.retry is not None:
             outcome = outcome_of(status, lane.retry)
@@ -467,6 +488,22 @@ class Exchange:
         if head.length < 0 and not client_http11:
             self.keep_alive = False  # the end of the connection is the only end an HTTP/1.0 client can see
         return head.block + self._connection_field()
+
+    def _send_elsewhere(self, upstream: Upstream) -> bool:
+        """The other end's proxy has not delivered the request: as if it could not be connected. False if no other try can be
+        made; then its answer is the answer."""
+        if self.size > MAX_REPLAY_BYTES:
+            return False
+        group = self.lane.group  # type: ignore[union-attr]
+        is_done = upstream.complete and upstream.keep_alive and self.end_sent and not group.max_connections
+        if is_done:
+            self.upstream = None  # nothing is wrong with this connection: others would pay for a handshake
+        if not self._try_elsewhere():
+            self.upstream = upstream
+            return False
+        if is_done:
+            upstream.release(reusable=True)
+        return True
 
     def _note_answer(self, lane: "Lane", status: int) -> None:
         if lane.group.outlier is not None and self.pool is not None:

@@ -22,7 +22,8 @@ HIGH_WATER: Final = 64 * 1024  # asyncio's default for transports
 LOW_WATER: Final = 16 * 1024
 HANDSHAKE_SECONDS: Final = 10.0  # Envoy's transport_socket_connect_timeout default is none, Istio's 15 s, nginx's 60 s
 MESH_PROTOCOL: Final = "backstay"
-"""What our proxies offer by ALPN, so that at a port where the application speaks TLS itself the two can be told apart."""
+"""What our proxies offer and agree to by ALPN, so that at a port where the application speaks TLS itself the two can be told
+apart, and so that proxies know each other from whatever else holds a certificate."""
 MAX_ID_BYTES: Final = 2048  # SPIFFE ID, 2.3
 _SPIFFE_ID: Final = re.compile(r"spiffe://[a-z0-9._-]{1,255}((/[A-Za-z0-9._-]+)+)")
 
@@ -47,6 +48,7 @@ def make_contexts(files: IdentityFiles, bundles: Mapping[str, str], revoked: fro
     """Raises OSError (ssl.SSLError included) for a certificate, key or bundle that cannot be used."""
     server = _context(ssl.PROTOCOL_TLS_SERVER, files, "\n".join(bundles.values()))
     server.num_tickets = 0  # a resumed session would outlive the trust it was made under
+    server.set_alpn_protocols([MESH_PROTOCOL])  # agreed to where a client offers it; others may still offer nothing
     client = {domain: _context(ssl.PROTOCOL_TLS_CLIENT, files, bundle) for domain, bundle in bundles.items()}
     for context in client.values():
         context.set_alpn_protocols([MESH_PROTOCOL])
@@ -62,6 +64,12 @@ def _context(protocol: int, files: IdentityFiles, bundle: str) -> ssl.SSLContext
     context.load_cert_chain(files.certificate, files.key)
     context.load_verify_locations(cadata=bundle)
     return context
+
+
+def speaks_mesh(transport: asyncio.BaseTransport) -> bool:
+    """Whether the other end of a connection of ours is a proxy of the mesh."""
+    tls = transport.get_extra_info("ssl_object")
+    return isinstance(tls, ssl.SSLSocket) and tls.selected_alpn_protocol() == MESH_PROTOCOL
 
 
 def trust_domain_of(identity: str) -> str:
