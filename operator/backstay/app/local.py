@@ -180,7 +180,7 @@ class LocalOperator:
         self.api = api.ApiServer(
             Facade(reconciler), self.settings.state_dir, control.counts, traffic=control.traffic_of
         )
-        reconciler.on_view = self.api.observe
+        reconciler.on_view = self.api.observe_soon
         await self.api.start()
         if self.settings.webhook_port:
             secret = _secret(self.settings.webhook_secret_file).strip().encode()

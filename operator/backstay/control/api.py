@@ -37,6 +37,8 @@ MAX_SOCKET_PATH: Final = 103
 """sun_path holds 108 bytes on Linux and 104 on macOS, a final zero included."""
 MAX_BODY_BYTES: Final = 64 * 1024  # an order is a few hundred bytes
 EVENTS_PAGE: Final = 1000
+OBSERVE_AFTER: Final = 0.5
+"""Seconds from a look to its being noted: transition times are shown in whole seconds."""
 KEEPALIVE: Final = 15.0
 """Seconds between empty lines of a followed stream: a gone reader is noticed although nothing happens."""
 
@@ -104,7 +106,7 @@ def no_traffic(workloads: Iterable[str]) -> Traffic:
 
 
 class StatusBoard:
-    """Keeps the memory of transition times. `observe` is called after every tick that changed something, so that
+    """Keeps the memory of transition times. `observe` is called soon after every look that changed something, so that
     lastTransitionTime is when it happened and not when somebody looked."""
 
     def __init__(self, memory: status.Memory | None = None) -> None:
@@ -372,12 +374,22 @@ class ApiServer:
     ) -> None:
         self.path: Final = state_dir / SOCKET_NAME
         self.board: Final = board or StatusBoard()
+        self._facade: Final = facade
+        self._observing: asyncio.TimerHandle | None = None
         app = application(facade, self.board, streams, traffic)
         self._runner: Final = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
 
-    def observe(self, view: MeshView) -> None:
-        """Take note of a new view's transitions; cheap when the view is the one seen last."""
-        self.board.observe(view)
+    def observe_soon(self, _: MeshView) -> None:
+        """Take note of the newest view's transitions once the present hurry is over.
+
+        What a thousand documents say takes a third of a second to put together. While acks arrive there is a new view for
+        each few of them, and the next ack would wait for it. Whoever asks is shown the newest view all the same."""
+        if self._observing is None:
+            self._observing = asyncio.get_running_loop().call_later(OBSERVE_AFTER, self._observe)
+
+    def _observe(self) -> None:
+        self._observing = None
+        self.board.observe(self._facade.view())
 
     async def start(self) -> None:
         """Bind the socket. Raises OSError: a path too long, or another operator answers on it."""
@@ -385,6 +397,8 @@ class ApiServer:
         await web.SockSite(self._runner, bind_private(self.path)).start()
 
     async def close(self) -> None:
+        if self._observing is not None:
+            self._observing.cancel()
         await self._runner.cleanup()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
