@@ -65,7 +65,7 @@ class LocalSettings:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-LOCAL_POLL_INTERVAL = 0.2
+LOCAL_POLL_INTERVAL = 0.1
 """Seconds between looks at a folder of this machine: a look costs a few stat calls while nothing has moved."""
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from backstay.core.intents import API_VERSION, KINDS, Metadata, Spec
 from backstay.core.problems import Problem
-from backstay.core.snapshot import Document, Position
+from backstay.core.snapshot import Document, DocumentKey, Position
 from backstay.core.suggest import did_you_mean
 from backstay.core.yamltree import DEFAULT_LIMITS, Fault, Limits, Tree, read, shown
 
@@ -51,6 +51,8 @@ class Cache:
         """`files`: twice `Limits.files`, so that the last two revisions fit."""
         self._files = files
         self._entries: OrderedDict[object, _File] = OrderedDict()
+        self.sound: set[tuple[DocumentKey, str]] = set()
+        """Documents of the last commit, by key and digest, that are right by themselves (validate/rules.py)."""
         self.hits = 0
         self.misses = 0
 

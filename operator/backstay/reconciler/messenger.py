@@ -41,29 +41,33 @@ class Messenger:
         stable, rollout = {key: item.stable for key, item in state.workloads.items()}, state.rollout
         seated = plan.targets(rollout, stable, views) if rollout else {}
         expected = self._expected_refusals(rollout)
+        parts: dict[tuple[str, str], Mapping[str, bytes]] = {}  # by pair of configs: many proxies are told the same
         for proxy, view in views.items():
             wanted = seated.get(proxy) or plan.Target(stable.get(view.workload, ""), "", 0.0)
             if wanted.stable and self._assigned.get(proxy) != wanted:
                 self._assigned[proxy] = wanted
-                self._send(proxy, wanted, expected if wanted.candidate else (), rollout)
+                pair = (wanted.stable, wanted.candidate)
+                if pair not in parts:
+                    parts[pair] = self._parts_of(*pair)
+                assignment = self._assignment(wanted, expected if wanted.candidate else (), rollout)
+                self._fleet.assign(proxy, assignment, parts[pair])
 
-    def _send(
-        self, proxy: str, wanted: plan.Target, expected: tuple[tuple[str, str, str], ...], rollout: Rollout | None
-    ) -> None:
+    def _parts_of(self, stable: str, candidate: str) -> Mapping[str, bytes]:
         keeper = self._keeper
-        stable = keeper.manifests[wanted.stable]
-        candidate = keeper.manifests[wanted.candidate] if wanted.candidate else None
-        parts = parts_of(stable, keeper.parts)
-        if candidate is not None:
-            parts |= parts_of(candidate, keeper.parts)
-        assignment = Assignment(
-            stable=stable,
-            candidate=candidate,
+        own = parts_of(keeper.manifests[stable], keeper.parts)
+        return own | parts_of(keeper.manifests[candidate], keeper.parts) if candidate else own
+
+    def _assignment(
+        self, wanted: plan.Target, expected: tuple[tuple[str, str, str], ...], rollout: Rollout | None
+    ) -> Assignment:
+        manifests = self._keeper.manifests
+        return Assignment(
+            stable=manifests[wanted.stable],
+            candidate=manifests[wanted.candidate] if wanted.candidate else None,
             share=wanted.share,
             lease_s=rollout.settings.confirm_within if rollout else 60.0,
             expect_refused=expected,
         )
-        self._fleet.assign(proxy, assignment, parts)
 
     def _expected_refusals(self, rollout: Rollout | None) -> tuple[tuple[str, str, str], ...]:
         snapshot = self._keeper.snapshot(self._keeper.state.candidate_documents)

@@ -121,12 +121,18 @@ class SourceWatch:
         revision = await self._source.resolve()
         if revision.sha == self._known:
             return
-        tree = await self._source.read(revision.sha)
-        active = self._active()
-        commits = await self._source.between(active, revision.sha) if active else (revision,)
-        forced = bool(self._known) and not await self._source.is_ancestor(self._known, revision.sha)
+        tree, commits, forced = await asyncio.gather(  # each waits for a git or several
+            self._source.read(revision.sha), self._since_active(revision), self._is_forced(revision)
+        )
         self._found = Found(
             tree=Tree(revision=revision, files=tree.files, refused=tree.refused), commits=commits, forced=forced
         )
         self._known = revision.sha
         self._wake()
+
+    async def _since_active(self, revision: Revision) -> Sequence[Revision]:
+        active = self._active()
+        return await self._source.between(active, revision.sha) if active else (revision,)
+
+    async def _is_forced(self, revision: Revision) -> bool:
+        return bool(self._known) and not await self._source.is_ancestor(self._known, revision.sha)

@@ -14,7 +14,7 @@ import yaml
 from backstay.core.codes import EXPLANATIONS, code_of
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Instance, Registry, Service, ServicePort, Workload
-from backstay.core.validate import validate
+from backstay.core.validate import Cache, validate
 
 HERE: Final = Path(__file__).parent
 PREFIXES: Final = {Severity.ERROR: "", Severity.WARNING: "warning: ", Severity.WAITING: "waiting: "}
@@ -97,9 +97,9 @@ def _workload(key: str, raw: dict[str, Any]) -> Workload:
     )
 
 
-def found_in(case: Case) -> tuple[Problem, ...]:
+def found_in(case: Case, cache: Cache | None = None) -> tuple[Problem, ...]:
     registry = _registry() if "registry" in case.flags else None
-    outcome = validate(case.files, revision="main@sha1:0", registry=registry)
+    outcome = validate(case.files, revision="main@sha1:0", registry=registry, cache=cache)
     has_errors = any(problem.severity is Severity.ERROR for problem in outcome.problems)
     assert (outcome.snapshot is None) == has_errors
     return outcome.problems
@@ -115,6 +115,17 @@ CASES: Final = [(path.stem, case) for path in sorted(HERE.glob("*.cases")) for c
 @pytest.mark.parametrize("case", [pytest.param(case, id=f"{stem}: {case.title}") for stem, case in CASES])
 def test_finds_exactly_these_problems(case: Case) -> None:
     assert lines(found_in(case)) == case.problems
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=f"{stem}: {case.title}") for stem, case in CASES])
+def test_finds_the_same_where_every_file_was_judged_by_itself_before(case: Case) -> None:
+    """What is remembered of a document is only what no other document can change."""
+    remembered = Cache()
+    for name, data in case.files.items():
+        alone = Cache()
+        validate({name: data}, revision="main@sha1:0", cache=alone)
+        remembered.sound |= alone.sound
+    assert lines(found_in(case, remembered)) == case.problems
 
 
 def test_there_are_enough_cases() -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +44,8 @@ class Mirror:
         self._git = git
         self._limits = limits
         self._depth = depth
+        self._contents: Mapping[str, bytes] = {}
+        """Files of the tree that was read last, by object id: of the next one only what is new is asked of git."""
         self._format = ""
         """Object format as far as it was looked at already."""
 
@@ -169,8 +171,13 @@ class Mirror:
         """The YAML files of a commit below `path`, sizes looked at before any content is."""
         revision = self.revision(sha, ref)
         wanted, refused = tree.sort_out(tree.parse_listing(self._listing(sha, path)), self._limits)
-        small, big = tree.within_size(wanted, self._sizes(wanted.values()), self._limits)
-        contents = self._contents(small.values())
+        known = self._contents
+        sizes = {object_id: len(data) for object_id, data in known.items()}
+        sizes |= self._sizes(object_id for object_id in wanted.values() if object_id not in known)
+        small, big = tree.within_size(wanted, sizes, self._limits)
+        fresh = self._read(object_id for object_id in small.values() if object_id not in known)
+        contents = {object_id: (fresh if object_id in fresh else known)[object_id] for object_id in small.values()}
+        self._contents = contents
         files = {name: contents[object_id] for name, object_id in small.items()}
         return Tree(revision=revision, files=files, refused=(*refused, *big))
 
@@ -190,7 +197,7 @@ class Mirror:
         except ValueError as error:
             raise SourceUnavailable("GitOperationFailed", f"the mirror is damaged: {error}") from error
 
-    def _contents(self, object_ids: Iterable[str]) -> dict[str, bytes]:
+    def _read(self, object_ids: Iterable[str]) -> dict[str, bytes]:
         names = _lines(object_ids)
         if not names:
             return {}

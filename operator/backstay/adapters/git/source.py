@@ -84,7 +84,7 @@ class GitSource:
         self._refused: tuple[str, float, SourceRefused] | None = None
         self._prepared = False
         self._resolving = asyncio.Lock()
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="git")
+        self._threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="git")
         self.warning: str | None = None
         """Something an administrator should know about this machine's git; set after the first resolve."""
 

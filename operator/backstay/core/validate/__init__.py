@@ -50,7 +50,8 @@ def validate(
     parsed = parse(files, default_namespace=default_namespace, limits=limits, valid_cache=cache)
     unread = [Problem(file=path, reason=reason, message=message) for path, reason, message in refused]
     is_complete = not parsed.problems and not unread
-    across = check(parsed.documents, registry, is_complete=is_complete)
+    sound = cache.sound if cache is not None else None
+    across = check(parsed.documents, registry, is_complete=is_complete, sound=sound)
     problems = tuple(sorted((*unread, *parsed.problems, *across)))
     is_valid = all(problem.severity is not Severity.ERROR for problem in problems)
     snapshot = Snapshot(revision=revision, documents={d.key: d for d in parsed.documents}) if is_valid else None

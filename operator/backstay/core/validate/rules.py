@@ -1,15 +1,15 @@
 """The rules that look at a whole commit, as one table.
 
-Rule: a new one is a small function in the module of its subject, a line in RULES, an entry in core/codes.py and a case
-under tests/conformance/intents/. None may depend on another's findings.
+Rule: a new one is a small function in the module of its subject, a line in OF_COMMIT or OF_DOCUMENT, an entry in
+core/codes.py and a case under tests/conformance/intents/. None may depend on another's findings.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from backstay.core.problems import Problem, Severity
 from backstay.core.registry import Registry
-from backstay.core.snapshot import Document
+from backstay.core.snapshot import Document, DocumentKey
 from backstay.core.validate import (
     backends,
     externals,
@@ -23,12 +23,11 @@ from backstay.core.validate import (
 )
 from backstay.core.validate.facts import Rule, gather
 
-RULES: Final[tuple[Rule, ...]] = (
+OF_COMMIT: Final[tuple[Rule, ...]] = (
     references.duplicate_documents,
     references.several_meshes,
     references.conflicting_hosts,
     references.conflicting_backends,
-    references.duplicate_subsets,
     references.unknown_subsets,
     references.services_not_there,
     references.unknown_ports,
@@ -36,13 +35,30 @@ RULES: Final[tuple[Rule, ...]] = (
     references.empty_subsets,
     references.workloads_not_there,
     references.ports_not_served,
+    routes.timeout_order,
+    gateways.shared_ports,
+    gateways.selected_workloads,
+    gateways.unknown_gateways,
+    gateways.hosts_not_served,
+    gateways.conflicting_routes,
+    gateways.passthrough_routes,
+    externals.hosts_of_the_mesh,
+    externals.repeated_hosts,
+    security.overlapping_authentication,
+    security.tls_conflicts,
+    security.foreign_trust_domains,
+    security.conditions_without_tokens,
+)
+"""What takes other documents, the Mesh or the registry to say."""
+
+OF_DOCUMENT: Final[tuple[Rule, ...]] = (
+    references.duplicate_subsets,
     routes.match_paths,
     routes.match_ports,
     routes.unreachable_rules,
     routes.duplicate_rule_names,
     routes.weight_sums,
     routes.duplicate_backend_refs,
-    routes.timeout_order,
     routes.retries_never_on_timeout,
     routes.retries_without_condition,
     routes.faults_without_effect,
@@ -65,32 +81,20 @@ RULES: Final[tuple[Rule, ...]] = (
     gateways.listener_hosts,
     gateways.listener_tls,
     gateways.redirects_to_nowhere,
-    gateways.shared_ports,
-    gateways.selected_workloads,
     gateways.parent_names,
-    gateways.unknown_gateways,
-    gateways.hosts_not_served,
-    gateways.conflicting_routes,
-    gateways.passthrough_routes,
     backends.hashed_values,
     backends.outlier_times,
     backends.check_times,
     backends.listed_statuses,
-    externals.hosts_of_the_mesh,
-    externals.repeated_hosts,
     externals.repeated_ports,
     externals.originated_tls,
-    security.overlapping_authentication,
     security.duplicate_mtls_ports,
-    security.tls_conflicts,
-    security.foreign_trust_domains,
     security.policies_without_effect,
     security.bad_blocks,
     security.key_sets,
     security.repeated_issuers,
     security.claim_headers,
     security.plain_key_addresses,
-    security.conditions_without_tokens,
     security.bad_guardrails,
     settings.step_order,
     settings.step_end,
@@ -102,17 +106,37 @@ RULES: Final[tuple[Rule, ...]] = (
     settings.refused_paths,
     settings.immediate_pauses,
 )
+"""What a document says by itself: found in it once or never, so a document in which it was not found is not asked again."""
 
 MAY_WAIT: Final[tuple[Rule, ...]] = (references.services_not_there, references.workloads_not_there)
 """The rules that say WAITING: what they say changes with the registry alone."""
 
 
-def check(documents: Sequence[Document], registry: Registry | None, *, is_complete: bool) -> Iterator[Problem]:
+Sound: TypeAlias = set[tuple[DocumentKey, str]]
+"""Documents, by key and digest, that break no rule of OF_DOCUMENT."""
+
+
+def check(
+    documents: Sequence[Document], registry: Registry | None, *, is_complete: bool, sound: Sound | None = None
+) -> Iterator[Problem]:
     """Problems of the commit as a whole. `is_complete` is False when something could not be read: then nothing is said
-    to be missing that may stand there."""
+    to be missing that may stand there. With `sound`, documents that are known to be are not asked again what only they
+    can answer, and it holds those of this commit afterwards."""
     facts = gather(documents, registry, is_complete=is_complete)
-    for rule in RULES:
+    for rule in OF_COMMIT:
         yield from _bounded(rule(facts))
+    yield from _by_themselves(documents, set() if sound is None else sound)
+
+
+def _by_themselves(documents: Sequence[Document], sound: Sound) -> list[Problem]:
+    doubtful = [document for document in documents if (document.key, document.digest) not in sound]
+    facts = gather(doubtful, None, is_complete=True)
+    found = [problem for rule in OF_DOCUMENT for problem in _bounded(rule(facts))]
+    broken = {problem.document for problem in found}
+    sound &= {(document.key, document.digest) for document in documents}
+    if len(found) < _MOST:  # else a rule may have ended early
+        sound |= {(document.key, document.digest) for document in doubtful if document.key not in broken}
+    return found
 
 
 def waiting(documents: Sequence[Document], registry: Registry) -> Iterator[Problem]:
