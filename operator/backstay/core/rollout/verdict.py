@@ -178,7 +178,7 @@ class Before(Known, frozen=True, kw_only=True):
 
 
 class Judgement(State, frozen=True, kw_only=True):
-    """What the tests say now. Logarithms are natural; the fleet's verdict is the mean over workloads (decide.py)."""
+    """What the tests say now. Logarithms are natural; the fleet's verdict is the mean over workloads (judging.py)."""
 
     verdict: Verdict
     worse: float
@@ -843,7 +843,7 @@ _LN_WEIGHTS: Final = tuple(log(weight) for weight in WEIGHTS)
 
 
 def judge(tests: Tests, settings: Settings) -> Judgement:
-    """What this workload alone says; its fail threshold is decide.py's (the mean over all workloads)."""
+    """What this workload alone says; its fail threshold is judging.py's (the mean over all workloads)."""
     per_outcome = [_ln_worse(track) for track in tests.tracks]
     weighted = [value + weight for value, weight in zip(per_outcome, _LN_WEIGHTS, strict=True)]
     worse = mean_ln(weighted, 1)

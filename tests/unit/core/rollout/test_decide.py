@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from backstay.config.model import LATENCY_BOUNDS_MS
 from backstay.core.rollout import memo, phases, plan, verdict
-from backstay.core.rollout.decide import decide, fell
-from backstay.core.rollout.memo import Suspect
+from backstay.core.rollout.decide import decide
 from backstay.core.rollout.model import (
     Block,
     Counts,
@@ -553,15 +552,6 @@ def test_a_bad_last_wave_is_failed_by_the_baseline_that_taking_it_back_makes() -
         "HarmSuspected",
         "RolloutFailed",
     ]
-
-
-@pytest.mark.parametrize(
-    ("bad", "kept", "expected"),
-    [(0, 0.0, True), (30, 0.0, False), (10, 0.0, True), (18, 0.6, True), (26, 0.6, False), (0, 0.6, True)],
-)
-def test_fallen_means_at_least_half_of_what_the_taken_part_explains(bad: int, kept: float, expected: bool) -> None:
-    suspect = Suspect(kind="shared", subject="x", rate=0.3, usual=0.0, kept=kept, total=1000, bad=bad * 10)
-    assert fell(suspect) is expected
 
 
 # --- rolling back -----------------------------------------------------------------------------------------------------
