@@ -16,7 +16,7 @@ import msgspec
 from backstay.cli.exits import Exit, Failed, OperatorAway
 from backstay.cli.files import Files, read_folder, read_revision
 from backstay.cli.output import emit
-from backstay.cli.registries import Declared, declared, live_registry
+from backstay.cli.registries import Declared, declared, running
 from backstay.cli.session import Session, output_option, pass_session
 from backstay.cli.validate import DEFAULT_NAMESPACE, problem_lines
 from backstay.core import memory
@@ -27,7 +27,7 @@ from backstay.core.registry import Registry
 from backstay.core.rollout.plan import waves
 from backstay.core.snapshot import Snapshot
 from backstay.core.validate import validate
-from backstay.reconciler.planning import MeshPlan, Wanted, plan_mesh, settings_for
+from backstay.reconciler.planning import MeshPlan, Wanted, mesh_rollout, plan_mesh, settings_for
 
 
 @click.command
@@ -62,7 +62,7 @@ def plan(
     new = _snapshot(read_folder(folder), registry, namespace)
     old = _snapshot(read_revision(folder, old_revision), None, namespace) if old_revision else _live(session)
     made, parts = make_plan(old, new, registry)
-    data = plan_object(made, old, new)
+    data = plan_object(made, old, new, known.rollout_defaults)
     emit(output, data, lambda wide: "\n".join(plan_lines(data, made, parts if wide else {})))
     for conflict in made.conflict:
         session.say(str(conflict))
@@ -73,7 +73,7 @@ def _known(session: Session, workloads: Path | None) -> Declared:
     if workloads is not None:
         return declared(workloads)
     try:
-        return Declared(registry=live_registry(session.client()), namespace=DEFAULT_NAMESPACE)
+        return running(session.client(), DEFAULT_NAMESPACE)
     except OperatorAway as away:
         hint = "name the services and workloads with --workloads FILE, or start an operator"
         raise Failed(f"{away.message}, so nothing says which workloads exist", hint=hint) from away
@@ -111,9 +111,13 @@ def make_plan(old: Snapshot, new: Snapshot, registry: Registry) -> tuple[MeshPla
     return made, {**before.parts, **made.parts}
 
 
-def plan_object(made: MeshPlan, old: Snapshot, new: Snapshot) -> dict[str, Any]:
+def plan_object(
+    made: MeshPlan, old: Snapshot, new: Snapshot, rollout_defaults: Mapping[str, object] = {}
+) -> dict[str, Any]:
+    """`rollout_defaults` count where the Mesh document says nothing."""
     changed = sorted(changed_documents(old.documents, new.documents))
-    settings = settings_for(new.mesh.rollout, [new.documents[key] for key in made.documents if key in new.documents])
+    touched = [new.documents[key] for key in made.documents if key in new.documents]
+    settings = settings_for(mesh_rollout(new, rollout_defaults), touched)
     stages = made.staged.stages if made.staged else ()
     return {
         "apiVersion": "backstay.dev/v1alpha1",

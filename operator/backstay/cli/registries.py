@@ -1,6 +1,7 @@
 """Registries for verbs that compile without a platform: from a workloads file, or from the operator."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ class Declared:
     """Of documents that do not name theirs, as `backstay up` would have it."""
     traffic: "Traffic | None" = None
     """What the mesh was asked lately, where a running operator or a saved registry tells it."""
+    rollout_defaults: Mapping[str, object] = field(default_factory=dict)
+    """`spec.rollout` where the Mesh document says nothing, as the operator has it of its MeshRepository."""
 
 
 def declared(path: Path) -> Declared:
@@ -54,6 +57,17 @@ def expected(path: Path) -> Registry:
     return Registry(services=known.services, workloads=known.workloads, instances=instances)
 
 
+def running(client: "Client", namespace: str, *, traffic: bool = False) -> Declared:
+    """What the running operator knows; with `traffic`, of requests too. Raises OperatorAway, Failed (an older operator)."""
+    data = client.text("/v1/registry")
+    return Declared(
+        registry=msgspec.json.decode(data, type=Registry),
+        namespace=namespace,
+        traffic=live_traffic(client) if traffic else None,
+        rollout_defaults=saved_defaults(data),
+    )
+
+
 def live_registry(client: "Client") -> Registry:
     """What the running operator sees. Raises OperatorAway."""
     return msgspec.json.decode(client.text("/v1/registry"), type=Registry)
@@ -64,6 +78,12 @@ def live_traffic(client: "Client") -> "Traffic":
     from backstay.core.review.traffic import Traffic  # reviews only
 
     return msgspec.json.decode(client.text("/v1/traffic"), type=Traffic)
+
+
+def saved_defaults(data: bytes) -> Mapping[str, object]:
+    """The rollout defaults in a registry that an operator wrote down. Raises msgspec.DecodeError."""
+    found = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("rolloutDefaults")
+    return msgspec.json.decode(found, type=dict[str, object]) if found is not None else {}
 
 
 def saved_traffic(data: bytes) -> "Traffic | None":

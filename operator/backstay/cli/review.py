@@ -196,6 +196,7 @@ def make_report(compared: Compared, known: Declared, namespace: str, traffic: IO
         notes=compared.notes,
         seen=lambda old, new: _plaintext(traffic, old, new),
         traffic=known.traffic,
+        rollout_defaults=known.rollout_defaults,
     )
 
 

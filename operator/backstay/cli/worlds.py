@@ -13,7 +13,7 @@ import msgspec
 
 from backstay.cli.exits import Exit, Failed, OperatorAway
 from backstay.cli.files import Files, read_folder, read_revision
-from backstay.cli.registries import Declared, declared, expected, live_registry, live_traffic, saved_traffic
+from backstay.cli.registries import Declared, declared, expected, running, saved_defaults, saved_traffic
 from backstay.cli.session import Session
 from backstay.cli.validate import DEFAULT_NAMESPACE, problem_lines
 from backstay.core import memory
@@ -72,14 +72,14 @@ def registry_of(session: Session, workloads: Path | None, registry: Path | None,
         return replace(found, registry=expected(workloads))
     if registry is not None:
         known, data = registry_file(session, registry)
-        return Declared(registry=known, namespace=DEFAULT_NAMESPACE, traffic=saved_traffic(data) if traffic else None)
-    try:
-        client = session.client()
         return Declared(
-            registry=live_registry(client),
+            registry=known,
             namespace=DEFAULT_NAMESPACE,
-            traffic=live_traffic(client) if traffic else None,
+            traffic=saved_traffic(data) if traffic else None,
+            rollout_defaults=saved_defaults(data),
         )
+    try:
+        return running(session.client(), DEFAULT_NAMESPACE, traffic=traffic)
     except OperatorAway as away:
         hint = "name them with --workloads FILE or --registry FILE, or start an operator"
         raise Failed(f"{away.message}, so nothing says which workloads exist", hint=hint) from away

@@ -36,6 +36,7 @@ SOCKET_NAME: Final = "operator.sock"
 MAX_SOCKET_PATH: Final = 103
 """sun_path holds 108 bytes on Linux and 104 on macOS, a final zero included."""
 MAX_BODY_BYTES: Final = 64 * 1024  # an order is a few hundred bytes
+ROLLOUT_DEFAULTS: Final = "rolloutDefaults"  # a key beside the registry's own, which readers of only that skip
 EVENTS_PAGE: Final = 1000
 OBSERVE_AFTER: Final = 0.5
 """Seconds from a look to its being noted: transition times are shown in whole seconds."""
@@ -342,7 +343,10 @@ async def _snapshot(request: web.Request) -> web.StreamResponse:
 
 
 async def _registry(request: web.Request) -> web.StreamResponse:
-    return _json(request.app[_CONTEXT].facade.view().registry)
+    """What exists, and beside it what else reviews and plans need that no repository says."""
+    view = request.app[_CONTEXT].facade.view()
+    found = msgspec.to_builtins(view.registry)
+    return _json({**found, ROLLOUT_DEFAULTS: dict(view.rollout_defaults)} if view.rollout_defaults else found)
 
 
 async def _traffic(request: web.Request) -> web.StreamResponse:

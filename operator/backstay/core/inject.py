@@ -57,6 +57,8 @@ REDIRECT: Final = "backstay.dev/redirect"
 """`external`: something else (a CNI plug-in) writes the rules. `disabled`: nobody does; the application asks the proxy by
 HTTP_PROXY, and callers reach it past the proxy."""
 LOG_LEVEL: Final = "backstay.dev/proxy-log-level"
+CONCURRENCY: Final = "backstay.dev/proxy-concurrency"
+MAX_PROCESSES: Final = 64  # what `backstay sidecar --concurrency` takes
 _RESOURCES: Final = {
     "backstay.dev/proxy-cpu": ("requests", "cpu"),
     "backstay.dev/proxy-memory": ("requests", "memory"),
@@ -348,6 +350,7 @@ class _Wishes:
     exclude_cidrs: tuple[str, ...]
     redirect: str
     log_level: str
+    concurrency: int
     resources: Mapping[str, Mapping[str, str]]
 
 
@@ -359,6 +362,7 @@ def _wishes(annotations: Mapping[str, str], settings: InjectionSettings) -> _Wis
         exclude_cidrs=(*settings.exclude_cidrs, *_cidrs(annotations, EXCLUDE_CIDRS)),
         redirect=_one_of(annotations, REDIRECT, ("enabled", "external", "disabled"), "enabled"),
         log_level=_one_of(annotations, LOG_LEVEL, _LOG_LEVELS, settings.log_level),
+        concurrency=_concurrency(annotations),
         resources=_resources(annotations, settings),
     )
 
@@ -387,6 +391,14 @@ def _one_of(annotations: Mapping[str, str], key: str, known: Sequence[str], defa
     if value not in known:
         raise _invalid(key, value, f"one of {', '.join(known)}")
     return value
+
+
+def _concurrency(annotations: Mapping[str, str]) -> int:
+    """Not 0, which would be one for each core of the node, whatever the pod may use of them."""
+    value = annotations.get(CONCURRENCY, "1")
+    if not value.isdecimal() or not 0 < int(value) <= MAX_PROCESSES:
+        raise _invalid(CONCURRENCY, value, f"a number of processes from 1 to {MAX_PROCESSES}")
+    return int(value)
 
 
 def _resources(annotations: Mapping[str, str], settings: InjectionSettings) -> dict[str, dict[str, str]]:
@@ -608,6 +620,8 @@ def _environment(probes: Mapping[str, Json], wishes: _Wishes, settings: Injectio
         "DRAIN": str(settings.drain_s),
         "LOG_LEVEL": wishes.log_level,
     }
+    if wishes.concurrency > 1:
+        values["CONCURRENCY"] = str(wishes.concurrency)
     if probes:
         values["APP_PROBES"] = msgspec.json.encode(probes).decode()
     return [

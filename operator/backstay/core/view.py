@@ -86,6 +86,8 @@ class MeshView:
     """Why the effective snapshot is not valid and this and later commits wait; empty while it is."""
     waiting: Mapping[DocumentKey, Problem] = field(default_factory=dict)
     """Documents that wait for something the registry may still bring."""
+    rollout_defaults: Mapping[str, object] = field(default_factory=dict)
+    """`spec.rollout` where the Mesh document says nothing: a MeshRepository's."""
 
     registry: Registry = field(default_factory=Registry)
     proxies: Mapping[ProxyId, ProxyStatus] = field(default_factory=dict)

@@ -140,6 +140,7 @@ class Reconciler:
             interval=settings.interval,
             started_at=ports.clock.wall(),
             generation=settings.generation,
+            rollout_defaults=settings.rollout_defaults,
         )
         self._wake = asyncio.Event()
         self._flushed = asyncio.Event()

@@ -1,7 +1,7 @@
 """One moment of the mesh as a value for status, API and CLI."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backstay import __version__
 from backstay.config.model import Manifest
@@ -26,6 +26,7 @@ class Facts:
     interval: float
     started_at: float
     generation: int = 1
+    rollout_defaults: Mapping[str, object] = field(default_factory=dict)
 
 
 def show(
@@ -64,6 +65,7 @@ def show(
         stable=keeper.snapshot(state.stable_documents),
         held_dependency=str(made.conflict[0]) if made and made.conflict else "",
         waiting=made.waiting if made else {},
+        rollout_defaults=facts.rollout_defaults,
         registry=registry,
         proxies=book.statuses(registry, views),
         stable_manifests=conductor.base(),

@@ -1,6 +1,7 @@
 """validate, plan and init: what a person does before a push, on real files and real git."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,20 @@ def test_plan_against_the_live_mesh(repository: Path, state_dir: Path, operator:
     assert found["documents"] == [{"document": "Route/shop/b", "place": "b.yaml:1", "change": "changed"}]
     assert [item["workload"] for item in found["workloads"]] == ["shop/a", "shop/b"]
     assert found["stages"] == [{"name": "move", "workloads": ["shop/a", "shop/b"]}]
+
+
+def test_plan_knows_what_the_mesh_repository_says_of_rollouts(
+    repository: Path, state_dir: Path, operator: views.ShowingOperator
+) -> None:
+    """Where the Mesh document says nothing; what it says wins."""
+    operator.shown = replace(views.live(), rollout_defaults={"soak": "90s", "shares": [50, 100]})
+    (repository / "b.yaml").write_text(views.ROUTE.format(timeout="1s"))
+    found = json.loads(backstay("plan", repository, "-o", "json", state_dir=state_dir).out)
+    assert (found["soakSeconds"], found["waves"]) == (90.0, [50.0, 100.0])
+    mesh = {"apiVersion": "backstay.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "mesh"}}
+    (repository / "mesh.yaml").write_text(json.dumps({**mesh, "spec": {"rollout": {"soak": "7s"}}}))
+    found = json.loads(backstay("plan", repository, "-o", "json", state_dir=state_dir).out)
+    assert (found["soakSeconds"], found["waves"]) == (7.0, [50.0, 100.0])
 
 
 def test_plan_without_anything_to_compare_with_says_what_to_do(repository: Path, workloads: Path) -> None:

@@ -198,6 +198,18 @@ def test_outside_of_a_pipeline_something_must_be_named() -> None:
         from_pipeline({})
 
 
+def test_a_saved_registry_says_what_the_mesh_repository_says_of_rollouts(
+    repository: Repository, tmp_path: Path
+) -> None:
+    base = repository.commit(route=ROUTE % "8s")
+    head = repository.commit(route=ROUTE % "3s")
+    known = msgspec.to_builtins(expected(repository.root / "workloads.yaml"))
+    saved, mesh = tmp_path / "registry.json", str(repository.root / "mesh")
+    saved.write_bytes(msgspec.json.encode({**known, "rolloutDefaults": {"soak": "45s", "shares": [50, 100]}}))
+    done = CliRunner().invoke(cli, ["review", f"{base}..{head}", "--dir", mesh, "--registry", str(saved)])
+    assert "waves of 50 %, 100 % (move), at least 90 s in all" in done.output.splitlines()
+
+
 def test_a_saved_registry_with_traffic_says_who_would_be_refused(repository: Repository, tmp_path: Path) -> None:
     base = repository.commit(route=ROUTE % "8s")
     head = repository.commit(policy=POLICY % "web", strict=STRICT)

@@ -1,10 +1,12 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from backstay.core import inject
 from backstay.core.inject import (
     InjectionSettings,
     Outcome,
@@ -14,6 +16,7 @@ from backstay.core.inject import (
     is_wanted,
     patched,
 )
+from backstay.sidecar import settings
 from backstay.sidecar.settings import parse
 
 SETTINGS = InjectionSettings(
@@ -373,9 +376,23 @@ def test_resources_and_log_level_are_the_pods_to_say() -> None:
     assert environment(found)["BACKSTAY_SIDECAR_LOG_LEVEL"] == "debug"
 
 
+def test_large_pods_have_their_proxy_in_several_processes() -> None:
+    found = environment(injected(pod(annotations={"backstay.dev/proxy-concurrency": "4"})))
+    assert parse([], environment_values() | {key: found[key] for key in found if key.endswith("CONCURRENCY")}) == (
+        replace(parse([], environment_values()), concurrency=4)
+    )
+    assert "BACKSTAY_SIDECAR_CONCURRENCY" not in environment(injected(pod()))
+
+
+def test_as_many_processes_as_the_sidecar_takes() -> None:
+    assert inject.MAX_PROCESSES == settings.MAX_PROCESSES
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
+        ("proxy-concurrency", "0", "a number of processes from 1 to 64"),
+        ("proxy-concurrency", "many", "a number of processes from 1 to 64"),
         ("exclude-inbound-ports", "http", "port numbers separated by commas"),
         ("exclude-outbound-ports", "80,70000", "port numbers separated by commas"),
         ("exclude-outbound-cidrs", "10.0.0.1/8", "networks such as 10.0.0.0/8 separated by commas"),
