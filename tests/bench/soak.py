@@ -29,8 +29,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.support.planes import HOST, free_ports, running, serve_app
+from bench.support.planes import free_ports, running
 from bench.support.results import finish, say
+from bench.support.serving import HOST, serve_app
 
 SHORT: Final = bool(os.environ.get("SHORT"))
 SECONDS: Final = 120 if SHORT else 1800

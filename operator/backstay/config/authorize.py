@@ -56,14 +56,21 @@ def namespace_of(identity: str) -> str:
     return parts[4] if is_workload else ""
 
 
-class _Request(NamedTuple):
-    source: str
-    namespace: str
-    method: bytes
-    path: bytes
-    headers: Headers
-    port: int
-    around: Around
+class _Request:
+    """What one request is judged by. No tuple and not frozen: one is made per request."""
+
+    __slots__ = ("around", "headers", "method", "namespace", "path", "port", "source")
+
+    def __init__(
+        self, source: str, namespace: str, method: bytes, path: bytes, headers: Headers, port: int, around: Around
+    ) -> None:
+        self.source = source
+        self.namespace = namespace
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.port = port
+        self.around = around
 
     def values(self) -> Mapping[bytes, bytes]:
         return joined(self.headers)
@@ -92,7 +99,16 @@ class AuthorizationTable:
     ) -> Decision:  # fmt: skip
         """Judge one request. `source` is the caller's verified SPIFFE ID, empty for plaintext; `path` has no query."""
         request = _Request(source, namespace, method, path, headers, port, around)
-        return self._judge(lambda policy: policy.match(request))
+        # As `_judge`, without a call and a new decision for each request: 1.5 of 5 us.
+        for policy in self._deny:
+            rule = policy.match(request)
+            if rule is not None:
+                return Decision(allowed=False, policy=policy.name, rule=rule)
+        for policy in self._allow:
+            rule = policy.match(request)
+            if rule is not None:
+                return policy.allows[rule]
+        return DENIED_BY_DEFAULT if self._allow else ALLOWED_BY_DEFAULT
 
     def audited(
         self, source: str, namespace: str, method: bytes, path: bytes, headers: Headers, port: int,
@@ -130,13 +146,15 @@ class AuthorizationTable:
 
 
 class _CompiledPolicy:
-    __slots__ = ("_rules", "action", "asks_around", "name")
+    __slots__ = ("_rules", "action", "allows", "asks_around", "name")
 
     def __init__(self, policy: Policy) -> None:
         self.name = policy.name
         self.action = policy.action
         self._rules = tuple(_CompiledRule(rule) for rule in policy.rules)
         self.asks_around = any(_asks_around(rule) for rule in policy.rules)
+        self.allows = tuple(Decision(allowed=True, policy=self.name, rule=rule) for rule in range(len(policy.rules)))
+        """The decision of each rule that lets a request pass, as most are."""
 
     def match(self, request: _Request) -> int | None:
         for index, rule in enumerate(self._rules):
@@ -277,8 +295,7 @@ def _compile(policies: Sequence[Policy], action: str) -> tuple[_CompiledPolicy, 
     return tuple(_CompiledPolicy(policy) for policy in policies if policy.action == action)
 
 
-def _any_or_unset(tests: Iterable[_Test], value: str) -> bool:
-    tests = tuple(tests)
+def _any_or_unset(tests: tuple[_Test, ...], value: str) -> bool:
     return not tests or any(test(value) for test in tests)
 
 

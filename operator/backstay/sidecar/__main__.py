@@ -46,8 +46,11 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
 
 
 async def _run(settings: Settings) -> None:
-    from backstay.sidecar.program import Events, run  # noqa: PLC0415 - settings errors must not wait for imports
+    # Settings errors must not wait for these imports.
+    from backstay.sidecar.heap import settle  # noqa: PLC0415
+    from backstay.sidecar.program import Events, run  # noqa: PLC0415
 
+    settle()
     loop = asyncio.get_running_loop()
     events = Events()
     for number in (signal.SIGTERM, signal.SIGINT):

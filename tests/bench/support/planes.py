@@ -5,7 +5,6 @@ proxy, application; both ends check the other's SPIFFE ID). The client's proxy r
 server's has an allow policy; both write an access log of the same fields to /dev/null. nginx does the plaintext hop only.
 """
 
-import asyncio
 import json
 import signal
 import socket
@@ -18,19 +17,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-HOST: Final = "127.0.0.1"
-DOMAIN: Final = "bench.mesh"
-BODY: Final = b"x" * 1024
-LARGE: Final = b"x" * 1024 * 1024
+from bench.support.serving import HOST, Ports, spiffe
+
 START_SECONDS: Final = 60.0
-PROXY: Final = Path(__file__).resolve().parents[1] / "proxy.py"
-
-
-class Ports(NamedTuple):
-    app: int
-    plain: int
-    client: int
-    server: int
+SERVING: Final = Path(__file__).with_name("serving.py")
 
 
 class Proxies(NamedTuple):
@@ -40,100 +30,6 @@ class Proxies(NamedTuple):
     client: subprocess.Popen[bytes]
     server: subprocess.Popen[bytes]
     ports: Ports
-
-
-# --- ours --------------------------------------------------------------------------------------------------------------
-
-
-class App(asyncio.Protocol):
-    """Answers every head with 1 KiB, or with 1 MiB where the path ends in `large`; as little as possible, so that the
-    proxies are what is measured."""
-
-    HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
-    ANSWER: Final = HEAD % len(BODY) + BODY
-    LARGE_ANSWER: Final = HEAD % len(LARGE) + LARGE
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
-
-    def data_received(self, data: bytes) -> None:
-        answer = self.LARGE_ANSWER if b"/large " in data else self.ANSWER
-        self.transport.write(answer * data.count(b"\r\n\r\n"))
-
-
-async def serve_app(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(App, HOST, port)
-    await server.serve_forever()
-
-
-async def serve_ours(role: str, ports: Ports, folder: Path, hosts: int) -> None:
-    """One engine as the agent would set it up; `hosts` beside the one that is asked."""
-    from backstay.config.model import Config, Manifest, digest_of, encode_part
-    from backstay.config.wire import Endpoint
-    from backstay.sidecar.engine import Address, IdentityFiles
-    from backstay.sidecar.engines.python import PythonEngine
-
-    engine = PythonEngine()
-    listening = {"plain": ports.plain, "client": ports.client, "server": 0}[role]
-    inbound = {ports.app: ports.server} if role == "server" else {}
-    await engine.start(Address(host=HOST, inbound=inbound, outbound=listening))
-    engine.identity(IdentityFiles(certificate=folder / f"{role}.crt", key=folder / f"{role}.key"))
-    engine.trust({DOMAIN: (folder / "root.crt").read_text()}, [])
-    parts = own_parts(role, ports, hosts)
-    digests = {part.key: digest_of(encode_part(part)) for part in parts}
-    manifest = Manifest(workload=f"shop/{role}", parts=digests)
-    engine.apply(Config(manifest=manifest, parts={part.key: part for part in parts}), None, 0)
-    plain = Endpoint(id="app", address=HOST, port=ports.app)
-    mesh = Endpoint(id="server", address=HOST, port=ports.server, identity=spiffe("server"))
-    engine.endpoints({"web.shop:80": [mesh if role == "client" else plain]}, full=True)
-    while True:
-        await asyncio.sleep(1)
-        engine.collect()  # as the agent does every second
-
-
-def own_parts(role: str, ports: Ports, hosts: int) -> list[Any]:
-    from backstay.config.model import (
-        Authorization,
-        Backend,
-        HostRoutes,
-        InboundPort,
-        Listeners,
-        Match,
-        Operation,
-        PathMatch,
-        Policy,
-        PolicyRule,
-        Retry,
-        Rule,
-        Source,
-        ValueMatch,
-        WeightedBackend,
-    )
-
-    inbound = (InboundPort(port=ports.app, mtls="strict"),) if role == "server" else ()
-    listeners = Listeners(
-        namespace="shop", identity=spiffe(role), trust_domain=DOMAIN, inbound=inbound, access_log="all"
-    )
-    if role == "server":
-        asked = Operation(methods=("GET",), paths=("/path*", "/large"))
-        rule = PolicyRule(sources=(Source(principals=(spiffe("client"),)),), operations=(asked,))
-        return [listeners, Authorization(policies=(Policy(name="shop/web", action="allow", rules=(rule,)),))]
-    retry = Retry(attempts=2, retry_on=("connect-failure", "gateway-error"))
-    parts: list[Any] = [listeners]
-    for name in ("web.shop", *(f"s{number}.shop" for number in range(hosts))):
-        to = (WeightedBackend(backend=f"{name}:80"),)
-        canary = Match(headers=(ValueMatch(name="x-canary", kind="exact", value="yes"),))
-        rules = (
-            Rule(name="canary", matches=(canary,), backends=to, retry=retry),
-            Rule(name="api", matches=(Match(path=PathMatch(kind="prefix", value="/api")),), backends=to, retry=retry),
-            Rule(name="all", backends=to, retry=retry),
-        )
-        parts += (HostRoutes(host=name, port=80, rules=rules), Backend(service=name, port=80))
-    return parts
-
-
-def spiffe(role: str) -> str:
-    return f"spiffe://{DOMAIN}/ns/shop/sa/{role}"
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------
@@ -339,10 +235,11 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def own_command(role: str, ports: Ports, folder: Path, hosts: int) -> list[str]:
-    return [
-        sys.executable, str(PROXY), "--serve", role, "--folder", str(folder), "--ports", ",".join(map(str, ports)),
-        "--hosts", str(hosts),
-    ]  # fmt: skip
+    return [sys.executable, str(SERVING), role, ",".join(map(str, ports)), str(folder), str(hosts)]
+
+
+def app_command(port: int) -> list[str]:
+    return [sys.executable, str(SERVING), "app", str(port), "-", "0"]
 
 
 def envoy_command(role: str, ports: Ports, folder: Path, hosts: int) -> list[str]:

@@ -18,7 +18,8 @@ import msgspec
 from backstay.redact import clean
 from backstay.sidecar.engine import ContentRefused, IdentityFiles
 from backstay.sidecar.engines.python import PythonEngine, new_event_loop
-from backstay.sidecar.engines.python.accesslog import StdoutSink
+from backstay.sidecar.engines.python.sink import StdoutSink
+from backstay.sidecar.heap import settle
 from backstay.sidecar.workers import calls
 from backstay.sidecar.workers.calls import Answer, Last
 from backstay.tasks import spawn
@@ -153,6 +154,7 @@ def main() -> int:
         format=f"%(asctime)s %(levelname)s %(name)s[{os.getpid()}] %(message)s",
         stream=sys.stderr,
     )
+    settle()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_run(int(sys.argv[1])))
     return 0

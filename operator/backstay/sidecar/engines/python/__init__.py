@@ -18,7 +18,7 @@ from backstay.config.model import Config
 from backstay.config.wire import Endpoint, RefusalExpected
 from backstay.sidecar.engine import Address, ContentRefused, IdentityFiles, Observed, Redirected
 from backstay.sidecar.engines.python.accept import Acceptor, bind, count_refusal, refuses_plaintext, refuses_tls
-from backstay.sidecar.engines.python.accesslog import AccessLog, Sink, StdoutSink
+from backstay.sidecar.engines.python.accesslog import AccessLog
 from backstay.sidecar.engines.python.clusters import clusters_text
 from backstay.sidecar.engines.python.downstream import Downstream
 from backstay.sidecar.engines.python.flow import Exchange
@@ -29,6 +29,7 @@ from backstay.sidecar.engines.python.places import gateway_host, redirected_plac
 from backstay.sidecar.engines.python.redirected import FromApplication, ToApplication
 from backstay.sidecar.engines.python.runtime import Runtime
 from backstay.sidecar.engines.python.server import Server, close_all
+from backstay.sidecar.engines.python.sink import Sink, StdoutSink
 from backstay.sidecar.engines.python.tls import make_contexts, trust_domain_of
 
 __all__ = ["PythonEngine", "new_event_loop"]

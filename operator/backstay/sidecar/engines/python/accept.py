@@ -27,7 +27,8 @@ from backstay.sidecar.engines.python.redirected import (
     hello_size,
 )
 from backstay.sidecar.engines.python.split import Asked, is_expected
-from backstay.sidecar.engines.python.tls import Contexts, TlsTransport, check_peer, set_nodelay
+from backstay.sidecar.engines.python.tls import Contexts, check_peer, set_nodelay
+from backstay.sidecar.engines.python.transport import TlsTransport
 from backstay.tasks import spawn
 
 if TYPE_CHECKING:

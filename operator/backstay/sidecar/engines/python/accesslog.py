@@ -1,89 +1,26 @@
 """The access log: one JSON object a line, collected in memory and written in batches, never one call per request."""
 
 import asyncio
-import os
-import select
-import sys
-import threading
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from backstay.sidecar.engines.python.failures import FAILURES
+from backstay.sidecar.engines.python.sink import MAX_BUFFERED, LinesLost, Sink
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.flow import Exchange
+    from backstay.sidecar.engines.python.pool import Pool
+    from backstay.sidecar.engines.python.stats import Counters
 
-MAX_BUFFERED: Final = 1024 * 1024
-"""Bytes kept for a reader that does not keep up; beyond it lines are dropped and counted, traffic is not held up."""
 LAST_LINES_SECONDS: Final = 1.0  # at the end: for a reader to take what is left; one that is stuck does not get more
 LOOK_SECONDS: Final = 0.01
-
-Sink = Callable[[bytes], int | None]
-"""Takes what it can without waiting and says how many bytes that were (None: all). Raises LinesLost."""
-
-
-class LinesLost(OSError):
-    """Lines that were taken could not be written; there is no second try for them."""
-
-    def __init__(self, lines: int, cause: OSError) -> None:
-        super().__init__(cause.errno, cause.strerror)
-        self.lines = lines
-
-
-class StdoutSink:
-    """Writes to standard output from a thread of its own, one batch at a time.
-
-    Not by O_NONBLOCK: that is a setting of the open file, which other processes (a shell, a supervisor) may share.
-    """
-
-    def __init__(self, descriptor: int | None = None, *, shared: bool = False) -> None:
-        """`shared`: other processes write to it too, so lines are written in pieces that the kernel does not mix."""
-        self._descriptor = descriptor
-        self._most = select.PIPE_BUF if shared else MAX_BUFFERED * 2
-        self._batch = b""
-        self._lost: LinesLost | None = None
-        self._filled = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __call__(self, data: bytes) -> int:
-        if self._batch:
-            return 0
-        lost, self._lost = self._lost, None
-        if lost is not None:
-            raise lost
-        self._batch = data
-        self._filled.set()
-        if self._thread is None:  # a sidecar without an access log has no thread
-            self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
-            self._thread.start()
-        return len(data)
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._batch)
-
-    def _run(self) -> None:
-        descriptor = self._descriptor if self._descriptor is not None else sys.stdout.fileno()
-        while True:
-            self._filled.wait()
-            self._filled.clear()
-            left = memoryview(self._batch)
-            try:
-                while left:
-                    left = left[os.write(descriptor, left[: _whole_lines(left, self._most)]) :]
-            except OSError as error:  # the reader has gone away
-                self._lost = LinesLost(bytes(left).count(b"\n"), error)
-            self._batch = b""  # last: from here on the loop may bring the next one
-
-
-def _whole_lines(data: memoryview, most: int) -> int:
-    """How many bytes to write at once: at most so many, in whole lines where one fits."""
-    if len(data) <= most:
-        return len(data)
-    return bytes(data[:most]).rfind(b"\n") + 1 or most
+MOST_ENDINGS: Final = 1024
+"""Remembered ends of lines, of 0.3 KiB each: one per rule, endpoint and caller; a proxy seldom has more than dozens at a time."""
+_TRACEPARENT_LENGTH: Final = len(b"traceparent")
+_PLAIN: Final = bytes(code for code in range(0x20, 0x7F) if code not in b'"\\')
+"""What stands in JSON as it is."""
 
 
 class AccessLog:
@@ -92,12 +29,46 @@ class AccessLog:
         self._encode = msgspec.json.Encoder().encode_into
         self._buffer = bytearray()
         self._line = bytearray()
+        self._endings: dict[tuple[Counters | None, Pool | None, str, str], bytes] = {}
         self.dropped = 0
         """Lines that nobody will see."""
 
     def exchange(self, exchange: "Exchange", seconds: float) -> None:
-        if self._has_room():
+        if not self._has_room():
+            return
+        line = None if exchange.reason or exchange.audited else self._simple_line(exchange, seconds, time.time())
+        if line is None:
             self._add(record(exchange, seconds, time.time()))
+        else:
+            self._buffer += line
+
+    def _simple_line(self, exchange: "Exchange", seconds: float, at: float) -> bytes | None:
+        """The line of a request to which nothing special happened, as most are: what `record` says, without the way through
+        a dict (1.5 instead of 7 us; a test holds the two together). None if it needs the other way."""
+        head, trace = exchange.head, _trace(exchange)
+        if head is None or (exchange.method + head.authority + head.path + trace).translate(None, _PLAIN):
+            return None
+        lane, runtime, downstream = exchange.lane, exchange.runtime, exchange.downstream
+        key = (
+            lane.counters if lane is not None else None,
+            exchange.tried[-1] if exchange.tried else exchange.pool,
+            downstream.identity or downstream.address,
+            runtime.digest if runtime is not None else "",
+        )
+        ending = self._endings.get(key) or self._remember(key)
+        return b'{"time":%.3f,"method":"%b","authority":"%b","path":"%b","status":%d,"duration_ms":%.3f,%b%b%b}\n' % (
+            at, exchange.method, head.authority, head.path, exchange.status, seconds * 1000,
+            b'"bytes_in":%d,"bytes_out":%d,"tries":%d' % (exchange.size, exchange.response_bytes, exchange.tries),
+            ending, b',"traceparent":"%b"' % trace if trace else b"",
+        )  # fmt: skip
+
+    def _remember(self, key: "tuple[Counters | None, Pool | None, str, str]") -> bytes:
+        counters, pool, source, digest = key
+        encoded = msgspec.json.encode(_without_empty(_where(counters, pool, source, digest)))[1:-1]
+        if len(self._endings) >= MOST_ENDINGS:
+            self._endings.clear()
+        ending = self._endings[key] = b"," + encoded
+        return ending
 
     def refused(self, address: str, port: int, reason: str, config: str, error: str = "") -> None:
         """A connection that was closed before any request of it was read."""
@@ -140,7 +111,6 @@ def record(exchange: "Exchange", seconds: float, at: float) -> dict[str, Any]:
     """The fields of one line; empty ones are left out."""
     downstream, head, lane = exchange.downstream, exchange.head, exchange.lane
     failure = FAILURES.get(exchange.reason)
-    pool = exchange.tried[-1] if exchange.tried else exchange.pool
     fields: dict[str, Any] = {
         "time": round(at, 3),
         "method": exchange.method.decode("latin-1"),
@@ -155,13 +125,29 @@ def record(exchange: "Exchange", seconds: float, at: float) -> dict[str, Any]:
         "bytes_in": exchange.size,
         "bytes_out": exchange.response_bytes,
         "tries": exchange.tries,
-        "route": lane.counters.route if lane is not None else "",
-        "backend": lane.counters.backend if lane is not None else "",
-        "upstream": f"{pool.key.address}:{pool.key.port}" if pool is not None else "",
-        "source": downstream.identity or downstream.address,
-        "config": exchange.runtime.digest[:12] if exchange.runtime is not None else "",
-        "traceparent": _trace(exchange),
+        **_where(
+            lane.counters if lane is not None else None,
+            exchange.tried[-1] if exchange.tried else exchange.pool,
+            downstream.identity or downstream.address,
+            exchange.runtime.digest if exchange.runtime is not None else "",
+        ),
+        "traceparent": _trace(exchange).decode("latin-1"),
     }
+    return _without_empty(fields)
+
+
+def _where(counters: "Counters | None", pool: "Pool | None", source: str, digest: str) -> dict[str, Any]:
+    """Where from, where to, by which rule and config: the same for many requests."""
+    return {
+        "route": counters.route if counters is not None else "",
+        "backend": counters.backend if counters is not None else "",
+        "upstream": f"{pool.key.address}:{pool.key.port}" if pool is not None else "",
+        "source": source,
+        "config": digest[:12],
+    }
+
+
+def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value != ""}
 
 
@@ -176,13 +162,13 @@ def refusal_record(address: str, port: int, reason: str, config: str, error: str
         "source": address,
         "config": config[:12],
     }
-    return {name: value for name, value in fields.items() if value != ""}
+    return _without_empty(fields)
 
 
-def _trace(exchange: "Exchange") -> str:
+def _trace(exchange: "Exchange") -> bytes:
     if exchange.trace is not None:
-        return f"00-{exchange.trace.trace.decode()}-{exchange.trace.span.decode()}-01"
+        return b"00-%b-%b-01" % (exchange.trace.trace, exchange.trace.span)
     for name, value in exchange.fields:
-        if name.lower() == b"traceparent":
-            return value.decode("latin-1")
-    return ""
+        if len(name) == _TRACEPARENT_LENGTH and name.lower() == b"traceparent":
+            return value
+    return b""

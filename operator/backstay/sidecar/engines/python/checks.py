@@ -5,12 +5,12 @@ sweep, so an interval below half a second is not kept.
 """
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backstay.config.model import Backend, HealthCheck
 from backstay.sidecar.engines.python.flow import Exchange
 from backstay.sidecar.engines.python.framing import Fields, RequestHead
-from backstay.sidecar.engines.python.mirror import Nobody
+from backstay.sidecar.engines.python.nobody import Nobody
 from backstay.sidecar.engines.python.pool import Group, Pool
 from backstay.sidecar.engines.python.runtime import Lane
 from backstay.sidecar.engines.python.stats import Counters
@@ -48,7 +48,7 @@ class Checks:
             deadlines=server.deadlines_of(check.timeout_ms / 1000),
         )
         self._asking.add(pool)
-        client: Any = _Asker(self, pool, group, check)
+        client = _Asker(self, pool, group, check)
         exchange = Exchange(client, b"GET", check.path.encode(), "1.1", [], True)
         exchange.head = _head(group, check)
         exchange.complete = True

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 from backstay.config.model import OriginTls
 from backstay.sidecar.engines.python.outside import check_names
 from backstay.sidecar.engines.python.pool import Group, Pool
-from backstay.sidecar.engines.python.tls import TlsTransport, check_peer, set_nodelay, trust_domain_of
+from backstay.sidecar.engines.python.tls import check_peer, set_nodelay, trust_domain_of
+from backstay.sidecar.engines.python.transport import TlsTransport
 from backstay.sidecar.engines.python.upstream import Upstream
 from backstay.tasks import spawn
 

@@ -7,6 +7,15 @@ is not here closes both sides and is counted, because it means that bytes of two
 import enum
 from typing import Final
 
+READ: Final = 0
+DELAYED: Final = 1
+CONNECTING: Final = 2
+SENT: Final = 3
+RESPONDING: Final = 4
+TUNNEL: Final = 5
+ENDED: Final = 6
+"""The phases as plain numbers, for the hot path; a test holds them to `Phase`."""
+
 
 class Phase(enum.IntEnum):
     READ = 0

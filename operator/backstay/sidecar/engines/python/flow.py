@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Final
 from backstay.config.actions import hash_of
 from backstay.sidecar.engines.python.actions import with_fields
 from backstay.sidecar.engines.python.dial import seek
-from backstay.sidecar.engines.python.exchange import CODES, Phase
+from backstay.sidecar.engines.python.exchange import (
+    CODES,
+    CONNECTING,
+    DELAYED,
+    ENDED,
+    READ,
+    RESPONDING,
+    SENT,
+    TUNNEL,
+)  # fmt: skip
 from backstay.sidecar.engines.python.failures import (
     CHALLENGES,
     FAILURES,
@@ -64,7 +73,6 @@ if TYPE_CHECKING:
     from backstay.sidecar.engines.python.stats import Counters
     from backstay.sidecar.engines.python.trace import Trace, Tracer
 
-_READ, _DELAYED, _CONNECTING, _SENT, _RESPONDING, _TUNNEL, _ENDED = (int(phase) for phase in Phase)
 _NO_POOLS: Final[list[Pool]] = []
 _ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _CONTINUE_LINE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -106,7 +114,7 @@ class Exchange:
         self.runtime: Runtime | None = None
         self.lane: Lane | None = None
         self.started = 0.0
-        self.phase = _READ
+        self.phase = READ
         self.upstream: Upstream | None = None
         self.pool: Pool | None = None
         self.tries = 0
@@ -137,12 +145,12 @@ class Exchange:
 
     @property
     def has_ended(self) -> bool:
-        return self.phase == _ENDED
+        return self.phase == ENDED
 
     @property
     def moved(self) -> int:
         """Bytes of both bodies so far; with the answer's head it grows by one."""
-        return self.size + self.response_bytes + (self.phase == _RESPONDING)
+        return self.size + self.response_bytes + (self.phase == RESPONDING)
 
     def begin_trace(self, tracer: "Tracer") -> None:
         """Continue the trace that came, or begin one; what is forwarded says so."""
@@ -221,7 +229,7 @@ class Exchange:
         aborted = fault.abort_status > 0 and random() * 100 < fault.abort_percent  # type: ignore[union-attr]
         then = self._abort if aborted else self._set_out
         if delayed:
-            self._move(_DELAYED)
+            self._move(DELAYED)
             self.timer = self.server.loop.call_later(fault.delay_ms / 1000, then)  # type: ignore[union-attr]
         elif aborted:
             then()
@@ -260,7 +268,7 @@ class Exchange:
         if upstream is not None:
             self._send(upstream)
             return
-        self._move(_CONNECTING)
+        self._move(CONNECTING)
         seek(self.server, pool, group, self, lane.digest)
 
     def _hashed(self, group: Group) -> Pool | None:
@@ -286,7 +294,7 @@ class Exchange:
         if len(group.quota.pending) >= self.server.max_pending:
             self.fail("overflow")
             return
-        self._move(_CONNECTING)
+        self._move(CONNECTING)
         self.waiting = True
         group.quota.wait(self)
         spare = group.quota.spare(group)
@@ -302,7 +310,7 @@ class Exchange:
         self.attempt()
 
     def connected(self, upstream: Upstream) -> None:
-        if self.phase == _CONNECTING and self.upstream is None and self.pool is upstream.pool:
+        if self.phase == CONNECTING and self.upstream is None and self.pool is upstream.pool:
             if self.method == b"CONNECT":
                 self._pipe(upstream)
             else:
@@ -311,7 +319,7 @@ class Exchange:
             upstream.release(reusable=True)
 
     def connect_failed(self, error: Exception) -> None:
-        if self.phase != _CONNECTING:
+        if self.phase != CONNECTING:
             return
         self.server.note_connect_failure(self.pool, error)
         self._note_unreached()
@@ -336,7 +344,7 @@ class Exchange:
         return None if self.fresh or not self.downstream.is_from_proxy else [UNDELIVERED]
 
     def _send(self, upstream: Upstream) -> None:
-        self._move(_SENT)
+        self._move(SENT)
         self.upstream = upstream
         self.sent = 0
         self.end_sent = False
@@ -410,14 +418,14 @@ class Exchange:
             self.retrying = True
             group.retries += 1
         self._leave_try()
-        self._move(_DELAYED)
+        self._move(DELAYED)
         delay = backoff_seconds(retry, self.tries, self.server.random())
         self.timer = self.server.loop.call_later(delay, self.attempt)
         return True
 
     def _try_expired(self) -> None:
         self.timer = None
-        if self.phase == _SENT:
+        if self.phase == SENT:
             self._note_unreached()
             if not self._try_again(Outcome.TRY_TIMEOUT):
                 self.fail("timeout")
@@ -435,7 +443,7 @@ class Exchange:
         if upstream.broken:
             self.fail("bad-response")
             return
-        if self.phase == _SENT:
+        if self.phase == SENT:
             if upstream.continued:
                 self._continue(upstream)
             if not upstream.status:
@@ -479,7 +487,7 @@ class Exchange:
         if isinstance(head, Refusal):
             self.fail("bad-response")
             return None
-        self._move(_RESPONDING)
+        self._move(RESPONDING)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -550,7 +558,7 @@ class Exchange:
         if not (self.upgrade and upstream.upgraded and wants_websocket(upstream.fields)):
             self.fail("bad-response")
             return
-        self._move(_TUNNEL)
+        self._move(TUNNEL)
         self.status = SWITCHING
         head = upgrade_head(STATUS_LINES[SWITCHING], self._answer_fields(upstream))
         self.upstream = None
@@ -565,7 +573,7 @@ class Exchange:
 
     def _pipe(self, upstream: Upstream) -> None:
         """A CONNECT, or a connection of a TCP port: both sides become pipes."""
-        self._move(_TUNNEL)
+        self._move(TUNNEL)
         self.status = 200
         self._end()
         downstream = self.downstream
@@ -583,9 +591,9 @@ class Exchange:
     def upstream_lost(self, upstream: Upstream, *, refused: bool) -> None:
         """The connection is gone before its response was complete."""
         self.upstream = None
-        if self.phase == _RESPONDING:
+        if self.phase == RESPONDING:
             self._lost_midway(upstream)
-        elif self.phase == _SENT:
+        elif self.phase == SENT:
             self._lost_unanswered(upstream, refused)
 
     def _lost_midway(self, upstream: Upstream) -> None:
@@ -598,7 +606,7 @@ class Exchange:
     def _lost_unanswered(self, upstream: Upstream, refused: bool) -> None:
         if refused:
             self.server.ledger.peer_failed_late(upstream.pool.key.id, self.lane.digest)  # type: ignore[union-attr]
-            self._move(_CONNECTING)
+            self._move(CONNECTING)
             self.connect_failed(ConnectionError("handshake refused"))
             return
         if upstream.never_spoke:  # a peer that takes handshakes and then hangs up is no good peer, whatever its reason
@@ -618,7 +626,7 @@ class Exchange:
 
     def expire(self) -> None:
         """The time for the whole exchange is over."""
-        if self.phase == _SENT:
+        if self.phase == SENT:
             self._note_unreached()
         self.fail("timeout")
 
@@ -626,7 +634,7 @@ class Exchange:
         """End with an answer of the mesh's own, or by cutting off a response that has begun."""
         failure = FAILURES[reason]
         self.reason = reason
-        responding = self.phase == _RESPONDING
+        responding = self.phase == RESPONDING
         if self.lane is not None:
             self._count_failure(failure, self.lane.counters)
         if not responding:
@@ -641,7 +649,7 @@ class Exchange:
         """The rules of the mesh say no before any lane was chosen."""
         failure = FAILURES[reason]
         self.reason, self.policy, self.status = reason, policy, failure.status
-        self._move(_ENDED)
+        self._move(ENDED)
         self._count_failure(failure, counters)
         seconds = monotonic() - self.started
         self._measure(counters, seconds)
@@ -658,16 +666,16 @@ class Exchange:
 
     def client_gone(self) -> None:
         """The client closed its connection: nobody waits for the response."""
-        if self.phase == _ENDED:
+        if self.phase == ENDED:
             return
         self.reason = "client-gone"
         self._end()
 
     def _end(self) -> None:
         """Count once, and let go of everything."""
-        if self.phase == _ENDED:
+        if self.phase == ENDED:
             return
-        self._move(_ENDED)
+        self._move(ENDED)
         self.waiting = False
         lane = self.lane
         if lane is None:

@@ -27,7 +27,14 @@ NO_BODY: Final = 0
 UNTIL_CLOSE: Final = -2
 """Body lengths that are not a number of bytes."""
 
-_ORDINARY, _HOST, _LENGTH, _ENCODING, _CONNECTION, _EXPECT, _UPGRADE, _DROPPED = range(8)
+_ORDINARY: Final = 0
+_HOST: Final = 1
+_LENGTH: Final = 2
+_ENCODING: Final = 3
+_CONNECTION: Final = 4
+_EXPECT: Final = 5
+_UPGRADE: Final = 6
+_DROPPED: Final = 7
 _SPECIAL: Final = {
     b"host": _HOST,
     b"content-length": _LENGTH,
@@ -46,7 +53,7 @@ _SPECIAL: Final = {
 }
 _OWN_PREFIX: Final = b"x-backstay-"
 """Identity and control fields are the mesh's to write; a client's are removed, underscore twins too (threats H8)."""
-_BLANKS: Final = frozenset((b" ", b"\t"))
+_BLANK: Final = 0x20  # and what is below it: of those llhttp lets only the tab through
 _NEVER_LISTED: Final = frozenset((b"authorization", b"cookie", b"traceparent", b"tracestate", b"content-type"))
 """Fields that naming them in `Connection` does not remove: they are what a next hop decides by (threats H7)."""
 _MAX_REMEMBERED_NAMES: Final = 4096
@@ -55,22 +62,21 @@ _AUTHORITY: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~-]{1,2
 _METHOD_BODYLESS: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"))
 _STATUS_WITHOUT_BODY: Final = frozenset((204, 304))
 _MAX_PORT: Final = 65535
+_good_authorities: Final[set[bytes]] = set()
+"""Authorities that were looked at and found good: most requests name one of a few."""
+_MAX_REMEMBERED_AUTHORITIES: Final = 1024
+_kinds: Final[dict[bytes, int]] = {}
+"""Kind of a field by its name as sent; each spelling is classified once."""
 
 
-class _Kinds(dict[bytes, int]):
-    """Kind of a field by its name as sent; each spelling is classified once."""
-
-    def __missing__(self, name: bytes) -> int:
-        lower = name.lower().replace(b"_", b"-")
-        kind = _DROPPED if lower.startswith(_OWN_PREFIX) else _SPECIAL.get(lower, _ORDINARY)
-        if kind not in (_ORDINARY, _DROPPED) and b"_" in name:
-            kind = _DROPPED  # `Content_Length`: some application servers read it as the real one
-        if len(self) < _MAX_REMEMBERED_NAMES:
-            self[name] = kind
-        return kind
-
-
-_kinds: Final = _Kinds()
+def _kind(name: bytes) -> int:
+    lower = name.lower().replace(b"_", b"-")
+    kind = _DROPPED if lower.startswith(_OWN_PREFIX) else _SPECIAL.get(lower, _ORDINARY)
+    if kind not in (_ORDINARY, _DROPPED) and b"_" in name:
+        kind = _DROPPED  # `Content_Length`: some application servers read it as the real one
+    if len(_kinds) < _MAX_REMEMBERED_NAMES:
+        _kinds[name] = kind
+    return kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,37 +116,47 @@ class ResponseHead:
         self.reusable = reusable
 
 
-class _Scan:
-    """What the special fields of one head say."""
+_NONE: Final[list[bytes]] = []
+"""Of fields that are not there; shared, and never added to."""
 
-    __slots__ = ("connection", "dropped", "encoding", "expect", "host", "length", "size", "upgrade")
+
+class _Scan:
+    """What the special fields of one head say. Most heads have one or two of them, so lists are made when needed."""
+
+    __slots__ = ("connection", "encoding", "expect", "host", "length", "upgrade")
 
     def __init__(self) -> None:
-        self.host: list[bytes] = []
-        self.length: list[bytes] = []
-        self.encoding: list[bytes] = []
-        self.connection: list[bytes] = []
-        self.expect: list[bytes] = []
-        self.upgrade: list[bytes] = []
-        self.dropped: list[bytes] = []
+        self.host = self.length = self.encoding = self.connection = self.expect = self.upgrade = _NONE
 
-    def of(self, kind: int) -> list[bytes]:
-        return (self.host, self.length, self.encoding, self.connection, self.expect, self.upgrade, self.dropped)[
-            kind - 1
-        ]
+    def add(self, kind: int, value: bytes) -> None:
+        if kind == _HOST:
+            self.host = [*self.host, value]
+        elif kind == _LENGTH:
+            self.length = [*self.length, value]
+        elif kind == _ENCODING:
+            self.encoding = [*self.encoding, value]
+        elif kind == _CONNECTION:
+            self.connection = [*self.connection, value]
+        elif kind == _EXPECT:
+            self.expect = [*self.expect, value]
+        elif kind == _UPGRADE:
+            self.upgrade = [*self.upgrade, value]
 
 
 def _sort(fields: Fields) -> tuple[Fields, _Scan]:
     """Ordinary fields in order, and the values of the special ones."""
     ordinary: Fields = []
-    scan = _Scan()
+    scan, known = _Scan(), _kinds
     for field in fields:
-        kind = _kinds[field[0]]
+        kind = known.get(field[0], -1)
+        if kind < 0:
+            kind = _kind(field[0])
         if kind == _ORDINARY:
             # llhttp leaves blanks at a value's end: `admin ` must not pass a rule about `admin` (RFC 9110, 5.5).
-            ordinary.append(field if field[1][-1:] not in _BLANKS else (field[0], field[1].rstrip(b" \t")))
+            value = field[1]
+            ordinary.append(field if not value or value[-1] > _BLANK else (field[0], value.rstrip(b" \t")))
         else:
-            scan.of(kind).append(field[1].strip(b" \t"))
+            scan.add(kind, field[1].strip(b" \t"))
     if scan.connection:
         ordinary = _without_listed(ordinary, scan.connection)
     return ordinary, scan
@@ -227,7 +243,7 @@ def body_length(length: Sequence[bytes], encoding: Sequence[bytes], version: str
 def _finish(head: RequestHead, target: bytes, host: bytes) -> RequestHead:
     parts = [head.method, b" ", target, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
     for name, value in head.fields:
-        parts += (name, b": ", value, b"\r\n")
+        parts.append(b"%b: %b\r\n" % (name, value))
     if head.length == CHUNKED:
         parts.append(b"Transfer-Encoding: chunked\r\n")
     elif head.length > 0 or head.method not in _METHOD_BODYLESS:
@@ -242,8 +258,15 @@ def _finish(head: RequestHead, target: bytes, host: bytes) -> RequestHead:
 
 
 def is_authority(value: bytes) -> bool:
+    if value in _good_authorities:
+        return True
     match = _AUTHORITY.fullmatch(value)
-    return match is not None and (match[1] is None or 0 < int(match[1]) <= _MAX_PORT)
+    is_good = match is not None and (match[1] is None or 0 < int(match[1]) <= _MAX_PORT)
+    if is_good:
+        if len(_good_authorities) >= _MAX_REMEMBERED_AUTHORITIES:
+            _good_authorities.clear()
+        _good_authorities.add(value)
+    return is_good
 
 
 def split_authority(authority: bytes, default_port: int = 80) -> tuple[str, int]:
@@ -281,7 +304,7 @@ def read_response(
         return Refusal(status=502, reason="bad-framing")
     parts = [status_line]
     for name, value in ordinary:
-        parts += (name, b": ", value, b"\r\n")
+        parts.append(b"%b: %b\r\n" % (name, value))
     if length >= 0 and scan.length and status != 204:
         parts.append(b"Content-Length: %d\r\n" % int(scan.length[0]))
     elif length >= 0 and not _has_no_body(status, request_method):

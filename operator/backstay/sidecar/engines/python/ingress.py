@@ -21,7 +21,7 @@ from backstay.sidecar.engines.python.framing import Fields, RequestHead
 from backstay.sidecar.engines.python.hello import HELLO_BYTES, server_name
 from backstay.sidecar.engines.python.listeners import Listener, Outbound, Refused, around, seen, use_tokens
 from backstay.sidecar.engines.python.runtime import Lane, Runtime
-from backstay.sidecar.engines.python.tls import TlsTransport
+from backstay.sidecar.engines.python.transport import TlsTransport
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.downstream import Downstream

@@ -1,58 +1,22 @@
 """Copies of requests: sent like any request, but nobody waits for them and nobody reads their answers.
 
-A copy is an exchange whose client is `Nobody`, so it has the same limits, connections and time as others. Its counters are
+A copy is an exchange whose client is `Nobody` (nobody.py), so it has the same limits, connections and time as others. Its counters are
 not part of reports: what becomes of a copy is no evidence about a config, because no caller saw it.
 """
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from backstay.sidecar.engines.python.framing import Fields, RequestHead
-from backstay.sidecar.engines.python.peers import UNKNOWN
+from backstay.sidecar.engines.python.framing import RequestHead
 from backstay.sidecar.engines.python.retry import MAX_REPLAY_BYTES
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.actions import Actions
     from backstay.sidecar.engines.python.flow import Exchange
-    from backstay.sidecar.engines.python.server import Server
 
 MAX_COPIES: Final = 256
 """Copies under way to one backend. A slow one would otherwise cost this proxy a connection for every request in 15 s; what
 is beyond is dropped and counted."""
-
-
-class Nobody:
-    """The client of a copy."""
-
-    address = ""
-    identity = ""
-    namespace = ""
-    secure = False
-    leaving = False
-    full_since = 0.0
-    peer = UNKNOWN
-    listener = None
-    """Nobody asked for a copy: it is no sample of anybody's requests."""
-
-    def __init__(self, server: "Server") -> None:
-        self.server = server
-
-    def write(self, data: bytes) -> None:
-        """Bytes of the answer; they go nowhere."""
-
-    def answer(
-        self, exchange: "Exchange", status: int, reason: str, fields: Fields | None = None, body: bytes | None = None
-    ) -> None:
-        """The copy failed; it was counted."""
-
-    def exchange_ended(self, exchange: "Exchange") -> None:
-        """The answer was read."""
-
-    def update_reading(self) -> None:
-        """There is nothing to read."""
-
-    def abort(self) -> None:
-        """There is nothing to close."""
 
 
 def send_copies(exchange: "Exchange", actions: "Actions") -> None:
@@ -69,8 +33,7 @@ def send_copies(exchange: "Exchange", actions: "Actions") -> None:
 
 
 def _copy(exchange: "Exchange") -> "Exchange":
-    nobody: Any = Nobody(exchange.server)  # stands in for a Downstream, as far as an exchange knows one
-    copy = type(exchange)(nobody, exchange.method, exchange.target, "1.1", exchange.fields, True)
+    copy = type(exchange)(exchange.server.nobody, exchange.method, exchange.target, "1.1", exchange.fields, True)
     copy.head = _same_head(exchange.head)
     copy.body = list(exchange.body)
     copy.size = exchange.size

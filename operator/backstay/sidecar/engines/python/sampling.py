@@ -47,8 +47,7 @@ class Sampler:
             self._is_full = True
             return
         self.left = self._next()
-        listener = exchange.downstream.listener
-        asker = listener.asker(exchange.downstream) if listener is not None else None
+        asker = exchange.downstream.listener.asker(exchange.downstream)
         if asker is None or exchange.head is None or not exchange.status:
             return
         self._unsent += self._stride if asker[0] else 0

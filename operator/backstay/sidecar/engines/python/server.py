@@ -23,6 +23,7 @@ from backstay.sidecar.engines.python.accesslog import AccessLog
 from backstay.sidecar.engines.python.checks import Checks
 from backstay.sidecar.engines.python.framing import split_authority
 from backstay.sidecar.engines.python.listeners import Inbound
+from backstay.sidecar.engines.python.nobody import Nobody
 from backstay.sidecar.engines.python.outside import Outside
 from backstay.sidecar.engines.python.peers import Peers
 from backstay.sidecar.engines.python.pool import MAX_PENDING, Group, Pool, PoolKey, Pools
@@ -61,7 +62,7 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
         self.after = after
         """Seconds; 0 is no limit."""
-        self.open: OrderedDict[Exchange, None] = OrderedDict()
+        self.open: dict[Exchange, None] = {}
 
     def add(self, exchange: "Exchange") -> None:
         self.open[exchange] = None
@@ -78,14 +79,14 @@ class Deadlines:
     def _fire(self) -> None:
         self._timer = None
         now = monotonic()
-        while self.open:
-            oldest = next(iter(self.open))
+        for oldest in list(self.open):
             left = oldest.started + self.after - now
             if left > 0.0005:
                 self._timer = self._loop.call_later(left, self._fire)
                 return
-            del self.open[oldest]
-            oldest.expire()
+            if oldest in self.open:  # and has not ended meanwhile, because another did
+                del self.open[oldest]
+                oldest.expire()
 
 
 class Server:
@@ -97,6 +98,7 @@ class Server:
         self.ledger = Ledger()
         self.spans = Spans(__version__)
         self.sampler = Sampler(random)
+        self.nobody = Nobody(self)
         self.pools = Pools(random, by_address=address.redirected is not None)
         self.peers = Peers(lambda: self.pools.known)
         self.app_groups = {port: self._make_app_group(port) for port in address.inbound}

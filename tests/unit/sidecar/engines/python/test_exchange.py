@@ -1,10 +1,15 @@
 """The table of phases."""
 
+from backstay.sidecar.engines.python import exchange
 from backstay.sidecar.engines.python.exchange import LEGAL, Phase, is_legal
 
 
 def test_integers_and_phases_agree() -> None:
     assert all(is_legal(before, after) is ((before, after) in LEGAL) for before in Phase for after in Phase)
+
+
+def test_plain_numbers_of_the_hot_path_are_those_of_the_phases() -> None:
+    assert {phase.name: getattr(exchange, phase.name) for phase in Phase} == {phase.name: int(phase) for phase in Phase}
 
 
 def test_nothing_follows_the_end_and_everything_can_end() -> None:

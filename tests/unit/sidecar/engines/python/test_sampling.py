@@ -8,6 +8,7 @@ import pytest
 from backstay.config.wire import PlaintextRow, Sample
 from backstay.sidecar.engines.python.ingress import Ingress
 from backstay.sidecar.engines.python.listeners import Inbound, Listener, Outbound
+from backstay.sidecar.engines.python.nobody import Nowhere
 from backstay.sidecar.engines.python.sampling import MAX_TARGET, MOST_LOOKS, Sampler, names_of
 from backstay.sidecar.engines.python.stats import MOST_CALLERS, Ledger
 
@@ -103,7 +104,7 @@ def test_callers_without_a_certificate_are_sampled_where_they_come_in() -> None:
 def test_copies_and_requests_that_were_never_read_are_no_samples() -> None:
     made = sampler()
     copy, unread, gone = ended(), ended(), ended(status=0)
-    copy.downstream.listener = None
+    copy.downstream.listener = Nowhere(copy.downstream)
     unread.head = None
     for exchange in (copy, unread, gone):
         finish(made, exchange)
