@@ -2,8 +2,11 @@
 
 import json
 import os
+import socket
+import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +30,7 @@ from support.live import (
 pytestmark = pytest.mark.xdist_group("mesh-a")
 
 STRANGER = "spiffe://backstay.local/ns/shop/sa/stranger"
+REVOKED_WITHIN = 2.0  # seconds, as documented
 
 
 def workloads() -> str:
@@ -238,3 +242,66 @@ def test_a_review_puts_live_requests_through_a_change_and_names_plaintext_caller
     saved.write_text(mesh.run("route", "registry", "--traffic").stdout)
     again = mesh.run("review", "HEAD", "--dir", str(folder), "--registry", str(saved), "-o", "json")
     assert json.loads(again.stdout)["plaintext"] == report["plaintext"]
+
+
+# --- an identity that has leaked --------------------------------------------------------------------------------------
+
+
+def test_a_revoked_identity_is_refused_and_cut_off_within_two_seconds(mesh: LiveMesh) -> None:
+    """The stranger's key in somebody's hands, and the stranger itself. A machine that stands still for a second is no proof
+    of anything: the best of three orders counts."""
+    sidecar = mesh.folder_state / "instances" / "stranger-0" / "sidecar"
+    place: Mapping[str, Any] = json.loads((mesh.folder_state / "platform.json").read_bytes())["places"]["api-v1-0"]
+    where = place["address"], next(iter(place["inbound"].values()))
+    took: list[float] = []
+    while not took or (min(took) > REVOKED_WITHIN and len(took) < 3):
+        took.append(cut_off_after(mesh, where, sidecar))
+    assert min(took) <= REVOKED_WITHIN, took
+
+
+def cut_off_after(mesh: LiveMesh, where: tuple[str, int], sidecar: Path) -> float:
+    """Seconds from the order to the end of an open connection; the identity is trusted again afterwards."""
+    others = mesh.mark()
+    with leaked(where, sidecar) as thief:
+        assert asks(thief) == b"HTTP/1.1 200 "
+        began = time.monotonic()
+        mesh.act("revoke", why="its key has leaked", who=STRANGER)
+        assert is_ended(thief)
+        took = time.monotonic() - began
+    with leaked(where, sidecar) as again:
+        assert asks(again) == b""
+    mark = mesh.wait_seconds(1, "stranger")
+    assert not any(code.startswith("2") for code in mesh.outcomes_since(mark, "stranger"))
+    assert mesh.harm_since(others) == {}, "everybody else goes on"
+    mesh.act("unrevoke", why="it has another key", who=STRANGER)
+    mesh.wait_steady()
+    return took
+
+
+@contextmanager
+def leaked(where: tuple[str, int], sidecar: Path) -> Iterator[ssl.SSLSocket]:
+    """A connection of whoever has a proxy's key and certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.load_cert_chain(sidecar / "identity.pem")
+    with socket.create_connection(where, 20) as plain, context.wrap_socket(plain) as secured:
+        yield secured
+
+
+def asks(connection: ssl.SSLSocket) -> bytes:
+    """The beginning of the answer; nothing if the connection ends without one."""
+    try:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: api\r\n\r\n")
+        answer = connection.recv(65536)
+    except (ConnectionError, ssl.SSLError):
+        return b""
+    return answer[:13]
+
+
+def is_ended(connection: ssl.SSLSocket) -> bool:
+    """Waits for the end. Raises TimeoutError."""
+    try:
+        return connection.recv(1) == b""
+    except (ConnectionError, ssl.SSLError):
+        return True  # a reset is an end, too
