@@ -5,6 +5,7 @@ Names, paths and values come from small sets, so that rules meet, shadow and con
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from hypothesis import strategies as st
@@ -337,6 +338,14 @@ def meshes(draw: st.DrawFn) -> Json:
 
 
 @st.composite
+def externals(draw: st.DrawFn) -> Json:
+    """Hosts outside that may be passed through."""
+    hosts = draw(st.lists(st.sampled_from(("elsewhere.example", "*.elsewhere.example")), min_size=1, unique=True))
+    ports = [{"port": draw(st.sampled_from((80, 443))), "protocol": "TLS"}]
+    return document("ExternalService", "outside", {"hosts": hosts, "ports": ports})
+
+
+@st.composite
 def repositories(draw: st.DrawFn, patterns: bool = False) -> list[Json]:
     """Documents whose references hold."""
     found = list(BACKENDS)
@@ -346,6 +355,8 @@ def repositories(draw: st.DrawFn, patterns: bool = False) -> list[Json]:
         found.append(draw(authentications()))
     if draw(st.booleans()):
         found.append(draw(meshes()))
+    if draw(st.integers(0, 2)) == 0:
+        found.append(draw(externals()))
     return found
 
 
@@ -380,10 +391,121 @@ def requests(draw: st.DrawFn, tokens: bool = False) -> Request:
     )
     return Request(
         method=draw(st.sampled_from((*METHODS, "PUT"))),
-        authority=draw(st.sampled_from(("web", "web.shop", "api:80", "API.shop.svc", "elsewhere.example"))),
+        authority=draw(
+            st.sampled_from(
+                ("web", "web.shop", "api:80", "API.shop.svc", "elsewhere.example", "deep.elsewhere.example")
+            )
+        ),
         path=draw(st.sampled_from(paths)),
         query=query,
         headers=tuple(headers),
         address="127.0.0.1",
         claims=draw(claims()) if tokens else None,
+    )
+
+
+# --- gateways ---------------------------------------------------------------------------------------------------------
+
+GATEWAY = "edge"
+PLAIN, SECURE = 8081, 8443
+"""Ports of the gateway; what they speak is each repository's, but the first never TLS that ends there."""
+OUTSIDE_HOSTS = ("a.example", "*.example", "deep.b.example", "*.b.example")
+OUTSIDE_NAMES = ("a.example", "x.example", "deep.b.example", "y.b.example", "A.example.", "elsewhere.test")
+
+
+def with_gateway(*, replicas: int = 1) -> Registry:
+    """The registry with a workload in front that calls nothing of its own."""
+    known = registry(replicas=replicas)
+    edge = Workload(name=GATEWAY, namespace=NAMESPACE, service_account=GATEWAY, is_gateway=True)
+    instance = Instance(id=GATEWAY, workload=edge.key, address="127.0.0.1")
+    return Registry(
+        services=known.services,
+        workloads={**known.workloads, edge.key: edge},
+        instances={**known.instances, instance.id: instance},
+    )
+
+
+def gateway_listener(name: str, port: int, protocol: str, hosts: Sequence[str], *, redirect: bool = False) -> Json:
+    found: Json = {"name": name, "port": port, "protocol": protocol, "hosts": list(hosts)}
+    if protocol == "HTTPS":
+        found["tls"] = {"secretRef": {"name": f"{name}-cert"}}
+    return found | ({"redirectToHttps": True} if redirect else {})
+
+
+@st.composite
+def gateways(draw: st.DrawFn, passed: bool = True) -> Json:
+    """Two listeners with hosts of their own on the first port, and perhaps one on the second. `passed`: TLS that passes
+    through is among the protocols."""
+    protocols = ("HTTPS", "TLS") if passed else ("HTTPS",)
+    listeners = []
+    hosts = draw(st.permutations((*OUTSIDE_HOSTS, "*")))
+    cut = draw(st.integers(1, 3))
+    for number, own in enumerate((hosts[:cut], hosts[cut : cut + draw(st.integers(0, 2))])):
+        if own:
+            redirect = draw(st.integers(0, 2)) == 0
+            listeners.append(gateway_listener(f"plain-{number}", PLAIN, "HTTP", own, redirect=redirect))
+    if draw(st.booleans()):
+        own = draw(st.lists(st.sampled_from((*OUTSIDE_HOSTS, "*")), min_size=1, max_size=2, unique=True))
+        listeners.append(gateway_listener("secure", SECURE, draw(st.sampled_from(protocols)), own))
+    for item in listeners:
+        if item["protocol"] == "HTTPS" and draw(st.booleans()):
+            item["tls"]["minVersion"] = "1.3"
+    return document("Gateway", "public", {"listeners": listeners})
+
+
+@st.composite
+def outside_routes(draw: st.DrawFn, name: str, host: str) -> Json:
+    found: list[Json] = draw(st.lists(rules(), min_size=1, max_size=3))
+    for item in found:
+        for match in item.get("matches", ()):
+            if "authority" in match:
+                value = draw(st.sampled_from(("a.", "x", "deep.b.example")))
+                match["authority"] = {"type": draw(st.sampled_from(("Exact", "Prefix"))), "value": value}
+            if "sources" in match:
+                match["sources"] = [draw(st.sampled_from((GATEWAY, CLIENTS[0])))]
+    return document("Route", name, {"hosts": [host], "parentRefs": [{"name": "public"}], "rules": found})
+
+
+@st.composite
+def outside_policies(draw: st.DrawFn) -> Json:
+    spec: Json = {
+        "selector": {"workloads": [GATEWAY]},
+        "action": draw(st.sampled_from(("Allow", "Deny"))),
+        "rules": draw(st.lists(policy_rules(), min_size=1, max_size=2)),
+    }
+    return document("Authorization", "at-the-gate", spec)
+
+
+@st.composite
+def gateway_repositories(draw: st.DrawFn, passed: bool = True) -> list[Json]:
+    """What is about a gateway, and one policy behind it."""
+    found = [*BACKENDS, draw(gateways(passed))]
+    hosts = draw(st.lists(st.sampled_from((*OUTSIDE_HOSTS, "*")), max_size=3, unique=True))
+    found += [draw(outside_routes(f"out-{number}", host)) for number, host in enumerate(hosts)]
+    if draw(st.integers(0, 2)) == 0:
+        found.append(draw(outside_policies()))
+    if draw(st.integers(0, 2)) == 0:
+        found.append(draw(policies("policy-0")))
+    return found
+
+
+@st.composite
+def gateway_changed(draw: st.DrawFn, documents: list[Json], passed: bool = True) -> list[Json]:
+    """The same with a document or two of another one."""
+    taken = {(item["kind"], item["metadata"]["name"]): item for item in documents}
+    other = draw(gateway_repositories(passed))
+    for item in draw(st.lists(st.sampled_from(other), min_size=1, max_size=2)):
+        taken[item["kind"], item["metadata"]["name"]] = item
+    gone = [key for key in taken if key[0] in ("Route", "Authorization")]
+    if gone and draw(st.integers(0, 2)) == 0:
+        del taken[draw(st.sampled_from(gone))]
+    return list(taken.values())
+
+
+@st.composite
+def outside_requests(draw: st.DrawFn) -> Request:
+    port = draw(st.sampled_from(("", ":8081", ":80")))
+    request = draw(requests())
+    return replace(
+        request, authority=draw(st.sampled_from(OUTSIDE_NAMES)) + port, address=draw(st.sampled_from(ADDRESSES))
     )

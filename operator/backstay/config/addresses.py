@@ -43,6 +43,17 @@ def in_blocks(address: str, blocks: Iterable[str]) -> bool:
     return any(known == bits and first <= number <= last for known, first, last in map(range_of, blocks))
 
 
+def common_blocks(ones: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
+    """Blocks of what lies in both lists: of two blocks one holds the other, or they have nothing in common."""
+    pairs = [(one, other, range_of(one), range_of(other)) for one in ones for other in others]
+    found = [
+        one if inner[1] >= outer[1] and inner[2] <= outer[2] else other
+        for one, other, inner, outer in pairs
+        if inner[0] == outer[0] and inner[1] <= outer[2] and outer[1] <= inner[2]
+    ]
+    return tuple(dict.fromkeys(found))
+
+
 def remote_address(headers: Headers, address: str, trusted_hops: int) -> str:
     """Where a request began: of the addresses that proxies noted in X-Forwarded-For the one `trusted_hops` before the last;
     the connection's own where there are not so many. Empty where that entry is no address.

@@ -19,10 +19,12 @@ import msgspec
 from backstay.config.actions import CompiledEdits, redirect_location, rewritten_target
 from backstay.config.addresses import remote_address
 from backstay.config.authorize import Around, AuthorizationTable, namespace_of
-from backstay.config.match import HostTable, RouteTable, is_let_out
+from backstay.config.gateways import ListenerTable, forwarded, to_https
+from backstay.config.match import HostTable, RouteTable, host_of, is_let_out
 from backstay.config.model import (
     Authorization,
     Backend,
+    GatewayListener,
     HostRoutes,
     InboundPort,
     Listeners,
@@ -36,6 +38,8 @@ from backstay.config.model import (
 from backstay.config.target import clean_target, is_seen
 from backstay.config.tokens import TokenTable
 from backstay.core.compile import Compiled, PartCache, compile_mesh
+from backstay.core.externals import let_out
+from backstay.core.intents import GatewaySpec
 from backstay.core.registry import Instance, Registry
 from backstay.core.snapshot import Document, Snapshot
 
@@ -138,8 +142,9 @@ class Destination:
 
 
 SentKind: TypeAlias = Literal[
-    "route", "redirect", "direct", "no-backend", "no-route", "unknown-host", "pass-through", "bad-request"
+    "route", "redirect", "direct", "no-backend", "no-route", "unknown-host", "pass-through", "bad-request", "closed"
 ]
+"""`closed`: nothing listens at that port of the gateway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +162,17 @@ class Sent:
     """The path prefix that matched, where what is done depends on it."""
     place: str = ""
     """`file:line` of the rule, or of the document that has none for this request; empty where no document says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entrance:
+    """How a gateway takes connections that name a host."""
+
+    protocol: Literal["closed", "http", "https", "tls"]
+    secret: str = ""
+    """Certificate that callers are shown; empty where TLS ends here and there is none for the name."""
+    min_tls: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,9 +224,12 @@ class Trace:
     """A request from its caller to everybody who may answer it."""
 
     caller: str
+    """For a request from outside the gateway that it comes in at."""
     request: Request
     sent: Sent
     answerers: tuple[Answerer, ...] = ()
+    admitted: Received | None = None
+    """What the gateway's own policies say of a request from outside."""
 
     @property
     def is_denied(self) -> bool:
@@ -233,6 +252,9 @@ class World:
         self._parts: dict[str, Part] = {}
         self._hosts: dict[str, HostTable] = {}
         self._gateways: dict[tuple[str, int], HostTable] = {}
+        self._entries: dict[tuple[str, int], ListenerTable | None] = {}
+        self._externals: tuple[tuple[tuple[str, ...], str], ...] | None = None
+        self._entered: dict[tuple[str, int, str], Sent] = {}
         self._tables: dict[tuple[object, ...], HostTable] = {}
         self._sents: dict[tuple[str, str, int, str], Sent] = {}
         self._policies: dict[str, AuthorizationTable] = {}
@@ -333,11 +355,6 @@ class World:
             return self.unknown_host(workload, question.authority)
         return self._picked(workload, table, question)
 
-    def enters(self, workload: str, port: int, question: Asked) -> Sent:
-        """What a gateway does with a request from outside at one of its ports."""
-        table = self.gateway_hosts(workload, port).find(question.authority.partition(b":")[0])
-        return Sent(kind="no-route") if table is None else self._picked(workload, table, question)
-
     def _picked(self, workload: str, table: RouteTable, question: Asked) -> Sent:
         index = table.pick(question.method, question.path, question.query, question.fields, question.authority)
         if index is None:
@@ -352,8 +369,19 @@ class World:
     def unknown_host(self, workload: str, authority: bytes = b"") -> Sent:
         """What becomes of requests to hosts that the workload's config does not know."""
         listeners = self.listeners(workload)
-        refuses = listeners.egress == "registry_only" and not is_let_out(listeners.egress_hosts, authority)
-        return Sent(kind="unknown-host" if refuses else "pass-through", place=self._mesh_place("spec.egress"))
+        place = self._mesh_place("spec.egress")
+        if listeners.egress != "registry_only":
+            return Sent(kind="pass-through", place=place)
+        if is_let_out(listeners.egress_hosts, authority):
+            return Sent(kind="pass-through", place=self._let_out_place(authority))
+        return Sent(kind="unknown-host", place=place)
+
+    def _let_out_place(self, authority: bytes) -> str:
+        """`file:line` of the ExternalService that lets a host out."""
+        if self._externals is None:
+            documents = (item for item in self.snapshot.documents.values() if item.kind == "ExternalService")
+            self._externals = tuple((let_out((item,)), item.place("spec.hosts")) for item in documents)
+        return next((place for hosts, place in self._externals if is_let_out(hosts, authority)), "")
 
     def by_rule(self, workload: str, table: RouteTable, index: int, prefix: str = "") -> Sent:
         """What one rule of a host does."""
@@ -457,6 +485,78 @@ class World:
                 self._of_workload.setdefault(instance.workload, []).append(instance)
         return self._of_workload
 
+    # --- a gateway's ports -----------------------------------------------------------------------------------------
+
+    def entries(self, workload: str, port: int) -> ListenerTable | None:
+        """The listeners of one port of a gateway; None where it does not listen."""
+        key = (workload, port)
+        if key not in self._entries:
+            own = [listener for listener in self.listeners(workload).gateway if listener.port == port]
+            self._entries[key] = ListenerTable(own) if own else None
+        return self._entries[key]
+
+    def at_gateway(self, workload: str, port: int, question: Asked) -> Asked:
+        """A request from outside as the gateway's rules and policies see it."""
+        entries = self.entries(workload, port)
+        if entries is None or entries.protocol == "tls":
+            return question
+        fields = forwarded(question.fields, question.address, secure=entries.protocol == "https")
+        return replace(question, fields=tuple(fields))
+
+    def entrance(self, workload: str, port: int, host: bytes) -> Entrance:
+        """How a connection for a host is taken; callers name the host that they ask for in TLS as well."""
+        entries = self.entries(workload, port)
+        if entries is None:
+            return Entrance(protocol="closed")
+        listener = entries.find(host)
+        place = self.listener_place(listener or entries.listeners[0])
+        if listener is None or entries.protocol != "https":
+            return Entrance(protocol=entries.protocol, place=place)
+        return Entrance(protocol="https", secret=listener.secret, min_tls=listener.min_tls, place=place)
+
+    def enters(self, workload: str, port: int, question: Asked) -> Sent:
+        """Where a gateway sends a request from outside that its policies let in."""
+        entries = self.entries(workload, port)
+        host = host_of(question.authority)
+        listener = entries.find(host) if entries is not None else None
+        table = self.gateway_hosts(workload, port).find(host)
+        return self.entering(workload, port, listener, table) or (
+            self._picked(workload, table, question) if table is not None else Sent(kind="no-route")
+        )
+
+    def entering(
+        self, workload: str, port: int, listener: GatewayListener | None, table: RouteTable | None
+    ) -> Sent | None:
+        """What becomes of every request that a listener and a host's routes are about; None where the rules decide."""
+        entries = self.entries(workload, port)
+        if entries is None:
+            return Sent(kind="closed")
+        if listener is not None and listener.redirect_port:
+            return self._sent_to_https(workload, listener)
+        if listener is None or table is None:
+            return Sent(kind="no-route", place=self.listener_place(listener or entries.listeners[0]))
+        return self.by_rule(workload, table, 0) if entries.protocol == "tls" else None
+
+    def _sent_to_https(self, workload: str, listener: GatewayListener) -> Sent:
+        """To the listener's own port, as callers that see ports are sent; others need none said (`https_port`)."""
+        key = (workload, listener.port, listener.name)
+        found = self._entered.get(key)
+        if found is None:
+            rule = to_https(listener.port, listener.redirect_port).rules[0]
+            found = self._entered[key] = Sent(
+                kind="redirect", host=f"*:{listener.port}", rule=rule, index=0, place=self.listener_place(listener)
+            )
+        return found
+
+    def listener_place(self, listener: GatewayListener) -> str:
+        """`file:line` of a listener."""
+        gateway, _, name = listener.name.rpartition("/")
+        document = self.snapshot.documents.get(f"Gateway/{gateway}")
+        if document is None or not isinstance(document.spec, GatewaySpec):
+            return ""
+        index = next((number for number, item in enumerate(document.spec.listeners) if item.name == name), None)
+        return document.place("spec.listeners" if index is None else f"spec.listeners[{index}]")
+
     # --- the server's side -----------------------------------------------------------------------------------------
 
     def receives(self, workload: str, port: int, source: str, request: Request) -> Received:
@@ -522,10 +622,16 @@ class World:
         return document.place("spec.jwt") if document is not None else ""
 
     def inbound(self, workload: str, port: int) -> InboundPort:
-        """How a port is listened on; one that the config does not name is taken whole, as the data plane has it."""
+        """How a port is listened on; one that the config does not name is taken whole, as the data plane has it. At a
+        gateway's own ports nobody is asked for a certificate."""
         listeners = self.listeners(workload)
-        found = (item for item in listeners.inbound if item.port == port)
-        return next(found, InboundPort(port=port, protocol="tcp", mtls=listeners.other_ports))
+        found = next((item for item in listeners.inbound if item.port == port), None)
+        if found is not None:
+            return found
+        entries = self.entries(workload, port) if listeners.gateway else None
+        if entries is not None:
+            return InboundPort(port=port, protocol="tcp" if entries.protocol == "tls" else "http")
+        return InboundPort(port=port, protocol="tcp", mtls=listeners.other_ports)
 
     # --- together --------------------------------------------------------------------------------------------------
 
@@ -535,6 +641,18 @@ class World:
         question = asked(request)
         answerers = () if question is None else tuple(self._answerers(workload, sent, question))
         return Trace(caller=workload, request=request, sent=sent, answerers=answerers)
+
+    def trace_outside(self, gateway: str, port: int, request: Request) -> Trace:
+        """The whole way of a request from outside. Raises UnknownWorkload."""
+        self.manifest(gateway)
+        question = asked(request)
+        if question is None:
+            return Trace(caller=gateway, request=request, sent=Sent(kind="bad-request"))
+        question = self.at_gateway(gateway, port, question)
+        sent = self.enters(gateway, port, question)
+        admitted = self.takes(gateway, port, ANONYMOUS, question) if sent.kind != "closed" else None
+        answerers = tuple(self._answerers(gateway, sent, question))
+        return Trace(caller=gateway, request=request, sent=sent, answerers=answerers, admitted=admitted)
 
     def _answerers(self, caller: str, sent: Sent, question: Asked) -> Iterator[Answerer]:
         forwarded = forwarded_as(sent, question)

@@ -15,11 +15,10 @@ from backstay.core.review.report import (
     Report,
     Rollout,
     Touched,
-    access_changes,
+    changes,
     compared,
     document_changes,
     remark,
-    request_changes,
     untouched,
 )
 from backstay.core.review.traffic import Traffic, refused_plaintext, replayed
@@ -90,6 +89,7 @@ def _compared(
     guarded = [problem for problem in judged.problems if problem.reason.startswith("Guardrail")]
     broken = [problem for problem in judged.problems if problem not in guarded]
     touched = tuple(touched_workloads(old, new, registry))
+    requests, access = changes(old, new)
     return Report(
         base=before.revision,
         head=head.revision,
@@ -97,8 +97,8 @@ def _compared(
         problems=(*map(remark, head.validated.problems), *map(remark, broken)),
         guardrails=tuple(map(remark, guarded)),
         documents=tuple(document_changes(before, after)),
-        requests=tuple(request_changes(old, new)),
-        access=tuple(access_changes(old, new)),
+        requests=requests,
+        access=access,
         touched=touched,
         rollout=rollout_of(old, new, rollout_defaults),
         plaintext=(*seen(old, new), *(refused_plaintext(traffic, old, new) if traffic is not None else ())),
@@ -124,8 +124,8 @@ def touched_workloads(old: World, new: World, registry: Registry) -> Iterable[To
     shared: dict[object, list[str]] = {}
     for key in sorted(old.compiled.manifests.keys() & new.compiled.manifests.keys()):
         before, after = old.manifest(key).parts, new.manifest(key).parts
-        kind = declared(registry.workloads[key])
-        if kind not in shared or registry.workloads[key].is_gateway:
+        kind = (declared(registry.workloads[key]), key if registry.workloads[key].is_gateway else "")
+        if kind not in shared:
             shared[kind] = [
                 name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)
             ]

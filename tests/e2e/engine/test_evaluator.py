@@ -6,13 +6,17 @@ proxies' draws are fixed, so that a weighted choice has one right answer as well
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backstay.config.gateways import https_port, to_https
+from backstay.config.match import host_of
 from backstay.config.model import assemble
 from backstay.config.wire import Endpoint
 from backstay.core import live
@@ -21,7 +25,18 @@ from backstay.core.evaluate import asked as asked_for
 from backstay.core.registry import Registry
 from backstay.sidecar.engine import Address
 from backstay.sidecar.engines.python import PythonEngine, new_event_loop
-from support.policy import PORT, Json, compiled, repositories, requests
+from support.policy import (
+    GATEWAY,
+    PLAIN,
+    PORT,
+    Json,
+    compiled,
+    gateway_repositories,
+    outside_requests,
+    repositories,
+    requests,
+    with_gateway,
+)
 
 from .mesh import LOCALHOST, Answer, Application, Authority, application, free_port, read_message, send
 
@@ -59,6 +74,49 @@ async def _compare(authority: Authority, world: World, asked: list[Request], dra
             place = _field(answer, b"location")
             said = (answer.status, answer.body.decode() if answer.status in (200, 410) else place)
             assert said in _expected(trace, draw), (str(request), request.headers, trace)
+
+
+EDGE = f"shop/{GATEWAY}"
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    documents=gateway_repositories(passed=False),
+    asked=st.lists(outside_requests(), min_size=1, max_size=8),
+    draw=st.sampled_from((0.0, 0.45, 0.92, 0.99)),
+)
+def test_the_evaluator_says_what_gateways_do(
+    authority: Authority, documents: list[Json], asked: list[Request], draw: float
+) -> None:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_compare_outside(authority, documents, asked, draw))
+
+
+async def _compare_outside(authority: Authority, documents: list[Json], asked: list[Request], draw: float) -> None:
+    port = free_port()
+    world = compiled(json.loads(json.dumps(documents).replace(str(PLAIN), str(port))), with_gateway())
+    async with _mesh(authority, world, draw, EDGE):
+        for request in (replace(item, address=LOCALHOST) for item in asked):
+            trace = world.trace_outside(EDGE, port, request)
+            answer = await send(port, _bytes(request))
+            place = _field(answer, b"location")
+            said = (answer.status, answer.body.decode() if answer.status in (200, 410) else place)
+            assert said in _expected_outside(trace, world, port, draw), (str(request), request.headers, trace)
+
+
+def _expected_outside(trace: Trace, world: World, port: int, draw: float) -> set[tuple[int, str]]:
+    """Policies of the gateway, then its listener's redirect, then what holds in the mesh as well."""
+    question, entries = asked_for(trace.request), world.entries(EDGE, port)
+    assert question is not None
+    assert entries is not None
+    assert trace.admitted is not None
+    if not trace.admitted.allowed:
+        return {(403, "")}
+    listener = entries.find(host_of(question.authority))
+    if listener is None or not listener.redirect_port:
+        return _expected(trace, draw)
+    rule = to_https(port, https_port(listener, question.authority)).rules[0]
+    return {(301, location_of(replace(trace.sent, rule=rule), question))}
 
 
 def _field(answer: Answer, name: bytes) -> str:
@@ -134,8 +192,8 @@ def echoing(key: str) -> Application:
 
 
 @contextlib.asynccontextmanager
-async def _mesh(authority: Authority, world: World, draw: float) -> AsyncIterator[int]:
-    """The client proxy's outbound port."""
+async def _mesh(authority: Authority, world: World, draw: float, caller: str = CALLER) -> AsyncIterator[int]:
+    """The caller's proxy: its outbound port."""
     async with contextlib.AsyncExitStack() as stack:
         inbound: dict[str, int] = {}
         engines: dict[str, PythonEngine] = {}
@@ -146,7 +204,7 @@ async def _mesh(authority: Authority, world: World, draw: float) -> AsyncIterato
             engines[key] = await stack.enter_async_context(_engine(authority, world, key, address, draw))
         outbound = free_port()
         address = Address(host=LOCALHOST, inbound={}, outbound=outbound)
-        client = await stack.enter_async_context(_engine(authority, world, CALLER, address, draw))
+        client = await stack.enter_async_context(_engine(authority, world, caller, address, draw))
         client.endpoints(_endpoints(world.registry, inbound), full=True)
         yield outbound
 

@@ -1,30 +1,29 @@
 """Who gains and who loses access: what the proxies of two compiled meshes take in, compared workload by workload.
 
 A workload is looked into only if its policies or its listeners differ. Callers are a dimension like any other: identities
-of the registry, those that policies name, any other of each namespace that is named, and plaintext.
+of the registry, those that policies name, any other of each namespace that is named, and plaintext. At the ports of a gateway
+nobody has an identity.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from backstay.config.addresses import remote_address
+from backstay.config.addresses import common_blocks
 from backstay.config.authorize import (
     AuthorizationTable,
     namespace_of,
     operation_reads_requests,
     reads_requests,
-    takes_claim,
 )
-from backstay.config.claims import principal_of
-from backstay.config.model import Authorization, ClaimMatch, InboundPort, Jwt, Operation, Policy, PolicyRule, Source
+from backstay.config.gateways import NOTED
+from backstay.config.model import Authorization, InboundPort, Jwt, Match, Operation, Policy, PolicyRule, Source
 from backstay.core.evaluate import ANONYMOUS, Asked, Received, World, refused_by_mode
 from backstay.core.review.questions import (
     ADDRESS,
     AUTHORITY,
-    HELD,
     METHOD,
     PATH,
     REMOTE,
@@ -89,31 +88,20 @@ class AccessClass:
     """Identities of workloads that are concerned; others are in the words."""
     doubt: str = ""
     trusted_hops: int = 0
+    from_outside: bool = False
+    """At a port of a gateway."""
 
     def holds(self, server: str, port: int, source: str, question: Asked) -> bool:
         """Whether a request of this caller is one of these."""
         if server not in self.servers or port not in self.ports:
             return False
         return not self.boxes or any(
-            all(self.dimensions[name].holds(mask, self._value(name, source, question)) for name, mask in box.items())
-            for box in self.boxes
+            all(self._lies_in(name, mask, source, question) for name, mask in box.items()) for box in self.boxes
         )
 
-    def _value(self, name: str, source: str, question: Asked) -> bytes | None:
-        """Where a request of this caller lies along one dimension."""
-        if name == SOURCE:
-            return source.encode()
-        if name == ADDRESS:
-            return question.address.encode()
-        if name == REMOTE:
-            known = question.remote or remote_address(question.fields, question.address, self.trusted_hops)
-            return known.encode()
-        if name == TOKEN:
-            return principal_of(question.claims).encode() or None
-        claims = [key for key in self.dimensions[name].questions if isinstance(key, ClaimMatch)]
-        if claims:
-            return HELD if takes_claim(claims[0], question.claims) else None
-        return value_of(name, question)
+    def _lies_in(self, name: str, mask: int, source: str, question: Asked) -> bool:
+        dimension = self.dimensions[name]
+        return dimension.holds(mask, value_of(dimension, question, self.trusted_hops, source))
 
     def samples(self) -> Iterator[tuple[str, Asked]]:
         """(caller, request) out of every box."""
@@ -122,7 +110,11 @@ class AccessClass:
 
     def words(self) -> list[str]:
         """Which requests of whom, one text a box."""
-        return [_words(box, self.dimensions) for box in self.boxes]
+        callers = OUTSIDE if self.from_outside else ""
+        return [_words(box, self.dimensions, callers) for box in self.boxes]
+
+
+OUTSIDE: Final = "callers from outside"
 
 
 def _samples(dimensions: Mapping[str, Dimension], box: Box) -> Iterator[tuple[str, Asked]]:
@@ -132,8 +124,8 @@ def _samples(dimensions: Mapping[str, Dimension], box: Box) -> Iterator[tuple[st
         yield (source or b"").decode(), question
 
 
-def _words(box: Box, dimensions: Mapping[str, Dimension]) -> str:
-    callers = callers_text(dimensions[SOURCE], box.get(SOURCE, dimensions[SOURCE].all))
+def _words(box: Box, dimensions: Mapping[str, Dimension], callers: str) -> str:
+    callers = callers or callers_text(dimensions[SOURCE], box.get(SOURCE, dimensions[SOURCE].all))
     asked = box_words({name: mask for name, mask in box.items() if name != SOURCE}, dimensions) or "any request"
     return f"{callers}: {asked}"
 
@@ -212,12 +204,13 @@ def _of_workload(
     for doubt in _other_changes(before, after, key):
         any_port = InboundPort(port=OTHER_PORTS)
         yield _unproven(before, after, key, (any_port, any_port), doubt)
+    outside = gateway_ports(before, key) & gateway_ports(after, key)
     for port in _ports(before, after, key):
         sides = before.inbound(key, port), after.inbound(key, port)
-        tokens = tuple(world.listeners(key).jwt for world in (before, after))
-        same = (old["authorization"], new["authorization"], sides, tokens)
+        tokens = tuple((world.listeners(key).jwt, world.listeners(key).trusted_hops) for world in (before, after))
+        same = (old["authorization"], new["authorization"], sides, tokens, port in outside)
         if same not in memo:
-            memo[same] = list(_compare(before, after, key, sides))
+            memo[same] = list(_compare(before, after, key, sides, from_outside=port in outside))
         for item in memo[same]:
             yield replace(item, servers=(key,))
 
@@ -227,19 +220,33 @@ OTHER_PORTS: Final = 0
 
 
 def _ports(before: World, after: World, key: str) -> list[int]:
-    return [OTHER_PORTS, *sorted({item.port for world in (before, after) for item in world.listeners(key).inbound})]
+    named = {item.port for world in (before, after) for item in world.listeners(key).inbound}
+    return [OTHER_PORTS, *sorted(named | (gateway_ports(before, key) & gateway_ports(after, key)))]
+
+
+def gateway_ports(world: World, key: str) -> set[int]:
+    """Where a workload listens for callers from outside. A port that opens or closes is told of by `gateways`."""
+    return {item.port for item in world.listeners(key).gateway}
 
 
 def _other_changes(before: World, after: World, key: str) -> Iterator[str]:
     """What changed of listeners that has no dimension here: said, if not proven."""
     known: dict[str, Any] = {"inbound": (), "egress": "allow_any", "access_log": "off", "other_ports": "permissive"}
-    known |= {"log_percent": 100.0, "tracing": None}  # what is told of requests decides none
+    known |= {"log_percent": 100.0, "tracing": None, "engine": ""}  # what is told of requests, and who does it
+    known |= {"gateway": (), "egress_hosts": ()}  # compared in `gateways` and `routes`
+    if not any(_asks_remote(world.policies(key).authorization) for world in (before, after)):
+        known["trusted_hops"] = 0
     if _issuers(before.listeners(key).jwt) == _issuers(after.listeners(key).jwt):
         known["jwt"] = None  # what else of it decides is compared
     old, new = (msgspec.structs.replace(world.listeners(key), **known) for world in (before, after))
     for name in old.__struct_fields__:
         if getattr(old, name) != getattr(new, name):
             yield f"{name.replace('_', ' ')} of its listeners changed; who gets in by that is not computed"
+
+
+def _asks_remote(table: Authorization) -> bool:
+    sources = (source for policy in table.policies for rule in policy.rules for source in rule.sources)
+    return any(source.remote_ip_blocks or source.not_remote_ip_blocks for source in sources)
 
 
 def _issuers(jwt: Jwt | None) -> tuple[object, ...]:
@@ -255,14 +262,20 @@ def _issuers(jwt: Jwt | None) -> tuple[object, ...]:
 # --- one port ---------------------------------------------------------------------------------------------------------
 
 
-def _compare(before: World, after: World, key: str, ports: tuple[InboundPort, InboundPort]) -> Iterator[AccessClass]:
+def _compare(
+    before: World, after: World, key: str, ports: tuple[InboundPort, InboundPort], *, from_outside: bool
+) -> Iterator[AccessClass]:
     tables = before.policies(key).authorization, after.policies(key).authorization
     required = [_required(world.listeners(key).jwt) for world in (before, after)]
     if tables[0] == tables[1] and ports[0] == ports[1] and required[0] == required[1]:
         return
     try:
         rules = before.listeners(key).jwt, after.listeners(key).jwt
+        if from_outside:
+            tables = as_seen_outside(before, key, tables[0]), as_seen_outside(after, key, tables[1])
         dimensions = _dimensions(before, after, tables, rules)
+        if from_outside:
+            dimensions[SOURCE] = _nobody(dimensions[SOURCE])
         lists = [decisions(table, port, dimensions, jwt) for table, port, jwt in zip(tables, ports, rules, strict=True)]
         found = differences(lists[0], lists[1], dimensions)
     except TooManyPieces:
@@ -278,7 +291,56 @@ def _compare(before: World, after: World, key: str, ports: tuple[InboundPort, In
         if any(_samples(dimensions, item.box)):
             by_change.setdefault((item.before, item.after), []).append(item.box)
     for (old, new), boxes in by_change.items():
-        yield _class(before, after, key, ports[1], dimensions, tuple(boxes), _direction(old, new))
+        made = _class(before, after, key, ports[1], dimensions, tuple(boxes), _direction(old, new))
+        yield replace(made, from_outside=from_outside)
+
+
+def as_seen_outside(world: World, key: str, table: Authorization) -> Authorization:
+    """Policies as a gateway asks them of callers from outside. It notes the address itself, so that without trusted proxies in
+    front the address that began a request is the connection's. Raises Unknowable."""
+    rules = [rule for policy in table.policies for rule in policy.rules]
+    asked = {
+        item.name.lower().encode() for rule in rules for operation in rule.operations for item in operation.headers
+    }
+    if asked & NOTED:
+        raise Unknowable("policies by headers that a gateway sets itself cannot be compared")
+    if world.listeners(key).trusted_hops:
+        return table
+    return msgspec.structs.replace(
+        table,
+        policies=tuple(
+            msgspec.structs.replace(policy, rules=tuple(map(_by_connection, policy.rules))) for policy in table.policies
+        ),
+    )
+
+
+def _by_connection(rule: PolicyRule) -> PolicyRule:
+    return msgspec.structs.replace(rule, sources=tuple(map(_one_address, rule.sources)))
+
+
+def _one_address(source: Source) -> Source:
+    if not source.remote_ip_blocks and not source.not_remote_ip_blocks:
+        return source
+    wanted, unwanted = (
+        source.ip_blocks or source.remote_ip_blocks,
+        (*source.not_ip_blocks, *source.not_remote_ip_blocks),
+    )
+    if source.ip_blocks and source.remote_ip_blocks:
+        wanted = common_blocks(source.ip_blocks, source.remote_ip_blocks)
+        if not wanted:  # no address is in both: one that is asked for and excluded at once
+            wanted, unwanted = source.ip_blocks[:1], source.ip_blocks[:1]
+    return msgspec.structs.replace(
+        source,
+        ip_blocks=wanted,
+        not_ip_blocks=unwanted,
+        remote_ip_blocks=(),
+        not_remote_ip_blocks=(),
+    )
+
+
+def _nobody(dimension: Dimension) -> Dimension:
+    """Callers without an identity only."""
+    return Dimension(dimension.name, (b"",), dimension.questions)
 
 
 def _required(jwt: Jwt | None) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
@@ -346,24 +408,48 @@ def _unproven(before: World, after: World, key: str, ports: tuple[InboundPort, I
 def _dimensions(
     before: World,
     after: World,
-    tables: tuple[Authorization, Authorization],
-    rules_of_tokens: tuple[Jwt | None, Jwt | None] = (None, None),
+    tables: Sequence[Authorization],
+    rules_of_tokens: Sequence[Jwt | None] = (None, None),
+    matches: Sequence[Match] = (),
 ) -> dict[str, Dimension]:
+    """What policies ask about, and what `matches` of routes ask of the same requests."""
     rules = [rule for table in tables for policy in table.policies if policy.action != "audit" for rule in policy.rules]
     for rule in rules:
         _check_known(rule)
     operations = [operation for rule in rules for operation in rule.operations]
     headers = [item for operation in operations for item in operation.headers]
     sources = [source for rule in rules for source in rule.sources]
+    methods = (method for item in operations for method in (*item.methods, *item.not_methods))
+    paths = (match.path for match in matches if match.path is not None)
     found = [
         _source_dimension((before, after), [identity_part(source) for source in sources]),
-        method_dimension(method for item in operations for method in (*item.methods, *item.not_methods)),
-        path_dimension((), (*_token_paths(rules_of_tokens), *_paths(operations))),
-        *value_dimensions((), (), headers),
+        method_dimension((*(match.method for match in matches if match.method), *methods)),
+        path_dimension(paths, (*_token_paths(rules_of_tokens), *_paths(operations))),
+        *value_dimensions(
+            (item for match in matches for item in match.headers),
+            (item for match in matches for item in match.query),
+            headers,
+        ),
         *_around_dimensions(sources, operations),
         *_token_dimensions(sources, rules_of_tokens),
     ]
     return {dimension.name: dimension for dimension in found}
+
+
+def joint_dimensions(
+    worlds: tuple[World, World], tables: Sequence[Authorization], tokens: Sequence[Jwt | None], matches: Sequence[Match]
+) -> dict[str, Dimension]:
+    """What a gateway's policies and the rules of its routes ask of callers from outside, its hosts aside."""
+    found = _dimensions(*worlds, tables, tokens, matches)
+    found[SOURCE] = _nobody(found[SOURCE])
+    found.pop(AUTHORITY, None)
+    return found
+
+
+def hosts_asked(tables: Iterable[Authorization]) -> list[str]:
+    """Hosts that policies name."""
+    operations = (o for table in tables for policy in table.policies for rule in policy.rules for o in rule.operations)
+    return [host for item in operations for host in (*item.hosts, *item.not_hosts)]
 
 
 def _around_dimensions(sources: list[Source], operations: list[Operation]) -> Iterator[Dimension]:

@@ -71,7 +71,11 @@ def request_sentences(change: RequestChange) -> Iterator[str]:
     for words in change.requests or ("any request",):
         # What begins with a method reads as it is: `POST under /analyse to ...`.
         subject = words if words[:1].isupper() else f"requests {words}" if words else "every request"
-        yield f"{subject} to {change.host} from {callers}"
+        yield (
+            f"{subject} from outside to {change.host} of {callers}"
+            if change.from_outside
+            else (f"{subject} to {change.host} from {callers}")
+        )
 
 
 def difference_texts(change: RequestChange) -> list[str]:

@@ -178,16 +178,28 @@ def _pattern_question(pattern: str) -> Question:
     return Question(name=name, negated=f"not {name}", takes=_allows(Operation(paths=(pattern,)), _path_at))
 
 
-def authority_dimension(matches: Iterable[AuthorityMatch], hosts: Iterable[bytes]) -> Dimension:
-    questions: dict[Hashable, Question] = {
-        match: Question(
-            name=f"for host {match.value}",
-            negated=f"not for host {match.value}",
-            takes=_takes(Match(authority=match), _authority_at),
-        )
-        for match in dict.fromkeys(matches)
-    }
-    return Dimension(AUTHORITY, dict.fromkeys(hosts), questions)
+def authority_dimension(
+    matches: Iterable[AuthorityMatch], patterns: Iterable[str], names: Iterable[bytes], belongs: Callable[[bytes], bool]
+) -> Dimension:
+    """Hosts among those that some rules are about (`names`, patterns among them): what matches of routes and patterns of
+    policies tell apart. `belongs`: whether a host is one of these at all."""
+    questions: dict[Hashable, Question] = {}
+    own = list(dict.fromkeys(names))
+    exact = [name for name in own if not name.startswith(b"*")]
+    ends = [name[1:] for name in own if name.startswith(b"*")]
+    starts: list[bytes] = []
+    texts: list[bytes] = []
+    for match in dict.fromkeys(matches):
+        takes = _takes(Match(authority=match), _authority_at)
+        told = f"for host {match.value}" + ("..." if match.kind == "prefix" else "")
+        questions[match] = Question(name=told, negated=f"not {told}", takes=takes)
+        if match.kind == "regex":
+            texts += examples(match.value)
+        else:
+            (exact if match.kind == "exact" else starts).append(match.value.lower().encode())
+    _ask_hosts(patterns, questions, exact, starts, ends)
+    values = [*spread(exact, starts, ends, belongs), *(text for text in texts if belongs(text))]
+    return Dimension(AUTHORITY, values, questions, is_exact=not texts or not any(n.startswith(b"*") for n in own))
 
 
 def host_dimension(patterns: Iterable[str]) -> Dimension:
@@ -196,16 +208,26 @@ def host_dimension(patterns: Iterable[str]) -> Dimension:
     exact: list[bytes] = []
     starts: list[bytes] = []
     ends: list[bytes] = []
+    _ask_hosts(patterns, questions, exact, starts, ends)
+    return Dimension(AUTHORITY, spread(exact, starts, ends, is_host), questions)
+
+
+def _ask_hosts(
+    patterns: Iterable[str],
+    questions: dict[Hashable, Question],
+    exact: list[bytes],
+    starts: list[bytes],
+    ends: list[bytes],
+) -> None:
     for pattern in dict.fromkeys(item.lower() for item in patterns):
         takes = _allows(Operation(hosts=(pattern,)), _authority_at)
         questions["host", pattern] = Question(
             name=f"for host {pattern}", negated=f"not for host {pattern}", takes=takes
         )
         _file(pattern.encode(), exact, starts, ends)
-    return Dimension(AUTHORITY, spread(exact, starts, ends, _is_host), questions)
 
 
-def _is_host(value: bytes) -> bool:
+def is_host(value: bytes) -> bool:
     return _HOST_TEXT.fullmatch(value) is not None and host_of(value) == value
 
 
@@ -374,8 +396,11 @@ def sample(dimensions: Mapping[str, Dimension], box: Mapping[str, int], authorit
     claims, is_possible = _sampled_claims(dimensions, box)
     if not is_possible:
         return None
+    # A host is chosen without its port: that is the one asked for.
+    colon, port = authority.partition(b":")[1:]
+    host = chosen.get(AUTHORITY)
     return Asked(
-        method, chosen.get(AUTHORITY) or authority, path, query, fields,
+        method, host + colon + port if host else authority, path, query, fields,
         address=(chosen.get(ADDRESS) or b"").decode(), remote=(chosen.get(REMOTE) or b"").decode(), claims=claims,
     )  # fmt: skip
 

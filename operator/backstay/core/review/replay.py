@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from backstay.config.authorize import NOTHING_AROUND, namespace_of, reads_requests
+from backstay.config.match import host_of
 from backstay.core.evaluate import (
     ANONYMOUS,
     Asked,
@@ -99,6 +100,17 @@ class _Outcome(NamedTuple):
     sent: Sent | None
     refused: str
     """Workload that refuses, for the words."""
+    protocol: str = ""
+    """What a gateway's port speaks where the request came in."""
+
+
+class _Entry(NamedTuple):
+    """Where a caller without a proxy came in."""
+
+    workload: str
+    port: int
+    is_gateway: bool
+    """Before or after."""
 
 
 class Replay:
@@ -107,6 +119,7 @@ class Replay:
     def __init__(self, before: World, after: World) -> None:
         self._sides = (_Side(before), _Side(after))
         self._counts: dict[Logged, int] = {}
+        self._entries: dict[str, _Entry] = {}
         self.result = Result()
 
     def feed(self, requests: Iterable[Logged]) -> None:
@@ -135,15 +148,24 @@ class Replay:
         if question is None:
             result.unknown += count
             return
-        old = self._sides[0].outcome(logged, question)
-        new = self._sides[1].outcome(logged, question)
+        entry = self._entry(logged.entry) if logged.entry else None
+        old, new = (side.outcome(logged, question, entry) for side in self._sides)
         if old is None or new is None:
             result.unknown += count
             return
-        if self._sides[1].asks_headers(question.authority, logged):
+        if self._sides[1].asks_headers(question.authority, logged, entry):
             result.asks_headers += count
+        new = _spoken(old, new)
         if old.effect != new.effect:
             self._note(logged, count, question, old, new)
+
+    def _entry(self, text: str) -> _Entry:
+        found = self._entries.get(text)
+        if found is None:
+            workload, _, port = text.rpartition(":")
+            is_gateway = any(side.has_gateway_port(workload, int(port)) for side in self._sides)
+            found = self._entries[text] = _Entry(workload, int(port), is_gateway)
+        return found
 
     def _note(self, logged: Logged, count: int, question: Asked, old: _Outcome, new: _Outcome) -> None:
         fate: Fate = "changed"
@@ -152,7 +174,10 @@ class Replay:
         key = (fate, old.effect, new.effect, old.refused, new.refused)
         group = self.result.groups.get(key)
         if group is None:
-            told = [side.told(item, logged, question) for side, item in zip(self._sides, (old, new), strict=True)]
+            entry = self._entry(logged.entry) if logged.entry else None
+            told = [
+                side.told(item, logged, question, entry) for side, item in zip(self._sides, (old, new), strict=True)
+            ]
             (before, before_place), (after, after_place) = told
             group = self.result.groups[key] = Group(
                 fate=fate, before=before, after=after, before_place=before_place, after_place=after_place
@@ -162,6 +187,13 @@ class Replay:
             group.examples.append(
                 f"{logged.method} {logged.authority}{logged.target} from {logged.source or 'plaintext'}"
             )
+
+
+def _spoken(old: _Outcome, new: _Outcome) -> _Outcome:
+    """Who came in by what a port spoke gets no answer where it speaks something else."""
+    if new.protocol in (old.protocol, "closed") or old.protocol == "closed":
+        return new
+    return new._replace(effect=("speaks", new.protocol), answered=False)
 
 
 class _Side:
@@ -177,10 +209,10 @@ class _Side:
         self._effects: dict[int, tuple[Sent, Hashable, tuple[tuple[Reach, bool], ...]]] = {}
         self._headers: dict[tuple[bytes, str], bool] = {}
 
-    def outcome(self, logged: Logged, question: Asked) -> _Outcome | None:
+    def outcome(self, logged: Logged, question: Asked, entry: _Entry | None = None) -> _Outcome | None:
         """None for a caller that is not known, or a name that means nothing to a caller without a proxy."""
-        if logged.entry:
-            return self._entering(logged.entry, question)
+        if entry is not None:
+            return self._entering(entry, question)
         source = logged.source
         caller = self._by_identity.get(source)
         if caller is not None:
@@ -198,17 +230,25 @@ class _Side:
         refused = next((reach.workload for reach, why in zip(found, refusals, strict=True) if why), "")
         return _Outcome(tuple(refusals), not all(refusals), None, refused)
 
-    def _entering(self, entry: str, question: Asked) -> _Outcome | None:
+    def has_gateway_port(self, workload: str, port: int) -> bool:
+        return workload in self._world.compiled.manifests and self._world.entries(workload, port) is not None
+
+    def _entering(self, entry: _Entry, question: Asked) -> _Outcome | None:
         """A caller without a proxy at one port of one workload, which may be a gateway's."""
-        workload, _, digits = entry.rpartition(":")
-        if workload not in self._world.compiled.manifests:
+        world, workload, port = self._world, entry.workload, entry.port
+        if workload not in world.compiled.manifests:
             return None
-        port = int(digits)
-        listeners = self._world.listeners(workload)
-        if all(item.port != port for item in listeners.gateway):
-            return self._at((Reach(workload=workload, port=port),), question)
-        sent = self._world.enters(workload, port, question)
-        return self._answered(sent, listeners.identity, question)
+        reach = Reach(workload=workload, port=port)
+        if not entry.is_gateway:
+            return self._at((reach,), question)
+        entries = world.entries(workload, port)
+        protocol = entries.protocol if entries is not None else "closed"
+        asked_there = world.at_gateway(workload, port, question)
+        why = self._refuses(reach, ANONYMOUS, asked_there) if entries is not None else ""
+        if why:
+            return _Outcome((why,), False, None, workload, protocol)
+        sent = world.enters(workload, port, asked_there)
+        return self._answered(sent, world.listeners(workload).identity, asked_there)._replace(protocol=protocol)
 
     def _services(self, authority: bytes) -> tuple[Reach, ...]:
         host, _, port = authority.decode("latin-1").lower().partition(":")
@@ -256,22 +296,27 @@ class _Side:
             )  # fmt: skip
         return "" if decision.allowed else "denied"
 
-    def asks_headers(self, authority: bytes, logged: Logged) -> bool:
+    def asks_headers(self, authority: bytes, logged: Logged, entry: _Entry | None = None) -> bool:
         """Whether the rules of a host, or the policies of who answers, look at headers."""
-        if logged.entry:
-            return self._reads_headers(logged.entry.rpartition(":")[0])
-        caller = self._by_identity.get(logged.source)
+        if entry is not None and not entry.is_gateway:
+            return self._reads_headers(entry.workload)
+        caller = entry.workload if entry is not None else self._by_identity.get(logged.source)
         if caller is None:
             return False
-        key = (authority, caller)
+        key = (authority, logged.entry or caller)
         found = self._headers.get(key)
         if found is None:
-            found = self._headers[key] = self._asks_headers(caller, authority)
+            found = self._headers[key] = self._asks_headers(caller, authority, entry)
         return found
 
-    def _asks_headers(self, caller: str, authority: bytes) -> bool:
-        """Rules of the host by headers; policies of who may answer by what else a log does not tell."""
-        table = self._world.hosts(caller).find(authority)
+    def _asks_headers(self, caller: str, authority: bytes, entry: _Entry | None) -> bool:
+        """Rules of the host by headers; policies of who may answer, and of a gateway, by what else a log does not tell."""
+        if entry is None:
+            table = self._world.hosts(caller).find(authority)
+        elif self._reads_headers(caller):
+            return True
+        else:
+            table = self._world.gateway_hosts(caller, entry.port).find(host_of(authority))
         rules = table.routes.rules if table is not None else ()
         if any(match.headers for rule in rules for match in rule.matches):
             return True
@@ -290,21 +335,35 @@ class _Side:
             for source in rule.sources
         )
 
-    def told(self, outcome: _Outcome, logged: Logged, question: Asked) -> tuple[str, str]:
+    def told(self, outcome: _Outcome, logged: Logged, question: Asked, entry: _Entry | None = None) -> tuple[str, str]:
         """In words, with the place."""
+        if entry is not None and entry.is_gateway:
+            question = self._world.at_gateway(entry.workload, entry.port, question)
         sent = outcome.sent
         if outcome.refused and not outcome.answered:
-            caller = self._by_identity.get(logged.source)
-            if sent is not None and logged.entry:
-                caller = logged.entry.rpartition(":")[0]  # the gateway asks in its own name
-            identity = self._world.listeners(caller).identity if caller else ANONYMOUS
-            ports = dict(self._world.registry.workloads[outcome.refused].ports)
-            received = self._world.takes(outcome.refused, next(iter(ports), 0), identity, question)
-            return f"refused at {outcome.refused}: {words.decided_by(received)}", received.place or received.mtls_place
+            return self._refusal_told(outcome, logged, question, entry)
+        if outcome.effect == ("speaks", outcome.protocol) and entry is not None:
+            entrance = self._world.entrance(entry.workload, entry.port, host_of(question.authority))
+            return f"the port speaks {words.connection_text(entrance)}", entrance.place
         if sent is None:
             return "answered", ""
         told = [text if name == "to" else f"{name} {text}" for name, text in words.facets(sent).items()]
         return ", ".join(told), sent.place
+
+    def _refusal_told(
+        self, outcome: _Outcome, logged: Logged, question: Asked, entry: _Entry | None
+    ) -> tuple[str, str]:
+        world, sent = self._world, outcome.sent
+        caller = self._by_identity.get(logged.source)
+        if sent is not None and entry is not None:
+            caller = entry.workload  # the gateway asks in its own name
+        identity = world.listeners(caller).identity if caller else ANONYMOUS
+        port = next(iter(dict(world.registry.workloads[outcome.refused].ports)), 0)
+        if sent is None and entry is not None:
+            port = entry.port
+        asked_there = forwarded_as(sent, question) if sent is not None else None
+        received = world.takes(outcome.refused, port, identity, asked_there or question)
+        return f"refused at {outcome.refused}: {words.decided_by(received)}", received.place or received.mtls_place
 
 
 class PlaintextCallers:

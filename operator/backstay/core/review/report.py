@@ -9,12 +9,13 @@ from typing import Any, Final, Literal
 import msgspec
 
 from backstay.core.compile import PartCache, compile_mesh
-from backstay.core.evaluate import Asked, Received, World
+from backstay.core.evaluate import Asked, Entrance, Received, Sent, World
 from backstay.core.held import changed_documents
 from backstay.core.problems import Problem
 from backstay.core.registry import Registry
 from backstay.core.review import words
-from backstay.core.review.access import AccessClass, access_classes
+from backstay.core.review.access import OUTSIDE, AccessClass, access_classes
+from backstay.core.review.gateways import Exposure, exposures, gateway_classes
 from backstay.core.review.routes import RouteClass, route_classes
 from backstay.core.snapshot import Snapshot
 from backstay.redact import clean
@@ -57,6 +58,7 @@ class RequestChange(Base, frozen=True, kw_only=True):
 
     host: str
     callers: tuple[str, ...]
+    """Workloads; at a gateway its own."""
     requests: tuple[str, ...]
     """In words, as alternatives; an empty one is every request."""
     differences: tuple[Difference, ...]
@@ -64,6 +66,8 @@ class RequestChange(Base, frozen=True, kw_only=True):
     after_place: str
     example: str
     doubt: str = ""
+    from_outside: bool = False
+    """Requests that come in at a gateway."""
 
 
 class AccessChange(Base, frozen=True, kw_only=True):
@@ -210,21 +214,58 @@ def document_changes(before: Snapshot, after: Snapshot) -> Iterator[DocumentChan
         yield DocumentChange(document=key, change=change, place=document.place())
 
 
-def request_changes(before: World, after: World) -> list[RequestChange]:
-    return [_request_change(item, after) for item in route_classes(before, after)]
+def changes(before: World, after: World) -> tuple[tuple[RequestChange, ...], tuple[AccessChange, ...]]:
+    """Requests whose outcome changes, those from outside first; and access, what widens it first."""
+    outside = gateway_classes(before, after)
+    requests = (*outside, *route_classes(before, after))
+    access = [
+        *(_exposure_change(item) for item in exposures(before, after, outside)),
+        *(_access_change(item) for item in access_classes(before, after)),
+    ]
+    order = {"gains": 0, "loses": 1, "refused otherwise": 2}
+    return (
+        tuple(_request_change(item, after) for item in requests),
+        tuple(sorted(access, key=lambda item: order[item.direction])),
+    )
+
+
+def _exposure_change(item: Exposure) -> AccessChange:
+    route = item.route
+    gateways = ", ".join(route.callers)
+    before, after_text = (_reached_text(sent) for sent in (route.before, route.after))
+    return AccessChange(
+        direction=item.direction,
+        servers=item.servers,
+        ports=item.ports,
+        requests=tuple(
+            f"{OUTSIDE} for {route.host} of {gateways}: {text or 'any request'}" for text in route.words() or [""]
+        ),
+        before=before,
+        after=after_text,
+        before_place=route.before.place,
+        after_place=route.after.place,
+        example=next((f"from outside: {request_text(question)}" for question in route.samples()), ""),
+        doubt=route.doubt,
+    )
+
+
+def _reached_text(sent: Sent | Entrance) -> str:
+    text = words.facets(sent).get("to", "")
+    return f"sent to {text}" if isinstance(sent, Sent) and sent.kind == "route" else text
 
 
 def _request_change(item: RouteClass, after: World) -> RequestChange:
     old, new = words.facets(item.before), words.facets(item.after)
     return RequestChange(
         host=item.host or "hosts outside the mesh",
-        callers=callers_text(item.callers, after.registry),
+        callers=item.callers if item.port else callers_text(item.callers, after.registry),
         requests=tuple(item.words()),
         differences=tuple(_differences(old, new)),
         before_place=item.before.place,
         after_place=item.after.place,
         example=next((request_text(question) for question in item.samples()), ""),
         doubt=item.doubt,
+        from_outside=item.port > 0,
     )
 
 
@@ -244,10 +285,6 @@ def request_text(question: Asked) -> str:
     fields = "".join(f" -H '{name.decode('latin-1')}: {value.decode('latin-1')}'" for name, value in question.fields)
     authority = question.authority.decode("latin-1")
     return f"{question.method.decode('latin-1')} {authority}{question.path.decode('latin-1')}{query}{fields}"
-
-
-def access_changes(before: World, after: World) -> list[AccessChange]:
-    return [_access_change(item) for item in access_classes(before, after)]
 
 
 def _access_change(item: AccessClass) -> AccessChange:

@@ -2,25 +2,45 @@
 
 Callers that may reach the same hosts from the same namespace are compared once. A host is looked into only if its rules, or
 a backend they name, differ; what it does with a request is compared as a value, so other names, another order of rules that
-do not meet, or one rule written as two make no difference.
+do not meet, or one rule written as two make no difference. Requests from outside are compared in `gateways`.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import msgspec
 
-from backstay.config.match import HostTable, RouteTable, canonical, covers, host_of, is_from, joined, parameters
-from backstay.config.model import Match, Rule
+from backstay.config.addresses import remote_address
+from backstay.config.authorize import takes_claim
+from backstay.config.claims import principal_of
+from backstay.config.match import (
+    DEFAULT_PORT,
+    HostTable,
+    RouteTable,
+    canonical,
+    host_of,
+    is_from,
+    is_let_out,
+    joined,
+    parameters,
+)
+from backstay.config.model import ClaimMatch, Match, Rule
 from backstay.core.compile import declared
-from backstay.core.evaluate import Asked, Destination, Sent, World, needs_prefix
+from backstay.core.evaluate import Asked, Destination, Entrance, Sent, World, needs_prefix
+from backstay.core.review.names import most_specific, one_of
 from backstay.core.review.questions import (
+    ADDRESS,
     AUTHORITY,
+    HELD,
     METHOD,
     PATH,
+    REMOTE,
+    SOURCE,
+    TOKEN,
     authority_dimension,
     header_dimension,
+    is_host,
     method_dimension,
     path_dimension,
     query_dimension,
@@ -42,6 +62,7 @@ from backstay.core.review.space import (
 
 Effect: TypeAlias = Hashable
 """What a request meets, without names and places: equal effects are the same to everybody."""
+LetIn: TypeAlias = tuple[bool, bool]
 
 _KNOWN: Final = frozenset(("path", "method", "headers", "query", "authority", "sources"))
 """Fields of a match that have a dimension here."""
@@ -52,45 +73,54 @@ class RouteClass:
     """Requests to one host whose outcome changes in one way."""
 
     callers: tuple[str, ...]
-    """Workloads."""
+    """Workloads; at a gateway its own."""
     host: str
-    """`host:port`"""
+    """`host:port`; at a gateway in words."""
     authorities: tuple[bytes, ...]
     """Spellings that requests use for it."""
     boxes: tuple[Box, ...]
     """Empty where nothing could be proven: any request to the host may be meant."""
     dimensions: Mapping[str, Dimension]
-    before: Sent
-    after: Sent
+    before: Sent | Entrance
+    after: Sent | Entrance
+    """Of one kind: where requests go, or how a gateway takes their connections."""
     outside: tuple[HostTable, HostTable] | None = None
     """Set for requests to hosts that neither config knows."""
-    at_gateway: bool = False
+    let_out: tuple[str, ...] = ()
+    """Of those, hosts that either config lets out by name."""
+    port: int = 0
+    """At a gateway the port where requests come in from outside; 0: requests that workloads make."""
+    known: frozenset[bytes] = frozenset()
+    """All spellings either config knows, where a pattern is among `authorities`: others may be narrower."""
+    let_in: LetIn = (True, True)
+    """Whether a gateway's policies let these requests in, before and after."""
+    trusted_hops: int = 0
     doubt: str = ""
     """Why the class is not exact; empty where it is."""
 
-    def holds(self, caller: str, question: Asked) -> bool:
-        """Whether a request is one of these."""
-        if caller not in self.callers or not self._is_named(question.authority):
+    def holds(self, caller: str, question: Asked, port: int = 0) -> bool:
+        """Whether a request is one of these; at a gateway (`port`) as its rules see it."""
+        if caller not in self.callers or port != self.port or not self._is_named(question.authority):
             return False
         return not self.boxes or any(
-            all(self.dimensions[name].holds(mask, value_of(name, question)) for name, mask in box.items())
-            for box in self.boxes
+            all(self._lies_in(name, mask, question) for name, mask in box.items()) for box in self.boxes
         )
+
+    def _lies_in(self, name: str, mask: int, question: Asked) -> bool:
+        dimension = self.dimensions[name]
+        return dimension.holds(mask, value_of(dimension, question, self.trusted_hops))
 
     def _is_named(self, authority: bytes) -> bool:
         if self.outside is not None:
-            return all(hosts.find(authority) is None for hosts in self.outside)
-        name = host_of(authority) if self.at_gateway else canonical(authority)
-        if name in self.authorities:
-            return True
-        host, _, port = name.partition(b":")
-        patterns = [pattern.partition(b":") for pattern in self.authorities if pattern.startswith(b"*")]
-        return any(covers(wild.decode(), host.decode()) and port == wanted for wild, _, wanted in patterns)
+            unknown = all(hosts.find(authority) is None for hosts in self.outside)
+            return unknown and not is_let_out(self.let_out, authority)
+        name = host_of(authority) if self.port else canonical(authority)
+        return name in self.authorities or (bool(self.known) and most_specific(name, self.known) in self.authorities)
 
     def samples(self) -> Iterator[Asked]:
         """One request of every box."""
         for box in self.boxes:
-            found = sample(self.dimensions, box, below(self.authorities[0]) if self.authorities else b"unknown.invalid")
+            found = sample(self.dimensions, box, sampled_authority(self.authorities, self.known, self.port))
             if found is not None:
                 yield found
 
@@ -99,17 +129,37 @@ class RouteClass:
         return [box_words(box, self.dimensions) for box in self.boxes]
 
 
-def value_of(name: str, question: Asked) -> bytes | None:
-    """Where a request lies along one dimension."""
-    if name == METHOD:
-        return question.method
-    if name == PATH:
-        return question.path
-    if name == AUTHORITY:
-        return host_of(question.authority)
+def sampled_authority(authorities: Sequence[bytes], known: frozenset[bytes], port: int) -> bytes:
+    """A host that a class is about, with the gateway's port as callers name it."""
+    name = one_of(authorities[0], known) if authorities else b"unknown.invalid"
+    return b"%b:%d" % (name, port) if port else name
+
+
+def value_of(dimension: Dimension, question: Asked, trusted_hops: int = 0, source: str = "") -> bytes | None:
+    """Where a request of a caller lies along one dimension."""
+    name = dimension.name
+    if name in _PLAIN_VALUES:
+        return _PLAIN_VALUES[name](question)
+    if name == SOURCE:
+        return source.encode()
+    if name == REMOTE:
+        known = question.remote or remote_address(question.fields, question.address, trusted_hops)
+        return known.encode()
+    claims = [key for key in dimension.questions if isinstance(key, ClaimMatch)]
+    if claims:
+        return HELD if takes_claim(claims[0], question.claims) else None
     kind, _, key = name.partition(" ")
     values = joined(question.fields) if kind == "header" else parameters(question.query)
     return values.get(key.encode())
+
+
+_PLAIN_VALUES: Final[Mapping[str, Callable[[Asked], bytes | None]]] = {
+    METHOD: lambda question: question.method,
+    PATH: lambda question: question.path,
+    AUTHORITY: lambda question: host_of(question.authority),
+    ADDRESS: lambda question: question.address.encode(),
+    TOKEN: lambda question: principal_of(question.claims).encode() or None,
+}
 
 
 def box_words(box: Box, dimensions: Mapping[str, Dimension]) -> str:
@@ -131,26 +181,31 @@ class _Group:
 
 
 def groups(before: World, after: World) -> Iterator[_Group]:
-    """Workloads with the same hosts in reach and the same namespace; those with matches of their own stand alone."""
+    """Workloads with the same hosts in reach and the same namespace; those with matches of their own stand alone. A gateway
+    that did not say what it calls itself calls nothing."""
     found: dict[Hashable, list[str]] = {}
     for key in sorted(before.compiled.manifests.keys() & after.compiled.manifests.keys()):
         workload = after.registry.workloads[key]
         egress = tuple(world.listeners(key).egress for world in (before, after))
-        found.setdefault((declared(workload), workload.namespace, egress), []).append(key)
+        found.setdefault((declared(workload), workload.is_gateway, workload.namespace, egress), []).append(key)
     for keys in found.values():
         yield _Group(first=keys[0], callers=tuple(keys))
 
 
 def route_classes(before: World, after: World) -> list[RouteClass]:
     """Every class of requests that a caller's proxy would treat otherwise."""
-    found: dict[Hashable, RouteClass] = {}
     memo: dict[Hashable, list[RouteClass]] = {}
-    made = (item for group in groups(before, after) for item in _of_group(before, after, group, memo))
+    return merged(item for group in groups(before, after) for item in _of_group(before, after, group, memo))
+
+
+def merged(made: Iterable[RouteClass]) -> list[RouteClass]:
+    """Callers of which the same is said, together."""
+    found: dict[Hashable, RouteClass] = {}
     for item in made:
         change = (effect(item.before), effect(item.after), item.doubt)
-        key = (item.host, item.authorities, _boxes_key(item.boxes), change)
+        key = (item.host, item.port, item.authorities, _boxes_key(item.boxes), change)
         known = found.get(key, item)
-        found[key] = replace(item, callers=tuple(sorted({*known.callers, *item.callers})))
+        found[key] = replace(known, callers=tuple(sorted({*known.callers, *item.callers})))
     return list(found.values())
 
 
@@ -180,18 +235,19 @@ class _Pair:
     old: RouteTable | None
     new: RouteTable | None
     authorities: tuple[bytes, ...]
-    port: int = 0
-    """At a gateway the port where requests from outside come in; 0: requests that the workload makes."""
+    known: frozenset[bytes] = frozenset()
+    """All spellings, where a pattern is among `authorities`."""
     outside: tuple[HostTable, HostTable] | None = None
     """For hosts that neither config knows."""
+    let_out: tuple[str, ...] = ()
+    """But for these."""
 
     @property
     def shown(self) -> str:
         table = self.new or self.old
         if table is None:
-            return ""
-        where = "gateway " if self.port else ""
-        return f"{where}{table.routes.host}:{table.routes.port}"
+            return self.authorities[0].decode() if self.authorities else ""
+        return f"{table.routes.host}:{table.routes.port}"
 
 
 def _depends(pair: _Pair) -> bool:
@@ -203,14 +259,15 @@ def _memo_key(before: World, after: World, caller: str, pair: _Pair) -> Hashable
     for world, table in ((before, pair.old), (after, pair.new)):
         parts = world.manifest(caller).parts
         if table is None:
-            sides.append(("" if pair.port else world.listeners(caller).egress,))
+            listeners = world.listeners(caller)
+            sides.append((listeners.egress, *listeners.egress_hosts))
         else:
-            needed = sorted(_backends(table))
+            needed = sorted(backends_of(table))
             sides.append((parts[table.key], *(parts.get(f"backend/{key}", "") for key in needed)))
-    return (pair.authorities, pair.port, *sides)
+    return (pair.authorities, pair.known, *sides)
 
 
-def _backends(table: RouteTable) -> set[str]:
+def backends_of(table: RouteTable) -> set[str]:
     rules = table.routes.rules
     named = {item.backend for rule in rules for item in rule.backends}
     return named | {item.backend for rule in rules for item in rule.mirrors}
@@ -222,35 +279,52 @@ def _pairs(before: World, after: World, caller: str) -> Iterator[_Pair]:
     egress = [world.listeners(caller).egress for world in (before, after)]
     changed = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and "/" in key}
     moved = {key.removeprefix("backend/") for key in changed if key.startswith("backend/")}
-    hosts = {key for key in changed if not key.startswith("backend/")}
+    hosts = {key for key in changed if key.startswith("routes/")}
     if moved:
         hosts |= _named_by(before, old, moved) | _named_by(after, new, moved)
-    yield from _pairs_among(before, after, caller, {key for key in hosts if key.startswith("routes/")}, 0)
-    for port in sorted({int(key.rpartition(":")[2]) for key in hosts if key.startswith("gateway/")}):
-        own = {key for key in hosts if key.startswith("gateway/") and key.endswith(f":{port}")}
-        yield from _pairs_among(before, after, caller, own, port)
+    for pair in _pairs_among(before, after, caller, hosts):
+        wild = any(name.startswith(b"*") for name in pair.authorities)
+        yield replace(pair, known=_known(before, after, caller)) if wild else pair
     if egress[0] != egress[1]:
-        yield _Pair(None, None, (), outside=(before.hosts(caller), after.hosts(caller)))
+        let_out = (host for world in (before, after) for host in world.listeners(caller).egress_hosts)
+        yield _Pair(None, None, (), outside=(before.hosts(caller), after.hosts(caller)), let_out=tuple(let_out))
+    elif egress[0] == "registry_only":
+        yield from _let_out(before, after, caller)
 
 
-def _pairs_among(before: World, after: World, caller: str, hosts: set[str], port: int) -> Iterator[_Pair]:
-    """Of the hosts in the mesh (port 0), or at one port of a gateway."""
+def _let_out(before: World, after: World, caller: str) -> Iterator[_Pair]:
+    """Hosts outside of the mesh that only one config lets out, and that neither has routes for."""
+    hosts = [set(world.listeners(caller).egress_hosts) for world in (before, after)]
+    if hosts[0] == hosts[1]:
+        return
+    known = _known(before, after, caller) | {name for host in hosts[0] | hosts[1] for name in _let_out_names(host)}
+    for host in sorted(hosts[0] ^ hosts[1]):
+        names = _let_out_names(host)
+        example = one_of(names[0], known)
+        if all(world.hosts(caller).find(example) is None for world in (before, after)):
+            yield _Pair(None, None, names, known=known)
+
+
+def _let_out_names(host: str) -> tuple[bytes, ...]:
+    name, _, port = host.rpartition(":")
+    return (host.encode(), name.encode()) if port == str(DEFAULT_PORT) else (host.encode(),)
+
+
+def _known(before: World, after: World, caller: str) -> frozenset[bytes]:
+    tables = (table for world in (before, after) for table in world.hosts(caller).tables)
+    return frozenset(name for table in tables for name in _spellings(table))
+
+
+def _pairs_among(before: World, after: World, caller: str, hosts: set[str]) -> Iterator[_Pair]:
     old, new = before.manifest(caller).parts, after.manifest(caller).parts
     come_or_gone = {key for key in hosts if key not in old or key not in new}
-    tables = None
-    if come_or_gone:
-        tables = (_tables(before, caller, port), _tables(after, caller, port))
+    tables = (before.hosts(caller), after.hosts(caller)) if come_or_gone else None
     for key in sorted(hosts - come_or_gone):
         was, now = before.table(caller, key), after.table(caller, key)
         names = _spellings(now) if now is not None else ()
-        yield _Pair(was, now, tuple(name for name in names if _still(tables, name, key)), port)
+        yield _Pair(was, now, tuple(name for name in names if _still(tables, name, key)))
     if tables is not None:
-        for pair in _respelled(tables, come_or_gone):
-            yield replace(pair, port=port)
-
-
-def _tables(world: World, caller: str, port: int) -> HostTable:
-    return world.gateway_hosts(caller, port) if port else world.hosts(caller)
+        yield from _respelled(tables, come_or_gone)
 
 
 def _spellings(table: RouteTable) -> tuple[bytes, ...]:
@@ -262,7 +336,7 @@ def _named_by(world: World, parts: Mapping[str, str], backends: set[str]) -> set
     return {
         key
         for key, digest in parts.items()
-        if key.startswith(("routes/", "gateway/")) and not backends.isdisjoint(world.sends_to(digest))
+        if key.startswith("routes/") and not backends.isdisjoint(world.sends_to(digest))
     }
 
 
@@ -280,17 +354,12 @@ def _respelled(tables: tuple[HostTable, HostTable], keys: Iterable[str]) -> Iter
         for side in tables:
             table = side.of_key(key)
             for name in _spellings(table) if table is not None else ():
-                meant, means = (each.find(below(name)) for each in tables)
+                meant, means = (each.find(one_of(name)) for each in tables)
                 names = found.setdefault((meant, means), [])
                 if name not in names:
                     names.append(name)
     for (meant, means), names in found.items():
         yield _Pair(meant, means, tuple(names))
-
-
-def below(authority: bytes) -> bytes:
-    """A name that a host pattern takes; any other authority as it is."""
-    return b"other" + authority[1:] if authority.startswith(b"*") else authority
 
 
 # --- one host ---------------------------------------------------------------------------------------------------------
@@ -303,7 +372,7 @@ def _compare(before: World, after: World, pair: _Pair, caller: str, callers: tup
     try:
         dimensions = _dimensions(caller, pair)
         lists = [
-            _decisions(world, table, caller, dimensions, sents, side, port=pair.port)
+            rule_decisions(world, table, caller, dimensions, sents, side, _elsewhere(world, table, caller, pair))
             for side, (world, table) in enumerate(sides)
         ]
         found = differences(lists[0], lists[1], dimensions)
@@ -324,11 +393,10 @@ def _classes(
     callers: tuple[str, ...],
 ) -> Iterator[RouteClass]:
     by_change: dict[tuple[Effect, Effect], list[Box]] = {}
-    authority = below(pair.authorities[0]) if pair.authorities else b"unknown.invalid"
+    authority = sampled_authority(pair.authorities, pair.known, 0)
     for difference in found:
         if sample(dimensions, difference.box, authority) is not None:
             by_change.setdefault((difference.before, difference.after), []).append(difference.box)
-    vague = sorted(name for name, dimension in dimensions.items() if not dimension.is_exact)
     for (old, new), boxes in by_change.items():
         yield RouteClass(
             callers=callers,
@@ -339,9 +407,16 @@ def _classes(
             before=sents[old][0],
             after=sents[new][1],
             outside=pair.outside,
-            at_gateway=pair.port > 0,
-            doubt=f"patterns in {', '.join(vague)} were compared by examples" if vague else "",
+            let_out=pair.let_out,
+            known=pair.known,
+            doubt=vagueness(dimensions),
         )
+
+
+def vagueness(dimensions: Mapping[str, Dimension]) -> str:
+    """Why a comparison is not exact; empty where it is."""
+    vague = sorted(name for name, dimension in dimensions.items() if not dimension.is_exact)
+    return f"patterns in {', '.join(vague)} were compared by examples" if vague else ""
 
 
 def _unproven(
@@ -353,22 +428,25 @@ def _unproven(
         authorities=pair.authorities,
         boxes=(),
         dimensions={},
-        before=_first(before, pair.old, caller, pair.port),
-        after=_first(after, pair.new, caller, pair.port),
+        before=_first(before, pair.old, caller),
+        after=_first(after, pair.new, caller),
         outside=pair.outside,
-        at_gateway=pair.port > 0,
+        let_out=pair.let_out,
+        known=pair.known,
         doubt=doubt,
     )
 
 
-def _first(world: World, table: RouteTable | None, caller: str, port: int) -> Sent:
+def _first(world: World, table: RouteTable | None, caller: str) -> Sent:
     """Something to show for a host as a whole: what its last rule does, which most often is the general one."""
-    if table is None:
-        return Sent(kind="no-route") if port else world.unknown_host(caller)
+    return world.unknown_host(caller) if table is None else last_rule(world, table, caller)
+
+
+def last_rule(world: World, table: RouteTable, caller: str) -> Sent:
     return world.by_rule(caller, table, len(table.routes.rules) - 1)
 
 
-def _matches(table: RouteTable | None, caller: str) -> Iterator[tuple[int, Match]]:
+def matches_of(table: RouteTable | None, caller: str) -> Iterator[tuple[int, Match]]:
     """(rule, alternative) that a caller's proxy compares with, in order."""
     for index, rule in enumerate(table.routes.rules) if table is not None else ():
         for match in rule.matches or (Match(),):
@@ -377,9 +455,9 @@ def _matches(table: RouteTable | None, caller: str) -> Iterator[tuple[int, Match
 
 
 def _dimensions(caller: str, pair: _Pair) -> dict[str, Dimension]:
-    matches = [match for table in (pair.old, pair.new) for _, match in _matches(table, caller)]
+    matches = [match for table in (pair.old, pair.new) for _, match in matches_of(table, caller)]
     for match in matches:
-        _check_known(match)
+        check_known(match)
     found = [
         method_dimension(match.method for match in matches if match.method),
         path_dimension((match.path for match in matches if match.path is not None), ()),
@@ -389,26 +467,51 @@ def _dimensions(caller: str, pair: _Pair) -> dict[str, Dimension]:
     ]
     authorities = [match.authority for match in matches if match.authority is not None]
     if authorities:
-        found.append(authority_dimension(authorities, (host_of(below(name)) for name in pair.authorities)))
+        names = [name.partition(b":")[0] for name in pair.authorities]
+        found.append(authority_dimension(authorities, (), names, _belongs(pair)))
     return {dimension.name: dimension for dimension in found}
 
 
-def _check_known(match: Match) -> None:
+def _belongs(pair: _Pair) -> Callable[[bytes], bool]:
+    """Whether requests for a host (without its port) are among those of a pair."""
+    ports = {name.partition(b":")[2] for name in pair.authorities}
+    known = pair.known or frozenset(pair.authorities)
+
+    def belongs(host: bytes) -> bool:
+        spelled = (host + (b":" + port if port else b"") for port in ports)
+        return is_host(host) and any(most_specific(name, known) in pair.authorities for name in spelled)
+
+    return belongs
+
+
+def check_known(match: Match) -> None:
     plain = Match()
     for name in match.__struct_fields__:
         if name not in _KNOWN and getattr(match, name) != getattr(plain, name):
             raise Unknowable(f"matches by {name.replace('_', ' ')} cannot be compared yet")
 
 
-def _decisions(
+def _elsewhere(world: World, table: RouteTable | None, caller: str, pair: _Pair) -> Sent:
+    """What becomes of requests that no rule takes."""
+    if table is None:
+        authority = one_of(pair.authorities[0], pair.known) if pair.authorities else b""
+        return world.unknown_host(caller, authority)
+    return no_route(world, table, caller)
+
+
+def no_route(world: World, table: RouteTable, caller: str) -> Sent:
+    place = world.route_place(caller, table.key)
+    return Sent(kind="no-route", host=f"{table.routes.host}:{table.routes.port}", place=place)
+
+
+def rule_decisions(
     world: World,
     table: RouteTable | None,
     caller: str,
     dimensions: Mapping[str, Dimension],
     sents: dict[Effect, dict[int, Sent]],
     side: int,
-    *,
-    port: int,
+    otherwise: Sent,
 ) -> Decisions[Effect]:
     """The rules of a host as boxes with their effects; `sents` remembers what to show for an effect on each side."""
 
@@ -418,19 +521,16 @@ def _decisions(
         return key
 
     if table is None:
-        return Decisions(entries=(), default=remembered(Sent(kind="no-route") if port else world.unknown_host(caller)))
+        return Decisions(entries=(), default=remembered(otherwise))
     entries = []
-    for index, match in _matches(table, caller):
+    for index, match in matches_of(table, caller):
         rule = table.routes.rules[index]
         prefix = match.path.value.rstrip("/") if match.path and match.path.kind == "prefix" else ""
         sent = world.by_rule(caller, table, index, prefix if needs_prefix(rule) else "")
         box = box_of(match, dimensions)
         if all(box.values()):
             entries.append(Entry(box=box, outcome=remembered(sent)))
-    no_route = Sent(
-        kind="no-route", host=f"{table.routes.host}:{table.routes.port}", place=world.route_place(caller, table.key)
-    )
-    return Decisions(entries=tuple(entries), default=remembered(no_route))
+    return Decisions(entries=tuple(entries), default=remembered(otherwise))
 
 
 def box_of(match: Match, dimensions: Mapping[str, Dimension]) -> Box:
@@ -462,13 +562,13 @@ def rule_samples(world: World, caller: str, key: str) -> Iterator[Asked]:
     pair = _Pair(table, table, table.names)
     dimensions = _dimensions(caller, pair)
     entries = []
-    for index, match in _matches(table, caller):
+    for index, match in matches_of(table, caller):
         box = box_of(match, dimensions)
         if all(box.values()):
             entries.append(Entry(box=box, outcome=index))
     seen: set[int] = set()
     for box, index in decided(Decisions(entries=tuple(entries), default=-1), dimensions):
-        question = sample(dimensions, box, below(pair.authorities[0])) if index not in seen else None
+        question = sample(dimensions, box, one_of(pair.authorities[0])) if index not in seen else None
         if question is not None and index >= 0:
             seen.add(index)
             yield question
@@ -479,11 +579,14 @@ _ANSWERS: Final = ("redirect", "direct", "response_headers", "cors", "rate_limit
 """What of a rule can be met where no backend is asked."""
 
 
-def effect(sent: Sent) -> Effect:
+def effect(sent: Sent | Entrance) -> Effect:
     """What a request meets, comparable: no names of rules or subsets, no order of destinations, no places."""
+    if isinstance(sent, Entrance):
+        return ("entrance", sent.protocol, sent.secret, sent.min_tls)
     rule = sent.rule
     if rule is None:
-        return (sent.kind,)
+        # That a gateway does not listen at all is said of its connections.
+        return ("no-route" if sent.kind == "closed" else sent.kind,)
     fault = rule.fault
     if (
         fault is not None

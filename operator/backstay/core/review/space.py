@@ -190,9 +190,11 @@ def differences(
     return found
 
 
-def decided(decisions: Decisions[Outcome], dimensions: Mapping[str, Dimension]) -> Iterator[tuple[Box, Outcome]]:
-    """The whole space cut by who decides in it. Raises TooManyPieces."""
-    return _Cutter({name: dimension.all for name, dimension in dimensions.items()}).decided({}, decisions)
+def decided(
+    decisions: Decisions[Outcome], dimensions: Mapping[str, Dimension], box: Box | None = None
+) -> Iterator[tuple[Box, Outcome]]:
+    """The whole space, or a box, cut by who decides in it. Raises TooManyPieces."""
+    return _Cutter({name: dimension.all for name, dimension in dimensions.items()}).decided(box or {}, decisions)
 
 
 def _changed_boxes(before: Decisions[Outcome], after: Decisions[Outcome]) -> list[Box]:

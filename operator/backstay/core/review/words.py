@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from backstay.config.model import Backend, Fault, HeaderEdits, Rule, ValueMatch
-from backstay.core.evaluate import Destination, Received, Sent
+from backstay.core.evaluate import Destination, Entrance, Received, Sent
 
 _NO_LIMIT: Final = "no limit"
 REASONS: Final = {
@@ -20,6 +20,7 @@ REASONS: Final = {
     "unknown-host": "unknown host: 502",
     "pass-through": "passed through: the mesh does not know the host",
     "bad-request": "refused as ambiguous: 400",
+    "closed": "nothing listens there",
     "denied": "denied: 403",
     "no-token": "no token where one is required: 401",
     "bad-token": "a token that is not believed: 401",
@@ -40,8 +41,10 @@ def milliseconds(value: float) -> str:
     return f"{value:g} ms" if value < 1000 else f"{value / 1000:g} s"
 
 
-def facets(sent: Sent) -> dict[str, str]:
-    """Everything a caller's proxy does with a request, by name."""
+def facets(sent: Sent | Entrance) -> dict[str, str]:
+    """Everything a caller's proxy, or a gateway, does with a request, by name."""
+    if isinstance(sent, Entrance):
+        return {"connection": connection_text(sent)}
     found = {"to": destination_text(sent)}
     if sent.rule is not None and sent.kind == "route":
         found |= {
@@ -53,6 +56,19 @@ def facets(sent: Sent) -> dict[str, str]:
     if sent.rule is not None:
         found |= _extras(sent)
     return {name: text for name, text in found.items() if text}
+
+
+def connection_text(entrance: Entrance) -> str:
+    """`TLS with certificate edge/shop, 1.2 or newer`."""
+    if entrance.protocol == "closed":
+        return REASONS["closed"]
+    if entrance.protocol == "http":
+        return "plaintext"
+    if entrance.protocol == "tls":
+        return "TLS, passed through"
+    if not entrance.secret:
+        return "TLS, without a certificate for the name"
+    return f"TLS with certificate {entrance.secret}, {entrance.min_tls} or newer"
 
 
 def destination_text(sent: Sent) -> str:

@@ -1,7 +1,17 @@
 """Recorded requests through two revisions: counts, lines, and what a log cannot tell."""
 
 from backstay.core.review.replay import Logged, PlaintextCallers, Replay, Result, summary
-from support.policy import BACKENDS, Json, compiled, document
+from support.policy import (
+    BACKENDS,
+    GATEWAY,
+    PLAIN,
+    SECURE,
+    Json,
+    compiled,
+    document,
+    gateway_listener,
+    with_gateway,
+)
 
 CLIENT = "spiffe://backstay.local/ns/shop/sa/client"
 BATCH = "spiffe://backstay.local/ns/shop/sa/batch"
@@ -95,3 +105,71 @@ def test_callers_without_a_certificate_come_from_where_the_log_says() -> None:
     ]
     (group,) = replayed([], [block], *asked).ordered()
     assert (group.fate, group.examples) == ("denied", ["GET web/ from 10.0.1.7", "GET web/ from [2001:db8::1]:80"])
+
+
+# --- samples of a gateway ---------------------------------------------------------------------------------------------
+
+OPEN = gateway_listener("open", PLAIN, "HTTP", ["a.example"])
+TLS = gateway_listener("secure", SECURE, "HTTPS", ["a.example"])
+
+
+def gateway(*listeners: Json) -> list[Json]:
+    rule = {"backendRefs": [{"name": "web", "port": 80}]}
+    routed = document("Route", "a", {"hosts": ["a.example"], "parentRefs": [{"name": "public"}], "rules": [rule]})
+    return [document("Gateway", "public", {"listeners": list(listeners)}), routed]
+
+
+def gate(**spec: object) -> Json:
+    return document("Authorization", "gate", {"selector": {"workloads": [GATEWAY]}, **spec})
+
+
+def entered(before: list[Json], after: list[Json], host: str = "a.example:8081") -> list[tuple[str, str, str]]:
+    """What becomes of one request from outside at the plain port."""
+    known = with_gateway()
+    replay = Replay(compiled([*BACKENDS, *before], known), compiled([*BACKENDS, *after], known))
+    replay.feed([Logged("GET", host, "/a", "203.0.113.9", f"shop/{GATEWAY}:{PLAIN}")])
+    result = replay.finish()
+    assert (result.total, result.unknown) == (1, 0)
+    return [(group.fate, group.before.partition(",")[0], group.after) for group in result.ordered()]
+
+
+SENT = "100 % web.shop:80"
+
+
+def test_a_redirect_of_a_listener_takes_samples_elsewhere() -> None:
+    after = gateway(OPEN | {"redirectToHttps": True}, TLS)
+    assert entered(gateway(OPEN, TLS), after) == [("changed", SENT, "redirect status 301, scheme https, port 8443")]
+
+
+def test_a_port_that_closes_denies_its_samples() -> None:
+    assert entered(gateway(OPEN, TLS), gateway(TLS)) == [("denied", SENT, "nothing listens there")]
+
+
+def test_a_host_that_a_listener_no_longer_serves_denies_its_samples() -> None:
+    other = OPEN | {"hosts": ["b.example"]}
+    assert entered(gateway(OPEN), gateway(other)) == [("denied", SENT, "no rule takes it: 404")]
+
+
+def test_policies_of_the_gateway_deny_samples() -> None:
+    closed = gate(action="Deny", rules=[{"from": [{"remoteIpBlocks": ["203.0.113.0/24"]}]}])
+    assert entered(gateway(OPEN), [*gateway(OPEN), closed]) == [
+        ("denied", SENT, f"refused at shop/{GATEWAY}: shop/gate rule 0")
+    ]
+
+
+def test_who_came_in_by_plaintext_is_denied_where_the_port_speaks_tls() -> None:
+    secure = gateway_listener("open", PLAIN, "HTTPS", ["a.example"])
+    assert entered(gateway(OPEN), gateway(secure)) == [
+        ("denied", SENT, "the port speaks TLS with certificate shop/open-cert, 1.2 or newer")
+    ]
+
+
+def test_servers_behind_a_gateway_see_its_identity() -> None:
+    mine = document("Authorization", "web", {"selector": {"workloads": ["web-v1", "web-v2"]}, "rules": [
+        {"from": [{"serviceAccounts": [GATEWAY]}]}
+    ]})  # fmt: skip
+    nobody = document("Authorization", "web", {"selector": {"workloads": ["web-v1", "web-v2"]}, "rules": []})
+    assert entered(gateway(OPEN), [*gateway(OPEN), mine]) == []
+    assert entered(gateway(OPEN), [*gateway(OPEN), nobody]) == [
+        ("denied", SENT, "refused at shop/web-v1: no allow rule matches")
+    ]

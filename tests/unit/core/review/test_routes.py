@@ -6,9 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backstay.core.evaluate import Asked, World, asked
+from backstay.core.evaluate import Asked, Sent, World, asked
 from backstay.core.review import routes as routes_module
 from backstay.core.review import space, words
+from backstay.core.review.access import access_classes
 from backstay.core.review.routes import RouteClass, effect, route_classes
 from support.policy import BACKENDS, CLIENTS, changed, compiled, document, repositories, requests
 
@@ -67,8 +68,14 @@ def path(value: str, kind: str = "PathPrefix", **more: Any) -> dict[str, Any]:
     return {"path": {"type": kind, "value": value}, **more}
 
 
+def kinds(found: RouteClass) -> tuple[str, str]:
+    assert isinstance(found.before, Sent)
+    assert isinstance(found.after, Sent)
+    return found.before.kind, found.after.kind
+
+
 def told(before: World, after: World) -> list[tuple[list[str], str, str]]:
-    return [(found.words(), found.before.kind, found.after.kind) for found in route_classes(before, after)]
+    return [(found.words(), *kinds(found)) for found in route_classes(before, after)]
 
 
 def test_a_rule_split_in_two_changes_nothing() -> None:
@@ -125,15 +132,47 @@ def test_a_change_of_a_backend_concerns_all_requests_to_it() -> None:
 def test_a_host_of_ones_own_is_passed_through_before() -> None:
     after = compiled([document("Route", "old", {"hosts": ["old.example"], "rules": [rule()]})])
     found = route_classes(compiled([]), after)
-    assert [(item.host, item.before.kind, item.after.kind) for item in found] == [
-        ("old.example:80", "pass-through", "route")
-    ]
+    assert [(item.host, *kinds(item)) for item in found] == [("old.example:80", "pass-through", "route")]
 
 
 def test_egress_concerns_all_hosts_outside() -> None:
     closed = compiled([document("Mesh", "mesh", {"egress": "REGISTRY_ONLY"})])
     found = route_classes(compiled([]), closed)
-    assert [(item.host, item.before.kind, item.after.kind) for item in found] == [("", "pass-through", "unknown-host")]
+    assert [(item.host, *kinds(item)) for item in found] == [("", "pass-through", "unknown-host")]
+
+
+def test_a_host_that_is_let_out_is_said_at_its_line() -> None:
+    closed = document("Mesh", "mesh", {"egress": "REGISTRY_ONLY"})
+    outside = document(
+        "ExternalService", "out", {"hosts": ["pay.example"], "ports": [{"port": 443, "protocol": "TLS"}]}
+    )
+    after = compiled([closed, outside])
+    (found,) = route_classes(compiled([closed]), after)
+    assert (found.host, found.before.place, found.after.place) == ("pay.example:443", "00.yaml:9", "01.yaml:9")
+    assert [side.kind for side in (found.before, found.after) if isinstance(side, Sent)] == [
+        "unknown-host",
+        "pass-through",
+    ]
+    assert access_classes(compiled([closed]), after) == []
+    opened = route_classes(after, compiled([outside]))
+    assert [item.holds("shop/client", Asked(b"GET", b"pay.example:443", b"/", b"", ())) for item in opened] == [False]
+
+
+def test_names_below_a_pattern_are_told_from_those_that_have_rules_of_their_own() -> None:
+    every = document("Route", "all", {"hosts": ["*.old.example"], "rules": [rule()]})
+    own = document("Route", "own", {"hosts": ["other.old.example"], "rules": [rule()]})
+    named = document(
+        "Route", "all", {"hosts": ["*.old.example"], "rules": [
+            rule({"authority": {"type": "Exact", "value": "a.old.example"}}, to="api"), rule(),
+        ]},
+    )  # fmt: skip
+    (found,) = route_classes(compiled([every, own]), compiled([named, own]))
+    assert found.words() == ["for host a.old.example"]
+    (found,) = route_classes(
+        compiled([every, own]), compiled([document("Route", "all", every["spec"] | {"rules": [rule(to="api")]}), own])
+    )
+    asked_for = (b"a.old.example", b"other.old.example")
+    assert [found.holds("shop/client", Asked(b"GET", name, b"/", b"", ())) for name in asked_for] == [True, False]
 
 
 def test_callers_of_one_kind_are_named_together() -> None:

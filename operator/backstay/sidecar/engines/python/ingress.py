@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from backstay.config.authorize import NOTHING_AROUND
-from backstay.config.match import HostTable, RouteTable, host_of, patterns_of
-from backstay.config.model import GatewayListener, HostRoutes, Redirect, Rule
+from backstay.config.gateways import HTTPS_PORT, ListenerTable, forwarded, https_port, to_https
+from backstay.config.match import HostTable, RouteTable, host_of
+from backstay.config.model import GatewayListener
 from backstay.redact import clean
 from backstay.sidecar.engines.python.accept import Acceptor
 from backstay.sidecar.engines.python.actions import with_fields
-from backstay.sidecar.engines.python.framing import Fields, RequestHead
+from backstay.sidecar.engines.python.framing import RequestHead
 from backstay.sidecar.engines.python.hello import HELLO_BYTES, server_name
 from backstay.sidecar.engines.python.listeners import Listener, Outbound, Refused, around, seen, use_tokens
 from backstay.sidecar.engines.python.runtime import Lane, Runtime
@@ -30,47 +31,30 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("backstay.sidecar.python")
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-HTTPS_PORT: Final = 443
-_OURS: Final = frozenset((b"x-forwarded-for", b"x-forwarded-proto"))
 
 
 class GatewayPort:
     """What one config does at one port."""
 
-    __slots__ = ("_by_host", "_redirects", "hosts", "listeners", "no_route", "protocol")
+    __slots__ = ("_redirects", "hosts", "listener_of", "no_route", "protocol")
 
     def __init__(self, runtime: Runtime, listeners: Sequence[GatewayListener], hosts: HostTable) -> None:
-        self.listeners = tuple(listeners)
-        self.protocol = listeners[0].protocol
+        table = ListenerTable(listeners)
+        self.protocol = table.protocol
+        self.listener_of = table.find
         self.hosts = hosts
-        self._by_host = {host.encode(): listener for listener in listeners for host in listener.hosts}
         port = listeners[0].port
         self.no_route = runtime.counters("out", f"gateway/:{port}#", "")
         self._redirects = {
-            target: runtime.answering(_redirect_table(port, target))
+            target: runtime.answering(RouteTable(to_https(port, target)))
             for listener in listeners
             if listener.redirect_port
             for target in (listener.redirect_port, HTTPS_PORT)
         }
 
-    def listener_of(self, host: bytes) -> GatewayListener | None:
-        """The most specific listener for a name."""
-        exact = self._by_host.get(host)
-        if exact is not None:
-            return exact
-        return next((self._by_host[pattern] for pattern in patterns_of(host) if pattern in self._by_host), None)
-
     def redirect(self, listener: GatewayListener, authority: bytes) -> Lane | None:
-        """To https: at the listener's own port for callers who see ports, else at the one that needs no saying (what is
-        in front of a gateway maps 443 to it)."""
-        if not listener.redirect_port:
-            return None
-        return self._redirects[listener.redirect_port if b":" in authority.rpartition(b"]")[2] else HTTPS_PORT]
-
-
-def _redirect_table(port: int, target: int) -> RouteTable:
-    rule = Rule(name="https", redirect=Redirect(status=301, scheme="https", port=target))
-    return RouteTable(HostRoutes(host="*", port=port, rules=(rule,), gateway=True))
+        """To https; None where plaintext is served."""
+        return self._redirects[https_port(listener, authority)] if listener.redirect_port else None
 
 
 class Ingress(Outbound):
@@ -165,16 +149,6 @@ def gateway_port(runtime: Runtime, port: int) -> GatewayPort | None:
             return None
         found = runtime.gateway_ports[port] = GatewayPort(runtime, listeners, runtime.gateway_hosts[port])
     return found
-
-
-def forwarded(fields: Fields, address: str, *, secure: bool) -> Fields:
-    """The fields with who asked and how, as a gateway saw it: the caller's own word on the scheme counts for nothing, the
-    addresses it names stay in front (the last one is what this gateway knows)."""
-    chain = [value.strip(b" \t") for name, value in fields if name.lower() == b"x-forwarded-for"]
-    kept = [field for field in fields if field[0].lower() not in _OURS]
-    kept.append((b"X-Forwarded-For", b", ".join((*chain, address.encode()))))
-    kept.append((b"X-Forwarded-Proto", b"https" if secure else b"http"))
-    return kept
 
 
 # --- connections ---------------------------------------------------------------------------------------------------
