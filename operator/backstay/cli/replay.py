@@ -217,9 +217,10 @@ def result_lines(result: Result, *, everything: bool = False) -> Iterator[str]:
         f"{found['admitted']} admitted, {found['changed']} otherwise changed"
     )
     if found["unknown"]:
-        yield f"{found['unknown']} are of callers that the registry does not know, or to hosts outside the mesh"
+        yield f"of callers that the registry does not know, or to hosts outside the mesh: {found['unknown']}"
     if found["rulesAskForHeaders"]:
-        yield f"{found['rulesAskForHeaders']} go to hosts whose rules ask for headers, tokens or addresses, which the log does not have"
+        asked = "to hosts whose rules ask for headers, tokens or addresses, which the log does not have"
+        yield f"{asked}: {found['rulesAskForHeaders']}"
     groups = result.ordered()
     for group in groups if everything else groups[:_SHOWN]:
         yield from _group_lines(group)

@@ -69,8 +69,9 @@ def review(
     compared = compare(revisions, folder)
     with without_collector():
         report = make_report(compared, known, namespace or known.namespace, traffic)
+    inside = "" if len(revisions) == 2 else within_repository(folder)
     for form, path in targets:
-        text = written(report, form)
+        text = written(report, form, inside)
         if path is None:
             click.echo(text)
         else:
@@ -211,14 +212,20 @@ def _plaintext(traffic: IO[bytes] | None, before: World, after: World) -> tuple[
     return callers.told()
 
 
-def written(report: Report, form: str) -> str:
+def within_repository(folder: Path) -> str:
+    """Where the documents lie in their repository, `mesh/`; empty at its root, and outside of any."""
+    asked = _git(folder, "rev-parse", "--show-prefix")
+    return asked.stdout.rstrip("\n") if asked.returncode == 0 else ""
+
+
+def written(report: Report, form: str, inside: str = "") -> str:
     writers: dict[str, Any] = {
         "text": lambda: "\n".join(text_lines(report)),
         "markdown": lambda: formats.as_markdown(report).rstrip("\n"),
         "json": lambda: _ascii_json(as_object(report)),
         "yaml": lambda: to_yaml(as_object(report)).rstrip("\n"),
-        "sarif": lambda: _ascii_json(formats.as_sarif(report)),
-        "github": lambda: formats.as_github(report),
+        "sarif": lambda: _ascii_json(formats.as_sarif(report, inside)),
+        "github": lambda: formats.as_github(report, inside),
         "junit": lambda: formats.as_junit(report),
     }
     found: str = writers[form]()

@@ -59,7 +59,7 @@ def test(
     if record is not None:
         asked = list(_given(world, requests, headers, names_in)) if requests else list(_of_every_rule(session, world))
         _write(record, world, asked, names_in)
-        session.say(f"{record}: {len(asked)} expectations")
+        session.say(f"{record}: {len(asked)} expectation{'s' * (len(asked) != 1)}")
         return
     found = expectations.check(world)
     total = sum(isinstance(item.spec, ExpectationSpec) for item in world.snapshot.documents.values())

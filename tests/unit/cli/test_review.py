@@ -1,5 +1,6 @@
 """`backstay review`: what is compared, and what the exit code says."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -176,9 +177,11 @@ def test_several_forms_are_written_at_once(repository: Repository, tmp_path: Pat
     head = repository.commit(route=ROUTE % "3s")
     comment, sarif = tmp_path / "comment.md", tmp_path / "review.sarif"
     done = repository.review(f"{base}..{head}", "-o", "github", "-o", f"markdown={comment}", "-o", f"sarif={sarif}")
-    assert done.output.startswith("::notice file=route.yaml,line=8,title=BS1709 OutcomeChanges::")
+    assert done.output.startswith("::notice file=mesh/route.yaml,line=8,title=BS1709 OutcomeChanges::")
     assert comment.read_text().startswith("<!-- backstay-review -->\n")
-    assert '"2.1.0"' in sarif.read_text()
+    (run,) = json.loads(sarif.read_text())["runs"]
+    places = [item["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for item in run["results"]]
+    assert places == ["mesh/route.yaml"], "forges know files by their place in the repository"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 from xml.sax.saxutils import escape, quoteattr
 
+import msgspec
+
 from backstay.core.codes import code_of
 from backstay.core.review.report import AccessChange, Remark, Replayed, ReplayedKind, Report, RequestChange, Severity
 from backstay.redact import clean
@@ -308,8 +310,9 @@ def rollout_sentence(report: Report) -> str:
 _LEVELS: Final = {"error": "error", "warning": "warning", "notice": "note"}
 
 
-def as_sarif(report: Report) -> dict[str, Any]:
-    found = remarks(report)
+def as_sarif(report: Report, folder: str = "") -> dict[str, Any]:
+    """`folder` is that of the documents within the repository (`mesh/`): forges know files by their place in there."""
+    found = located(remarks(report), folder)
     rules = sorted({item.reason for item in found})
     driver = {
         "name": "backstay",
@@ -344,9 +347,16 @@ def _uri(file: str) -> str:
     )
 
 
-def as_github(report: Report) -> str:
-    """Workflow commands, worst first."""
-    return "\n".join(map(_github_line, remarks(report)))
+def as_github(report: Report, folder: str = "") -> str:
+    """Workflow commands, worst first; `folder` as for SARIF."""
+    return "\n".join(map(_github_line, located(remarks(report), folder)))
+
+
+def located(found: Iterable[Remark], folder: str) -> list[Remark]:
+    """Files as the repository has them, where the documents lie in a folder of it."""
+    return [
+        msgspec.structs.replace(item, file=f"{folder}{item.file}") if item.file and folder else item for item in found
+    ]
 
 
 def _github_line(item: Remark) -> str:

@@ -49,7 +49,7 @@ def facets(sent: Sent | Entrance) -> dict[str, str]:
     if sent.rule is not None and sent.kind == "route":
         found |= {
             "timeout": milliseconds(sent.rule.timeout_ms),
-            "try timeout": milliseconds(sent.rule.try_timeout_ms),
+            "try timeout": milliseconds(sent.rule.try_timeout_ms) if sent.rule.try_timeout_ms else "",
             "retries": _retries(sent.rule),
             "backend": _backends(sent.destinations),
         }
