@@ -3,20 +3,26 @@
 The same sources: nothing else runs when they are not compiled. What a request passes through is compiled (tables, framing,
 exchanges, both ends' protocols, TLS, pools, counters, the log); what happens once per connection or config mostly stays Python.
 A request costs little more than half the CPU, and compiling takes a C compiler and a minute or two (docs/benchmarks.md). Run
-it with `PYTHONPATH=build/compiled`.
+it with `PYTHONPATH=build/compiled`; `--wheel` makes a wheel of it, which is what the sidecar's image holds (`make images`).
 
 All that requests pass through must be compiled together: a compiled class that asks a Python one for its attributes is not
-much faster than Python, and its annotations are checked when it is given an object.
+much faster than Python, its annotations are checked when it is given an object, and a Python class cannot inherit from it.
 
 mypyc's classes cannot inherit from foreign ones, and it holds annotations to be true. `CHANGES` says where the sources say
 otherwise; event loops ask protocols and transports for methods, never for their class.
 """
 
+import argparse
+import base64
+import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,9 +34,9 @@ MODULES: Final = (
     *(
         f"{ENGINE}/{name}.py"
         for name in (
-            "accesslog", "balance", "checks", "downstream", "exchange", "failures", "flow", "framing", "listeners", "mirror",
-            "nobody", "outlier", "peers", "pool", "retry", "runtime", "sampling", "server", "split", "stats", "trace",
-            "transport", "upstream",
+            "accept", "accesslog", "balance", "checks", "downstream", "exchange", "failures", "flow", "framing", "ingress",
+            "listeners", "mirror", "nobody", "outlier", "peers", "pool", "redirected", "retry", "runtime", "sampling", "server",
+            "split", "stats", "trace", "transport", "upstream",
         )
     ),
 )  # fmt: skip
@@ -82,7 +88,8 @@ def changed(name: str, source: str) -> str:
     return source
 
 
-def main() -> None:
+def build() -> None:
+    """Compile into TARGET, replacing what is there. Raises subprocess.CalledProcessError, and OSError without a compiler."""
     shutil.rmtree(TARGET, ignore_errors=True)
     shutil.copytree(
         ROOT / "operator" / "backstay", TARGET / "backstay", ignore=shutil.ignore_patterns("__pycache__", "*.so")
@@ -100,7 +107,59 @@ def main() -> None:
         check=True,
     )
     shutil.rmtree(TARGET / "build")
-    print(f"compiled: PYTHONPATH={TARGET}", flush=True)
+
+
+# --- as a wheel ------------------------------------------------------------------------------------------------------
+
+
+def tag() -> str:
+    """What this interpreter on this machine runs, as wheels name it."""
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    return f"{python}-{python}-{sys.platform}_{platform.machine()}"
+
+
+def repack(wheel: Path, tree: Path, platform_tag: str) -> Path:
+    """A wheel beside this one that holds the modules of `tree` instead of its own, and their machine code."""
+    name, version, *_ = wheel.name.split("-")
+    made = wheel.with_name(f"{name}-{version}-{platform_tag}.whl")
+    contents = dict(_of_wheel(wheel)) | dict(_of_tree(tree))
+    about = next(path for path in contents if path.endswith(".dist-info/WHEEL"))
+    text = re.sub(r"^Tag: .*$", f"Tag: {platform_tag}", contents[about].decode(), flags=re.MULTILINE)
+    contents[about] = text.replace("Root-Is-Purelib: true", "Root-Is-Purelib: false").encode()
+    record = about.removesuffix("WHEEL") + "RECORD"
+    lines = [f"{path},sha256={_digest(data)},{len(data)}" for path, data in contents.items()]
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, data in contents.items():
+            archive.writestr(path, data)
+        archive.writestr(record, "\n".join([*lines, f"{record},,", ""]))
+    return made
+
+
+def _of_wheel(wheel: Path) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(wheel) as archive:
+        for path in archive.namelist():
+            if not path.endswith((".dist-info/RECORD", "/")):
+                yield path, archive.read(path)
+
+
+def _of_tree(tree: Path) -> Iterator[tuple[str, bytes]]:
+    """Everything compiled, and the sources as they were changed for it."""
+    for path in sorted(tree.rglob("*")):
+        inside = path.relative_to(tree).as_posix()
+        if path.suffix == ".so" or inside in CHANGES:
+            yield inside, path.read_bytes()
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--wheel", type=Path, help="Backstay's wheel: one with the compiled modules is made beside it")
+    wheel = parser.parse_args(arguments).wheel
+    build()
+    print(f"compiled: {repack(wheel, TARGET, tag())}" if wheel else f"compiled: PYTHONPATH={TARGET}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ the same wherever it runs. Wheels are taken for the images' platform, not for th
 """
 
 import argparse
+import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -50,16 +53,48 @@ def build_wheel(folder: Path) -> Path:
     return max(folder.glob("backstay-*.whl"), key=lambda path: path.stat().st_mtime)
 
 
+def compiled(wheel: Path, *, machine: str, python: str) -> Path:
+    """The wheel with the sidecar's hot path as machine code, where this machine can make it for the image; else the same."""
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    why = (
+        f"this is {sys.platform} on {platform.machine()}" if (sys.platform, platform.machine()) != ("linux", machine) else
+        f"this is Python {own}" if python != own else
+        "there is no C compiler" if shutil.which(os.environ.get("CC", "cc")) is None else ""
+    )  # fmt: skip
+    if why:
+        print(f"the sidecar's image gets Python without machine code: {why}", file=sys.stderr)
+        return wheel
+    command = [sys.executable, str(Path(__file__).with_name("compile.py")), "--wheel", str(wheel)]
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    made = Path(told.splitlines()[-1].removeprefix("compiled: "))
+    if glibc_of(made) > GLIBC[-1]:
+        print(
+            f"the sidecar's image gets Python without machine code: it would need glibc 2.{glibc_of(made)}",
+            file=sys.stderr,
+        )
+        return wheel
+    return made
+
+
+def glibc_of(wheel: Path) -> int:
+    """The minor of glibc 2 that a wheel's machine code was linked against: an older one cannot load it."""
+    with zipfile.ZipFile(wheel) as archive:
+        code = [archive.read(name) for name in archive.namelist() if name.endswith(".so")]
+    return max((int(minor) for each in code for minor in re.findall(rb"GLIBC_2\.(\d+)", each)), default=0)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--to", type=Path, default=ROOT / "build" / "images", help="where the contexts go")
     parser.add_argument("--machine", default=platform.machine(), help="of the images: x86_64 or aarch64")
     parser.add_argument("--python", default="3.11", help="of the base image")
-    parser.add_argument("--wheel", type=Path, help="Backstay's wheel, if it is built already")
+    parser.add_argument("--wheel", type=Path, help="Backstay's wheel, if it is built already: it is taken as it is")
     found = parser.parse_args(arguments)
     wheel = found.wheel or build_wheel(ROOT / "dist")
+    fast = found.wheel or compiled(wheel, machine=found.machine, python=found.python)
     for image in IMAGES:
-        prepare(image, found.to / image, wheel=wheel, machine=found.machine, python=found.python)
+        held = fast if image == "sidecar" else wheel
+        prepare(image, found.to / image, wheel=held, machine=found.machine, python=found.python)
         print(f"docker build -t backstay-{image}:dev {found.to / image}")
     return 0
 

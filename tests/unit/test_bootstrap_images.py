@@ -1,9 +1,12 @@
 """Dockerfiles and their lists, as text; they are built for real in tests/e2e/kubernetes."""
 
 import ast
+import base64
+import hashlib
 import importlib.util
 import re
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +20,11 @@ DISTRIBUTIONS = {"google-re2": "re2"}
 
 
 def prepare() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare", IMAGES / "prepare.py")
+    return program("prepare")
+
+
+def program(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, IMAGES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -111,3 +118,66 @@ def test_every_dependency_of_the_program_is_in_the_operators_list() -> None:
 def test_the_sidecars_wheels_are_pinned() -> None:
     text = (ROOT / "requirements" / "sidecar.in").read_text(encoding="utf-8")
     assert {line for line in text.splitlines() if line and not line.startswith("#")} <= set(pinned("sidecar"))
+
+
+# --- machine code ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_compiled_is_there_and_is_as_the_changes_expect_it() -> None:
+    compiling = program("compile")
+    assert [name for name in compiling.MODULES if not (ROOT / "operator" / name).is_file()] == []
+    for name in compiling.CHANGES:
+        source = (ROOT / "operator" / name).read_text(encoding="utf-8")
+        ast.parse(compiling.changed(name, source))
+
+
+def test_what_inherits_from_a_compiled_class_is_compiled() -> None:
+    """Instances of a Python class that does could not be made."""
+    compiling = program("compile")
+    trees = {
+        path.relative_to(ROOT / "operator").as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in (SOURCE / "sidecar" / "engines" / "python").glob("*.py")
+    }
+    classes = [
+        (name, node.name, {base.id for base in node.bases if isinstance(base, ast.Name)})
+        for name, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+    ]  # fmt: skip
+    native = {kind for name, kind, _ in classes if name in compiling.MODULES}
+    strangers = {f"{name}: {kind}" for name, kind, bases in classes if name not in compiling.MODULES and bases & native}
+    assert strangers == set()
+
+
+def test_a_compiled_wheel_is_whole_and_says_what_it_is_for(tmp_path: Path) -> None:
+    compiling = program("compile")
+    changed = next(iter(compiling.CHANGES))
+    pure = tmp_path / "backstay-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(pure, "w") as archive:
+        archive.writestr(changed, "as written")
+        archive.writestr("backstay/other.py", "other")
+        archive.writestr(
+            "backstay-0.1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("backstay-0.1.0.dist-info/RECORD", "")
+    tree = tmp_path / "tree"
+    (tree / changed).parent.mkdir(parents=True)
+    (tree / changed).write_text("as compiled")
+    (tree / "backstay" / "other.py").write_text("not taken")
+    (tree / "abc__mypyc.so").write_bytes(b"...GLIBC_2.4..GLIBC_2.34..GLIBC_2.9")
+    made = compiling.repack(pure, tree, "cp311-cp311-linux_x86_64")
+    assert made == tmp_path / "backstay-0.1.0-cp311-cp311-linux_x86_64.whl"
+    with zipfile.ZipFile(made) as archive:
+        held = {name: archive.read(name).decode() for name in archive.namelist()}
+    record = held.pop("backstay-0.1.0.dist-info/RECORD").splitlines()
+    assert held == {
+        changed: "as compiled",
+        "backstay/other.py": "other",
+        "abc__mypyc.so": "...GLIBC_2.4..GLIBC_2.34..GLIBC_2.9",
+        "backstay-0.1.0.dist-info/WHEEL": (
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp311-cp311-linux_x86_64\n"
+        ),
+    }
+    assert [line.split(",")[0] for line in record] == [*held, "backstay-0.1.0.dist-info/RECORD"]
+    (line,) = [line for line in record if line.startswith("backstay/other.py,")]
+    digest = base64.urlsafe_b64encode(hashlib.sha256(b"other").digest()).decode().rstrip("=")
+    assert line == f"backstay/other.py,sha256={digest},5"
+    assert prepare().glibc_of(made) == 34

@@ -16,9 +16,10 @@ and 30 ms, which would be somebody's 99th percentile."""
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3  # malloc.h
-FREE_BYTES: Final = 128 * 1024
-"""Free memory at the heap's end before it is given back. This is glibc's own default, and said because saying it keeps glibc
-from raising both limits (to 32 MiB and twice that) with the first large block it sees freed."""
+FREE_BYTES: Final = 2 * 1024 * 1024
+"""Free memory at the heap's end before it is given back. glibc begins with 128 KiB, which pieces of a large body exceed all the
+time (taking and giving back cost as much as all the rest of it), and raises this to 64 MiB once it has seen a large block
+freed, which a proxy then keeps."""
 LARGE_BYTES: Final = 512 * 1024
 """Blocks from this size on are mapped, and gone when they are freed. Reads and what goes out in one write are below it."""
 

@@ -62,7 +62,7 @@ from backstay.sidecar.engines.python.retry import (
 from backstay.sidecar.engines.python.spans import span_of
 from backstay.sidecar.engines.python.stats import NO_FLAGS, Exemplar, Streams
 from backstay.sidecar.engines.python.tunnel import splice
-from backstay.sidecar.engines.python.upstream import SWITCHING, Upstream
+from backstay.sidecar.engines.python.upstream import MIN_UNPARSED, SWITCHING, Upstream
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.actions import Actions, LocalAnswer
@@ -493,6 +493,8 @@ class Exchange:
             self.timer = None
         self.status = status
         self.response = head
+        if head.length >= MIN_UNPARSED:
+            upstream.expect(head.length)
         if head.length < 0 and not client_http11:
             self.keep_alive = False  # the end of the connection is the only end an HTTP/1.0 client can see
         return head.block + self._connection_field()

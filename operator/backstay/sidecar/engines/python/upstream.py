@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CONTINUE: Final = 100
 SWITCHING: Final = 101
 FIRST_FINAL: Final = 200
+MIN_UNPARSED: Final = 64 * 1024
+"""Bytes of body from which on a new parser for the next response (1 us) is less than copying what is left of this one."""
 _NO_FIELDS: Final[Fields] = []
 
 
@@ -29,7 +31,8 @@ class Upstream(asyncio.Protocol):
         "group", "pool", "secure", "server", "transport",  # connection
         "early", "idle_since", "paused", "parser", "peer", "received", "served",
         "body", "broken", "complete", "continued", "exchange", "fields", "full", "head_only", "interims", "keep_alive",
-        "raw", "status", "surplus", "tail", "upgraded",  # one response
+        "left", "raw", "status", "surplus", "tail", "upgraded",  # one response
+        "_is_parser_spent",
     )  # fmt: skip
 
     def __init__(self, server: "Server", pool: Pool, group: Group) -> None:
@@ -51,6 +54,7 @@ class Upstream(asyncio.Protocol):
         self.surplus = False
         self.early: bytes | None = None
         """What came before anybody took the connection, where it is for a tunnel: there the other end may speak first."""
+        self._is_parser_spent = False
         self._reset(head_only=False)
 
     def _reset(self, *, head_only: bool) -> None:
@@ -64,19 +68,30 @@ class Upstream(asyncio.Protocol):
         self.tail = b""
         self.interims = 0
         self.raw = 0
+        self.left = 0
+        """Bytes of the body that come without a look at them."""
         self.head_only = head_only
 
     # --- what the exchange calls -----------------------------------------------------------------------------------
 
     def begin(self, exchange: "Exchange", *, head_only: bool) -> None:
         """Serve this exchange: the next response is its own."""
-        if self.head_only:  # llhttp cannot know that a response to HEAD has no body: its parser is not used again
+        # llhttp cannot know that a response to HEAD has no body, nor of bytes that it was not shown: then it is not used again.
+        if self.head_only or self._is_parser_spent:
             self.parser = httptools.HttpResponseParser(self)
+            self._is_parser_spent = False
         self.exchange = exchange
         self._reset(head_only=head_only)
 
     def write(self, data: bytes) -> None:
         self.transport.write(data)  # type: ignore[union-attr]  # set in connection_made, before any exchange sees this
+
+    def expect(self, length: int) -> None:
+        """So many bytes of body were announced. A large rest of it goes by the parser, which would copy every byte."""
+        left = length - sum(map(len, self.body))
+        if left >= MIN_UNPARSED and not self.complete:
+            self.left = left
+            self._is_parser_spent = True
 
     def take_body(self) -> list[bytes]:
         body, self.body = self.body, []
@@ -154,6 +169,10 @@ class Upstream(asyncio.Protocol):
         if exchange is None:
             self._keep(data)
             return
+        if self.left:
+            self._take_unparsed(data)
+            exchange.response_progress(self)
+            return
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -167,6 +186,16 @@ class Upstream(asyncio.Protocol):
             self.raw += len(data)
             self.broken = self.broken or self.raw > MAX_HEAD_BYTES or self.interims > MAX_INTERIM_RESPONSES
         exchange.response_progress(self)
+
+    def _take_unparsed(self, data: bytes) -> None:
+        if (
+            len(data) > self.left
+        ):  # what follows a complete response reaches nobody, and the connection is not used again
+            self.surplus = True
+            data = data[: self.left]
+        self.left -= len(data)
+        self.body.append(data)
+        self.complete = self.left == 0
 
     def _keep(self, data: bytes) -> None:
         """Bytes that no request asked for."""
