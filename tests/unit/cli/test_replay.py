@@ -5,13 +5,15 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from backstay.cli import replay
 from backstay.cli.exits import Failed
 from backstay.cli.main import cli
-from backstay.core.review.replay import Logged
+from backstay.core.review.replay import Logged, Replay
+from support.policy import compiled, document
 
 SIDECAR = (
     b'{"time":1.5,"method":"GET","authority":"web","path":"/a","status":200,"route":"inbound:8080",'
@@ -89,3 +91,14 @@ def test_live_traffic_needs_somebody_who_tells_it(tmp_path: Path) -> None:
     arguments = ["replay", "--live", "--against", "HEAD", "--dir", str(empty), "--registry", str(saved)]
     done = CliRunner().invoke(cli, arguments)
     assert "nothing here tells of live traffic" in done.output
+
+
+def test_a_hostile_log_moves_no_cursor() -> None:
+    strict = document("Authentication", "all", {"mtls": {"mode": "STRICT"}})
+    asked = Replay(compiled([]), compiled([strict]))
+    asked.feed([Logged("GET", "web", "/?token=ghp_" + "a" * 36, "\x1b[31mred\u202e\r\n::error::forged")])
+    lines = list(replay.result_lines(asked.finish()))
+    text = click.unstyle("\n".join(lines))
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "\\u{1b}[31mred\\u{202e}\\u{d}\\u{a}::error::forged" in text
+    assert "ghp_" not in text

@@ -65,6 +65,18 @@ def test_a_description_fits_everywhere() -> None:
     assert len(body["description"]) == MOST_DESCRIPTION
 
 
+GITLAB_STATES = {"pending", "running", "success", "failed", "canceled", "skipped"}
+"""Of a commit's status. GitLab publishes its description under CC BY-SA 4.0 (gitlab-org/gitlab, doc/api/openapi), so no copy of it
+is kept here: comments and statuses were compared with it, and what is asked is pinned below."""
+
+
+def test_gitlab_is_told_states_that_it_knows() -> None:
+    for state in ("pending", "success", "failure", "error"):
+        body = set_status(GITLAB, "a" * 40, state, "c", "d").body
+        assert body is not None
+        assert body["state"] in GITLAB_STATES
+
+
 def test_gitlab_says_it_in_its_own_words() -> None:
     root = "https://gitlab.example/api/v4/projects/group%2Fsub%2Fr"
     assert create_comment(GITLAB, 7, "t") == Call(
