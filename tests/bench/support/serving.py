@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 HOST: Final = "127.0.0.1"
 DOMAIN: Final = "bench.mesh"
+ISSUER: Final = "https://issuer.bench"
 BODY: Final = b"x" * 1024
 LARGE: Final = b"x" * 1024 * 1024
 
@@ -21,6 +22,7 @@ class Ports(NamedTuple):
     plain: int
     client: int
     server: int
+    tokens: int
 
 
 class App(asyncio.Protocol):
@@ -52,12 +54,14 @@ async def serve_ours(role: str, ports: Ports, folder: Path, hosts: int) -> None:
     from backstay.sidecar.engines.python import PythonEngine
 
     engine = PythonEngine()
-    listening = {"plain": ports.plain, "client": ports.client, "server": 0}[role]
-    inbound = {ports.app: ports.server} if role == "server" else {}
+    listening = {"plain": ports.plain, "client": ports.client}.get(role, 0)
+    inbound = {ports.app: getattr(ports, role)} if role in ("server", "tokens") else {}
     await engine.start(Address(host=HOST, inbound=inbound, outbound=listening))
     engine.identity(IdentityFiles(certificate=folder / f"{role}.crt", key=folder / f"{role}.key"))
     engine.trust({DOMAIN: (folder / "root.crt").read_text()}, [])
-    parts = own_parts(role, ports, hosts)
+    parts = (
+        own_parts(role, ports, hosts) if role != "tokens" else token_parts(ports, (folder / "jwks.json").read_text())
+    )
     digests = {part.key: digest_of(encode_part(part)) for part in parts}
     manifest = Manifest(workload=f"shop/{role}", parts=digests)
     engine.apply(Config(manifest=manifest, parts={part.key: part for part in parts}), None, 0)
@@ -108,6 +112,23 @@ def own_parts(role: str, ports: Ports, hosts: int) -> list[Any]:
         )
         parts += (HostRoutes(host=name, port=80, rules=rules), Backend(service=name, port=80))
     return parts
+
+
+def token_parts(ports: Ports, keys: str) -> list[Any]:
+    from backstay.config.model import InboundPort, Jwt, JwtProvider, Listeners
+
+    believed = Jwt(providers=(JwtProvider(issuer=ISSUER, jwks=keys, forward=True),), required=("/*",))
+    inbound = (InboundPort(port=ports.app, mtls="disable"),)
+    return [
+        Listeners(
+            namespace="shop",
+            identity=spiffe("tokens"),
+            trust_domain=DOMAIN,
+            inbound=inbound,
+            access_log="all",
+            jwt=believed,
+        )
+    ]
 
 
 def spiffe(role: str) -> str:
