@@ -54,8 +54,8 @@ fuzz: $(VENV)/.stamp-dev ## Hostile bytes at parsers and configs. FUZZ=20000 exa
 compiled: $(VENV)/.stamp-dev ## The sidecar's hot path as machine code in build/compiled/ (mypyc, a C compiler).
 	@$(BIN)/python bootstrap/images/compile.py
 
-soak: $(VENV)/.stamp-dev ## Half an hour of traffic, attacks and reloads: memory, descriptors, tasks. SHORT=1: two minutes.
-	@SHORT="$(SHORT)" $(BIN)/python tests/bench/soak.py
+soak: $(VENV)/.stamp-dev ## Half an hour of traffic, attacks and reloads: memory, descriptors, tasks. SHORT=1: two minutes; MINUTES=5.
+	@SHORT="$(SHORT)" MINUTES="$(MINUTES)" $(BIN)/python tests/bench/soak.py
 
 bench-verdict: $(VENV)/.stamp-dev ## False alarms and harm against the information limit.
 	@$(BIN)/python tests/bench/verdict.py
@@ -69,8 +69,8 @@ bench-push: $(VENV)/.stamp-dev ## From push to the last ack, and bytes per proxy
 bench-swap: $(VENV)/.stamp-dev ## A change a second under traffic: failed requests.
 	@$(BIN)/python tests/bench/swap.py
 
-bench-proxy: $(VENV)/.stamp-dev ## Requests per core, latency, memory against Envoy. QUICK=1, SMALL=1 (200m CPU), COMPILED=1.
-	@QUICK="$(QUICK)" SMALL="$(SMALL)" COMPILED="$(COMPILED)" $(BIN)/python tests/bench/proxy.py
+bench-proxy: $(VENV)/.stamp-dev ## Requests per core, latency, memory against Envoy. QUICK=1, SMALL=1 (200m CPU), INTERPRETED=1.
+	@QUICK="$(QUICK)" SMALL="$(SMALL)" INTERPRETED="$(INTERPRETED)" $(BIN)/python tests/bench/proxy.py
 
 bench-sidecar: $(VENV)/.stamp-dev ## What one sidecar costs: start, memory, a swap with 1,000 routes.
 	@$(BIN)/python tests/bench/sidecar.py
