@@ -116,13 +116,17 @@ def _scope(session: Session, item: dict[str, Any]) -> list[str]:
 
 
 def scope_lines(scope: "Scope") -> Iterator[str]:
-    yield "accepts:"
+    if scope.outside:
+        yield "from outside:"
+        yield from (f"  {text}  {click.style(place, dim=True)}".rstrip() for text, place in scope.outside)
+    yield "accepts:" if scope.mtls or scope.policies else "accepts: nothing, it has no ports"
     for port, mode in scope.mtls:
         yield f"  port {port}: mTLS {mode.upper()}  {click.style(scope.mtls_place, dim=True)}".rstrip()
     yield from (f"  {item.action} {item.name}  {click.style(item.place, dim=True)}" for item in scope.policies)
-    yield "callers:"
+    if scope.callers:
+        yield "callers:"
     for caller in scope.callers:
         told = f": {'; '.join(caller.requests)}" if caller.requests else ""
         yield f"  {caller.name} may {caller.extent} of port {caller.port}{told}"
-    yield "may reach:"
+    yield "may reach:" if scope.reaches else "may reach: nothing it has told of"
     yield from (f"  {host}  {click.style(place, dim=True)}".rstrip() for host, place in scope.reaches)

@@ -1,13 +1,17 @@
 """All that applies to one workload: what its proxy accepts and from whom, what it may reach, and the lines that say so."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from backstay.config.model import Rule
 from backstay.core.evaluate import ANONYMOUS, World
-from backstay.core.review.access import access_dimensions, decisions
+from backstay.core.review.access import access_dimensions, decisions, gateway_ports
+from backstay.core.review.names import one_of
 from backstay.core.review.questions import SOURCE
 from backstay.core.review.routes import box_words
 from backstay.core.review.space import TooManyPieces, Unknowable, decided
+from backstay.core.review.words import connection_text
 
 Extent: TypeAlias = Literal["everything", "some", "nothing", "unknown"]
 
@@ -40,6 +44,8 @@ class Scope:
     reaches: tuple[tuple[str, str], ...]
     """(`host:port`, place of the Route that is about it, if one is)"""
     callers: tuple[Caller, ...]
+    outside: tuple[tuple[str, str], ...] = ()
+    """How a gateway takes callers from outside, and where it sends them, in words; each with its place."""
 
 
 def scope_of(world: World, workload: str) -> Scope:
@@ -60,7 +66,27 @@ def scope_of(world: World, workload: str) -> Scope:
         policies=policies,
         reaches=tuple((key.removeprefix("routes/"), world.route_place(workload, key)) for key in keys),
         callers=tuple(caller for item in listeners.inbound for caller in _callers(world, workload, item.port)),
+        outside=tuple(_outside(world, workload)),
     )
+
+
+def _outside(world: World, workload: str) -> Iterator[tuple[str, str]]:
+    listeners = world.listeners(workload).gateway
+    for listener in listeners:
+        known = {host.encode() for item in listeners if item.port == listener.port for host in item.hosts}
+        entrance = world.entrance(workload, listener.port, one_of(listener.hosts[0].encode(), known))
+        told = f"port {listener.port} for {', '.join(listener.hosts)}: {connection_text(entrance)}"
+        redirect = f", sent to https at port {listener.redirect_port}" if listener.redirect_port else ""
+        yield told + redirect, world.listener_place(listener)
+    for port in sorted(gateway_ports(world, workload)):
+        for table in world.gateway_hosts(workload, port).tables:
+            services = dict.fromkeys(name for rule in table.routes.rules for name in _sent_to(world, workload, rule))
+            text = f"port {port}, {table.routes.host} to {', '.join(services) or 'nobody'}"
+            yield text, world.route_place(workload, table.key)
+
+
+def _sent_to(world: World, workload: str, rule: Rule) -> Iterator[str]:
+    return (item.service for item in world.destinations(workload, rule))
 
 
 def _callers(world: World, workload: str, port: int) -> list[Caller]:
