@@ -20,6 +20,8 @@ PROTOCOL_MAX: Final = 1
 ENROL_PATH: Final = "/v1/enrol"
 RENEW_PATH: Final = "/v1/renew"
 STREAM_PATH: Final = "/v1/stream"
+WISH_SUFFIX: Final = ".wanted"
+"""On one machine a sidecar whose certificate is of no use any more puts a file of this ending beside its token's place."""
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 """A first config with 1,000 routes is under 1 MiB; sixteen times that is a peer gone mad."""
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from backstay.core.ports import CertificateAuthority
 
 OPERATOR_PATH: Final = "/backstay/operator"
+CLOCK_SKEW: Final = 60.0  # seconds by which a certificate is older than it has to be: adapters/certificates/making.py
 
 
 def operator_id(trust_domain: str) -> str:
@@ -33,14 +34,16 @@ class OperatorTls:
         self._roots = ""
         self.renew_at = 0.0
         """Unix seconds: half life of the present certificate."""
+        self._made_at = now
         self._current = self._make(now)
         self.context = self._make(now)
         self.context.sni_callback = self._take_newest
 
     def refresh(self, now: float) -> bool:
-        """Renew at half life, follow the trust bundle; says whether trust changed."""
+        """Renew at half life and when the clock went back, follow the trust bundle; says whether trust changed."""
         trust_changed = self._roots != _all_roots(self._ca)
-        if trust_changed or now >= self.renew_at:
+        # A clock that was put back has made it a certificate of tomorrow.
+        if trust_changed or not self._made_at - CLOCK_SKEW <= now < self.renew_at:
             self._current = self._make(now)
         return trust_changed
 
@@ -64,6 +67,7 @@ class OperatorTls:
         key, request = _key_and_request()
         chain = self._ca.sign(request, identity=self._id)
         self.renew_at = now + (expiry(chain) - now) / 2
+        self._made_at = now
         with tempfile.TemporaryDirectory(prefix="backstay-") as folder:  # 0700; the ssl module reads only files
             path = Path(folder, "own.pem")
             path.touch(0o600)

@@ -31,6 +31,7 @@ from backstay.config.wire import (
     PROTOCOL_MAX,
     PROTOCOL_MIN,
     RENEW_PATH,
+    WISH_SUFFIX,
     Ack,
     Assign,
     Draining,
@@ -51,7 +52,7 @@ from backstay.config.wire import (
     WentBack,
 )
 from backstay.redact import clean
-from backstay.sidecar import clock, identity, lease, store
+from backstay.sidecar import clock, files, identity, lease, store
 from backstay.sidecar.backoff import Backoff
 from backstay.sidecar.connect import (
     Channel,
@@ -62,6 +63,7 @@ from backstay.sidecar.connect import (
     ask_certificate,
 )
 from backstay.sidecar.engine import ContentRefused, Engine, IdentityFiles, settled
+from backstay.sidecar.files import Outlives
 from backstay.sidecar.lease import Lease, Reason
 from backstay.sidecar.reports import ReportRing
 from backstay.sidecar.settings import Settings
@@ -132,6 +134,8 @@ class Agent:
         self._channel: Channel | None = None
         self._incoming: Incoming | None = None
         self._renewal: identity.Renewal | None = None
+        self._obtaining = asyncio.Lock()
+        """A one-time token is good for one of two that want a certificate at once."""
         self._lease_written = 0.0
         self._refusals = 0
         self._pause = 0.0
@@ -253,18 +257,38 @@ class Agent:
             if self._renewal is None or not self._renewal.is_due(now=now.since_boot, wall=now.wall):
                 continue
             try:
-                await self._obtain(RENEW_PATH, "")
+                await self._renew()
                 backoff.reset()
             except (OperatorUnreachable, OperatorRefused, OSError) as error:
                 _log.warning("identity.renewal-failed error=%s", clean(str(error)))
                 await asyncio.sleep(backoff.next())
 
+    async def _renew(self) -> None:
+        """By the certificate itself, or by a token where nobody would take it: the machine slept through its end, or its
+        clock was put back. Raises OperatorUnreachable, OperatorRefused, OSError."""
+        async with self._obtaining:
+            if self._has_identity():
+                await self._obtain(RENEW_PATH, "")
+            else:
+                await self._enrol()
+
+    def _has_identity(self) -> bool:
+        return self.svid is not None and self.svid.is_valid(clock.now().wall)
+
     async def _enrol(self) -> None:
         """Raises OperatorUnreachable, OperatorRefused, OSError."""
-        path = self.settings.token_file
-        token = path.read_text().strip() if path is not None else ""
-        await self._obtain(ENROL_PATH, token)
+        await self._obtain(ENROL_PATH, self._token())
         self._refusals = 0
+
+    def _token(self) -> str:
+        path = self.settings.token_file
+        if path is None:
+            return ""
+        try:
+            return path.read_text().strip()
+        except FileNotFoundError:
+            files.write(path.with_name(path.name + WISH_SUFFIX), b"", Outlives.KILL)
+            raise OperatorUnreachable(f"there is no token at {path}; asked for one") from None
 
     async def _obtain(self, path: str, token: str) -> None:
         """Get a certificate for a new key; nothing is replaced before all of it is there."""
@@ -311,11 +335,12 @@ class Agent:
             self._pause = 0.0
 
     async def _make_sure_of_identity(self) -> None:
-        expired = self.svid is None or not self.svid.is_valid(clock.now().wall)
-        if expired or (self._refusals >= REFUSALS_BEFORE_ENROLLING and self.settings.token_file is not None):
-            # One try, then the certificate again: the token may be the one that is of no use.
-            self._refusals = 0
-            await self._enrol()
+        async with self._obtaining:
+            refused = self._refusals >= REFUSALS_BEFORE_ENROLLING and self.settings.token_file is not None
+            if refused or not self._has_identity():
+                # One try, then the certificate again: the token may be the one that is of no use.
+                self._refusals = 0
+                await self._enrol()
 
     async def _follow_stream(self, backoff: Backoff) -> None:
         """One stream, at the replica that holds streams; one that is sent on twice waits for the next attempt."""

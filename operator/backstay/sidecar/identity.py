@@ -21,6 +21,7 @@ from backstay.sidecar import files
 
 KEYMAKER_WITHIN: Final = 30.0  # seconds; it takes 0.2, a machine that starts a hundred pods takes longer
 RENEWAL_SPREAD: Final = 0.05  # of the lifetime, to both sides: proxies that started together must not renew together
+CLOCK_SKEW: Final = 60.0  # seconds by which a certificate is older than it has to be: adapters/certificates/making.py
 _REQUEST: Final = b"-----BEGIN CERTIFICATE REQUEST-----"
 
 
@@ -33,7 +34,8 @@ class Svid(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float
 
     def is_valid(self, wall: float) -> bool:
-        return wall < self.expires_at
+        """A certificate of tomorrow (the clock was ahead when it was made) is refused like one of yesterday."""
+        return self.issued_at - CLOCK_SKEW <= wall < self.expires_at
 
 
 def write(path: Path, key_pem: bytes, answer: EnrolAnswer, *, wall: float) -> Svid:
@@ -56,7 +58,7 @@ def read(path: Path) -> Svid | None:
 
 @dataclass(slots=True)
 class Renewal:
-    """When to renew: at half life, by whichever clock gets there first (the wall clock may have jumped back)."""
+    """When to renew: at half life, by whichever clock gets there first, and when the wall clock went back behind it."""
 
     svid: Svid
     since: float
@@ -70,7 +72,7 @@ class Renewal:
 
     def is_due(self, *, now: float, wall: float) -> bool:
         half = (self.svid.expires_at - self.svid.issued_at) * self.fraction
-        return now - self.since >= half or wall >= self.svid.issued_at + half
+        return now - self.since >= half or wall >= self.svid.issued_at + half or not self.svid.is_valid(wall)
 
 
 async def make_key() -> tuple[bytes, bytes]:

@@ -32,8 +32,14 @@ def test_renewal_is_due_at_half_life_by_either_clock() -> None:
     svid = Svid(identity="i", issued_at=1000.0, expires_at=2000.0)
     renewal = Renewal(svid, since=50.0, fraction=0.5)
     assert renewal.is_due(now=549.0, wall=1499.0) is False
-    assert renewal.is_due(now=550.0, wall=0.0) is True
+    assert renewal.is_due(now=550.0, wall=1001.0) is True
     assert renewal.is_due(now=50.0, wall=1500.0) is True
+
+
+def test_a_certificate_of_tomorrow_is_as_useless_as_one_of_yesterday() -> None:
+    svid = Svid(identity="i", issued_at=1000.0, expires_at=2000.0)
+    assert [svid.is_valid(wall) for wall in (939.0, 940.0, 1999.0, 2000.0)] == [False, True, True, False]
+    assert Renewal(svid, since=50.0, fraction=0.5).is_due(now=51.0, wall=900.0) is True
 
 
 def test_proxies_that_started_together_renew_at_different_times() -> None:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPri
 
 from backstay.adapters.certificates.folder import FolderVault, create, is_empty
 from backstay.adapters.certificates.making import (
+    BACKDATED,
     CA_CERT,
     CA_KEY,
     CHAIN,
@@ -183,7 +184,7 @@ class Authority:
         now = self._now()
         if self._has(NEXT_ROOT_KEY):
             _, root = self._signing_root(NEXT_ROOT_KEY)
-            if now - root.not_valid_before_utc >= dt.timedelta(seconds=LEAF_LIFETIME):
+            if now - root.not_valid_before_utc - BACKDATED >= dt.timedelta(seconds=LEAF_LIFETIME):
                 self.switch_root()
                 done.append("the new root signs from now on")
         elif self._has(ROOT_KEY) and part_left(self._own_root(), now) < RENEW_ROOT_AT:

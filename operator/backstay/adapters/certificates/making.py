@@ -20,6 +20,9 @@ from backstay.adapters.certificates.reading import key_pem, pem
 INTERMEDIATE_LIFETIME: Final = 365 * 24 * 3600.0
 ROOT_LIFETIME: Final = 3650 * 24 * 3600.0  # Istio's self-made root: 10 years
 CLOCK_SKEW: Final = dt.timedelta(minutes=1)  # a peer whose clock is behind must not refuse a fresh certificate
+BACKDATED: Final = dt.timedelta(days=1)
+"""How much older roots and intermediates say they are: a machine that starts hours ahead (its hardware clock holds another
+zone's time) and is put right must not wait these hours until its own authority counts."""
 
 ROOT_CERT: Final = "root-cert.pem"
 ROOT_KEY: Final = "root-key.pem"
@@ -97,7 +100,7 @@ def _ca_builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_before(now - BACKDATED)
         .not_valid_after(until)
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_key_usage(leaf=False), critical=True)

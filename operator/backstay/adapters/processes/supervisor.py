@@ -46,6 +46,9 @@ class SupervisionSettings:
     """Seconds from SIGTERM to SIGKILL, for each of the two processes."""
     token_after: float = 5.0
     """Seconds after which a sidecar that is not ready gets a fresh enrolment token: its answer may have been lost."""
+    wish_every: float = 1.0
+    """Seconds between looks whether a running sidecar wants a token: its certificate ended while the machine slept, or
+    while there was no operator; it asks again every few seconds."""
 
 
 def pause_after(failures: int, settings: SupervisionSettings) -> float:
@@ -230,6 +233,8 @@ class Supervisor:
     def start(self) -> None:
         keepers = [keeper for keeper in (self.sidecar, self.app) if keeper is not None]
         self._running = [tasks.spawn(keeper.run(), name=f"keep {keeper.name}") for keeper in keepers]
+        if self.sidecar is not None:
+            self._running.append(tasks.spawn(self._grant_wishes(), name=f"tokens {self.plan.id}"))
 
     async def looked(self) -> None:
         """Until it is known what an earlier operator left running."""
@@ -265,6 +270,16 @@ class Supervisor:
     def _issue_token(self) -> None:
         self._tokens.issue(self.plan.token_file)
         self._token_at = time.monotonic()
+
+    async def _grant_wishes(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.wish_every)
+            try:
+                if self._tokens.is_wanted(self.plan.token_file):
+                    self._issue_token()
+                    _log.info("process.token-again name=%s", self.plan.id)
+            except OSError as error:
+                _log.warning("process.token-failed name=%s error=%s", self.plan.id, redact.clean(str(error)))
 
     async def _sidecar_ready(self) -> None:
         """The application waits for its proxy, or its first requests would go past the mesh or nowhere."""

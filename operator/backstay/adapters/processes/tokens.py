@@ -2,7 +2,8 @@
 
 The file is the token's whole life: written when a sidecar starts, taken away by the first that brings its content (the
 unlink decides between two), withdrawn when the sidecar is ready. So an operator that was killed in between still
-accepts what it had issued, and nothing needs to be remembered.
+accepts what it had issued, and nothing needs to be remembered. A running sidecar that needs another one puts an empty
+file beside it.
 """
 
 import contextlib
@@ -10,6 +11,8 @@ import hmac
 import os
 import secrets
 from pathlib import Path
+
+from backstay.config.wire import WISH_SUFFIX
 
 
 class Tokens:
@@ -40,7 +43,16 @@ class Tokens:
             return False
         return True
 
+    def is_wanted(self, path: Path) -> bool:
+        """Whether the sidecar has asked for a token; its wish is heard once. Raises OSError."""
+        try:
+            path.with_name(path.name + WISH_SUFFIX).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
     def withdraw(self, path: Path) -> None:
-        """Whatever is in this file is worth nothing from now on."""
+        """Whatever is in this file is worth nothing from now on, and so is a wish for another."""
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
+        self.is_wanted(path)

@@ -45,3 +45,13 @@ def test_a_withdrawn_token_is_worth_nothing(tmp_path: Path) -> None:
 def test_an_emptied_file_admits_nobody(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("")
     assert not Tokens().redeem(tmp_path / "token", "")
+
+
+def test_a_wish_is_heard_once_and_ends_with_the_instance(tmp_path: Path) -> None:
+    tokens, path = Tokens(), tmp_path / "token"
+    assert tokens.is_wanted(path) is False
+    (tmp_path / "token.wanted").touch()
+    assert [tokens.is_wanted(path), tokens.is_wanted(path)] == [True, False]
+    (tmp_path / "token.wanted").touch()
+    tokens.withdraw(path)
+    assert tokens.is_wanted(path) is False

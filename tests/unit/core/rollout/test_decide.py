@@ -20,6 +20,7 @@ from backstay.core.rollout.model import (
     Order,
     Phase,
     Promote,
+    ProxyView,
     Restore,
     Rollout,
     SetSeats,
@@ -480,6 +481,18 @@ def test_an_unproven_workload_does_not_hold_a_fleet_that_passes() -> None:
 def test_a_workload_without_proxies_holds_nothing_up() -> None:
     story = play(8, stages=(stage(web="new", gone="new"),), stable={WEB: "old", "shop/gone": "old"})
     assert story.until(Phase.BAKING, GOOD, GOOD, limit=80).stable["shop/gone"] == "new"
+
+
+@pytest.mark.parametrize("others", [{}, fleet(8)], ids=["alone", "beside one that is tried"])
+def test_proxies_that_are_all_away_are_not_handed_untried_what_nobody_has_tried(others: dict[str, ProxyView]) -> None:
+    away = fleet(3, "shop/far", connected=False, silent_for=20.0)
+    stages = (stage(web="new", far="new"),) if others else (stage(far="new"),)
+    story = play(away | others, stages=stages, settings=replaced(deadline=10.0)).looks(60, GOOD, GOOD)
+    assert (story.phase, story.rollout.sentence) == (Phase.HOLDING, "holding: no proxy of shop/far is connected")
+    for proxy in away:
+        story.view(proxy, connected=True, silent_for=0.0)
+    assert story.looks(2, GOOD, GOOD).phase is Phase.SHIFTING
+    assert story.stable["shop/far"] == "old"
 
 
 def test_thin_traffic_raises_the_share_to_at_most_half() -> None:
