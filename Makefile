@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster test-envoy check lock wheel clean fuzz soak compiled bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
+.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster test-envoy check lock wheel clean fuzz soak compiled test-compiled bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ fuzz: $(VENV)/.stamp-dev ## Hostile bytes at parsers and configs. FUZZ=20000 exa
 
 compiled: $(VENV)/.stamp-dev ## The sidecar's hot path as machine code in build/compiled/ (mypyc, a C compiler).
 	@$(BIN)/python bootstrap/images/compile.py
+
+test-compiled: compiled ## Conformance and the engine's tests on that machine code.
+	PYTHONPATH=build/compiled $(BIN)/python -m pytest tests/conformance/http tests/conformance/traffic tests/conformance/security tests/e2e/engine tests/e2e/redirect $(ARGS)
 
 soak: $(VENV)/.stamp-dev ## Half an hour of traffic, attacks and reloads: memory, descriptors, tasks. SHORT=1: two minutes; MINUTES=5.
 	@SHORT="$(SHORT)" MINUTES="$(MINUTES)" $(BIN)/python tests/bench/soak.py

@@ -123,14 +123,6 @@ def test_the_sidecars_wheels_are_pinned() -> None:
 # --- machine code ----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_compiled_is_there_and_is_as_the_changes_expect_it() -> None:
-    compiling = program("compile")
-    assert [name for name in compiling.MODULES if not (ROOT / "operator" / name).is_file()] == []
-    for name in compiling.CHANGES:
-        source = (ROOT / "operator" / name).read_text(encoding="utf-8")
-        ast.parse(compiling.changed(name, source))
-
-
 def test_what_inherits_from_a_compiled_class_is_compiled() -> None:
     """Instances of a Python class that does could not be made."""
     compiling = program("compile")
