@@ -497,6 +497,9 @@ class Listeners(Base, frozen=True, kw_only=True, tag="listeners", tag_field="par
     """Proxies in front whose word in X-Forwarded-For counts: the address that began a request is the entry that many before
     the last one."""
     jwt: Jwt | None = None
+    client_cert: Literal["append_forward", "sanitize_set", "forward_only", "sanitize"] = "append_forward"
+    """X-Forwarded-Client-Cert of requests by mTLS: what came with this caller added, this caller alone, what came, nothing.
+    In plaintext there never is any."""
     engine: Literal["", "python", "envoy"] = ""
     """What does the traffic; empty: what the proxy was started with."""
 

@@ -815,11 +815,22 @@ class JwtRules(Node, frozen=True, kw_only=True):
     not_required: Annotated[tuple[PathPattern, ...], Meta(max_length=128, description="Exceptions of those.")] = ()
 
 
+ForwardClientCert: TypeAlias = Literal["APPEND_FORWARD", "SANITIZE_SET", "FORWARD_ONLY", "SANITIZE"]
+
+
 class AuthenticationSpec(Node, frozen=True, kw_only=True):
     """What callers must prove."""
 
     selector: WorkloadSelector = WorkloadSelector()
     mtls: Mtls = Mtls()
+    forward_client_cert: Annotated[
+        ForwardClientCert,
+        Meta(
+            description="What applications are told of callers that use mTLS, in X-Forwarded-Client-Cert, with Envoy's "
+            "words: what came and this caller (`APPEND_FORWARD`), this caller alone (`SANITIZE_SET`), what came "
+            "(`FORWARD_ONLY`), nothing (`SANITIZE`). Callers in plaintext never have any."
+        ),
+    ] = "APPEND_FORWARD"
     jwt: Annotated[JwtRules | None, Meta(description="Left out: tokens are not looked at.")] = None
     rollout: DocumentRollout = DocumentRollout()
 

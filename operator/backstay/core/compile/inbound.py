@@ -17,6 +17,14 @@ _MODES: dict[str, Literal["permissive", "strict", "disable"]] = {
     "DISABLE": "disable",
 }
 _ACTIONS: dict[str, Literal["allow", "deny", "audit"]] = {"Allow": "allow", "Deny": "deny", "Audit": "audit"}
+_CLIENT_CERTS: dict[
+    intents.ForwardClientCert, Literal["append_forward", "sanitize_set", "forward_only", "sanitize"]
+] = {
+    "APPEND_FORWARD": "append_forward",
+    "SANITIZE_SET": "sanitize_set",
+    "FORWARD_ONLY": "forward_only",
+    "SANITIZE": "sanitize",
+}
 _LOGS: dict[str, Literal["off", "failures", "all"]] = {"none": "off", "failures": "failures", "all": "all"}
 
 
@@ -41,6 +49,7 @@ def listeners_part(workload: Workload, document: Document | None, facts: Index) 
         gateway=listener_parts(facts.gateways.get(workload.key, ())),
         trusted_hops=facts.mesh.trusted_hops,
         jwt=_jwt(spec.jwt) if spec and spec.jwt else None,
+        client_cert=_CLIENT_CERTS[spec.forward_client_cert] if spec else "append_forward",
         engine=engine_of(workload.key, facts.mesh),
     )
 

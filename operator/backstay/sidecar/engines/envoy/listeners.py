@@ -24,8 +24,10 @@ _LISTENER: Final = "envoy.config.listener.v3.Listener"
 _HTTP: Final = "envoy.extensions.filters.http."
 _MANAGER: Final = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _TCP: Final = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
-_OWN_FIELDS: Final = r"(?i)x[-_]backstay[-_].*|x[-_]forwarded[-_]client[-_]cert|content_length|transfer_encoding"
+_OWN_FIELDS: Final = r"(?i)x[-_]backstay[-_].*|content_length|transfer_encoding"
 """Fields that are the mesh's to write, or that look like framing: a client's are removed. gRPC needs its `te`."""
+_ODD_CERTIFICATES: Final = r"(?i)x_forwarded[-_]client[-_]cert|x-forwarded(_client[-_]cert|-client_cert)"
+"""X-Forwarded-Client-Cert as only some applications would read it. The right spelling is Envoy's own to keep or remove."""
 
 Direction = Literal["in", "out"]
 
@@ -93,8 +95,18 @@ def manager(name: str, direction: Direction, ports: Ports, *, extra: Json | None
         "internal_address_config": {"cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]},
         "early_header_mutation_extensions": [_own_fields_removed()],
         "local_reply_config": {"mappers": _said()},
+        **(_introducing(ports) if direction == "in" else {}),
     }
     return typed("envoy.filters.network.http_connection_manager", _MANAGER, **(settings | (extra or {})))
+
+
+def _introducing(ports: Ports) -> Json:
+    """What applications are told of their callers' certificates. Elsewhere Envoy takes the field away by itself."""
+    mode = ports.listeners.client_cert
+    said: Json = {"forward_client_cert_details": mode.upper()}
+    if mode in ("append_forward", "sanitize_set"):
+        said["set_current_client_cert_details"] = {"subject": True, "uri": True, "dns": True}
+    return said
 
 
 def http_filters(direction: Direction, *, checks: bool = False) -> list[Json]:
@@ -133,9 +145,13 @@ def _preserved_case() -> Json:
 
 
 def _own_fields_removed() -> Json:
-    mutation = {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": _OWN_FIELDS}}}}
+    # One expression each: Envoy takes none that makes too long a program.
+    mutations = [
+        {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": regex}}}}
+        for regex in (_OWN_FIELDS, _ODD_CERTIFICATES)
+    ]
     kind = "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
-    return typed("envoy.http.early_header_mutation.header_mutation", kind, mutations=[mutation])
+    return typed("envoy.http.early_header_mutation.header_mutation", kind, mutations=mutations)
 
 
 # --- listeners -----------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ SERVED: Final[dict[type, frozenset[str]]] = {
     model.Listeners: frozenset(
         (
             "namespace", "identity", "trust_domain", "inbound", "egress", "access_log", "gateway", "trusted_hops",
-            "other_ports", "engine",
+            "other_ports", "engine", "client_cert",
         )
     ),
     model.InboundPort: frozenset(("port", "protocol", "mtls")),

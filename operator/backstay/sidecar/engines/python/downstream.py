@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import httptools
 
+from backstay.sidecar.engines.python.clientcert import card
 from backstay.sidecar.engines.python.failures import local_response
 from backstay.sidecar.engines.python.flow import Exchange
 from backstay.sidecar.engines.python.framing import (
@@ -44,7 +45,7 @@ STALL_SECONDS: Final = 60.0  # without a byte of a request body, or of a respons
 
 class Downstream(asyncio.Protocol):
     __slots__ = (  # noqa: RUF023 - by lifetime
-        "address", "authority", "draw", "identity", "is_fresh", "leaving", "listener", "namespace", "peer", "secure", "server",
+        "address", "authority", "card", "draw", "identity", "is_fresh", "leaving", "listener", "namespace", "peer", "secure", "server",
         "transport",  # connection
         "_fed", "_head_bytes", "_in_head", "_pumping", "_replay", "busy_since", "early", "fields", "full_since", "incoming",
         "parser", "target",  # parsing
@@ -62,6 +63,8 @@ class Downstream(asyncio.Protocol):
         self.peer: Peer | None = None
         """Who this is for metrics; found with the first request."""
         self.secure = False
+        self.card = b""
+        """What applications are told of the caller's certificate; read with the first request that tells it."""
         self.draw = 0.0
         """Which config decides about this connection: below the candidate's share is the candidate."""
         self.leaving = False
@@ -357,6 +360,11 @@ class Downstream(asyncio.Protocol):
         if not (self.identity and self.listener.is_inbound and self.transport is not None):
             return False
         return speaks_mesh(self.transport)
+
+    def read_card(self) -> bytes:
+        tls = self.transport.get_extra_info("ssl_object") if self.transport is not None else None
+        found = self.card = card(tls) if tls is not None else b""
+        return found
 
     def find_peer(self) -> "Peer":
         found = self.peer = self.server.peers.caller(self.identity, self.address)

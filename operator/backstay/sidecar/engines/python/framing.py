@@ -34,7 +34,8 @@ _ENCODING: Final = 3
 _CONNECTION: Final = 4
 _EXPECT: Final = 5
 _UPGRADE: Final = 6
-_DROPPED: Final = 7
+_CERTIFICATE: Final = 7
+_DROPPED: Final = 8
 _SPECIAL: Final = {
     b"host": _HOST,
     b"content-length": _LENGTH,
@@ -49,7 +50,7 @@ _SPECIAL: Final = {
     b"te": _DROPPED,
     b"trailer": _DROPPED,
     b"http2-settings": _DROPPED,
-    b"x-forwarded-client-cert": _DROPPED,
+    b"x-forwarded-client-cert": _CERTIFICATE,
 }
 _OWN_PREFIX: Final = b"x-backstay-"
 """Identity and control fields are the mesh's to write; a client's are removed, underscore twins too (threats H8)."""
@@ -90,7 +91,9 @@ class Refusal:
 class RequestHead:
     """A request that may be forwarded. Not frozen and without defaults: one is made per request."""
 
-    __slots__ = ("authority", "block", "expects_continue", "fields", "length", "method", "path", "query", "upgrade")
+    __slots__ = (
+        "authority", "block", "client_cert", "expects_continue", "fields", "length", "method", "path", "query", "upgrade",
+    )  # fmt: skip
 
     def __init__(self, method: bytes, authority: bytes, path: bytes, query: bytes) -> None:
         self.method = method
@@ -102,6 +105,8 @@ class RequestHead:
         self.length = NO_BODY
         self.upgrade = False
         self.expects_continue = False
+        self.client_cert = b""
+        """X-Forwarded-Client-Cert as it came. It is not forwarded unless clientcert.py says so."""
         self.block = b""
         """The whole head as it goes upstream."""
 
@@ -123,10 +128,11 @@ _NONE: Final[list[bytes]] = []
 class _Scan:
     """What the special fields of one head say. Most heads have one or two of them, so lists are made when needed."""
 
-    __slots__ = ("connection", "encoding", "expect", "host", "length", "upgrade")
+    __slots__ = ("certificate", "connection", "encoding", "expect", "host", "length", "upgrade")
 
     def __init__(self) -> None:
         self.host = self.length = self.encoding = self.connection = self.expect = self.upgrade = _NONE
+        self.certificate = _NONE
 
     def add(self, kind: int, value: bytes) -> None:
         if kind == _HOST:
@@ -141,6 +147,8 @@ class _Scan:
             self.expect = [*self.expect, value]
         elif kind == _UPGRADE:
             self.upgrade = [*self.upgrade, value]
+        elif kind == _CERTIFICATE:
+            self.certificate = [*self.certificate, value]
 
 
 def _sort(fields: Fields) -> tuple[Fields, _Scan]:
@@ -191,6 +199,8 @@ def read_request(
     path, _, query = cleaned.partition(b"?")
     head = RequestHead(method, authority or sent, path, query)
     head.fields = ordinary
+    if scan.certificate:
+        head.client_cert = b",".join(scan.certificate)
     return _frame(head, scan, version) or _finish(head, cleaned, sent)
 
 

@@ -14,6 +14,7 @@ from backstay.config.actions import sticky_point, sticky_value
 from backstay.config.addresses import remote_address
 from backstay.config.authorize import NOTHING_AROUND, Around
 from backstay.sidecar.engines.python.actions import with_fields
+from backstay.sidecar.engines.python.clientcert import introduce
 from backstay.sidecar.engines.python.framing import is_authority
 from backstay.sidecar.engines.python.runtime import CompiledPort, CompiledRule, Lane, Runtime
 from backstay.sidecar.engines.python.stats import Counters
@@ -76,6 +77,8 @@ class Listener(ABC):
         if type(chosen) is Lane:
             if exchange.token is not None:
                 exchange.token.settle(exchange.head)
+            if self.is_inbound:
+                introduce(exchange, runtime)
             exchange.forward(chosen)
         else:
             exchange.refuse(chosen.reason, chosen.counters, chosen.policy)  # type: ignore[union-attr]

@@ -177,6 +177,8 @@ class Runtime:
         self._let_out = frozenset(self.listeners.egress_hosts)
         self.logs = self.listeners.access_log
         self.log_share = self.listeners.log_percent / 100
+        self.by = f"By={self.listeners.identity};".encode()
+        """How this proxy names itself where it introduces callers."""
         tracing = self.listeners.tracing
         self.tracer = Tracer(tracing, server.random) if tracing is not None else None
 
