@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 import click
 
+from backstay.cli.exits import Failed
 from backstay.cli.output import emit
 from backstay.cli.session import Session, output_option, pass_session, reason_option
+from backstay.cli.wait import resolve
 
 
 @click.command
@@ -19,7 +21,15 @@ def rollback(session: Session, to: str, path: str, reason: str, output: str) -> 
 
     Aborts a running rollout. What it undoes is held until its documents change or somebody says `rollout retry`.
     """
-    order(session, output, "rollback", reason, {"to": to, **({"path": path} if path else {})})
+    order(session, output, "rollback", reason, {"to": _named(to), **({"path": path} if path else {})})
+
+
+def _named(to: str) -> str:
+    """`HEAD~1`, a branch or a tag as a commit, where git knows it here; the operator says what it makes of the rest."""
+    try:
+        return resolve(to)
+    except Failed:
+        return to
 
 
 @click.command

@@ -92,7 +92,8 @@ class Conductor:
         self.commits: Sequence[str] = ()
         """Commits that are wanted and not live, oldest first."""
         self.by_hand = ""
-        """The revision that the next rollout restores by a person's order: that rollout is Immediate."""
+        """The revision that the next rollout restores by a person's order: that rollout is Immediate. Forgotten where
+        nothing has to move for it, or the next commit would reach everybody at once."""
         self.orders: list[Order] = []
         self._resumed = False
         """No look has been taken since the state was loaded."""
@@ -134,6 +135,7 @@ class Conductor:
         self.plan, self.provenance = made, provenance(made)
         if made.conflict or made.staged is None:
             self._journal.event("validate", "HeldDependency", str(made.conflict[0]), desired.revision, warning=True)
+            self.by_hand = ""
             return
         self._release(made)
         self._adopt(made)
@@ -182,6 +184,7 @@ class Conductor:
         """What is wanted is what is stable: live at once; a running rollout towards something else ends."""
         state = self._keeper.state
         running = state.rollout
+        self.by_hand = ""
         if running is not None and running.phase is not Phase.BAKING:
             self._supersede(running, "what it was to bring is not wanted any more")
         self._live(made, self._keeper.state.desired_revision)
@@ -245,6 +248,7 @@ class Conductor:
 
     def _relabel(self, running: Rollout, made: MeshPlan) -> None:
         """The same configs by another commit: the rollout goes on and makes that commit live."""
+        self.by_hand = ""
         cause = msgspec.structs.replace(running.cause, revision=self._keeper.state.desired_revision)
         self._keeper.change(
             rollout=msgspec.structs.replace(running, cause=cause, documents=made.documents),

@@ -159,7 +159,7 @@ class Orders:
         others = tuple(item for item in state.held if not set(item.documents) <= keys)
         self._keeper.change(held=(*others, held))
         self._conductor.by_hand, self._conductor.replan = revision, True
-        return f"rolling back {len(keys)} documents to {revision}"
+        return f"rolling back {len(keys)} document{'s' * (len(keys) != 1)} to {revision}"
 
     async def _snapshot_of(self, wanted: str, registry: Registry) -> tuple[str, Snapshot]:
         """A revision's documents: as they served, or as git has them. Raises OrderRefused."""

@@ -180,6 +180,18 @@ def test_names_are_resolved_by_git(tmp_path: Path) -> None:
         wait.resolve("nope", tmp_path)
 
 
+@pytest.mark.parametrize("named", ["HEAD", "main", "nowhere"])
+def test_a_rollback_goes_to_what_git_calls_it_here(
+    state_dir: Path, operator: views.ShowingOperator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    git(tmp_path, "init", "-q", "-b", "main")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "first")
+    monkeypatch.chdir(tmp_path)
+    assert backstay("rollback", "--to", named, state_dir=state_dir).code == Exit.OK
+    (action,) = operator.actions
+    assert action.args == {"to": named if named == "nowhere" else git(tmp_path, "rev-parse", "HEAD")}
+
+
 def test_a_revision_is_never_an_option_of_git(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q", "-b", "main")
     with pytest.raises(Failed):

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from backstay.core.rollout import phases
 from backstay.core.rollout.model import MeshState, Phase
 from backstay.core.snapshot import Document
 from backstay.reconciler.loop import OrderRefused
@@ -210,6 +211,25 @@ async def test_a_rollback_by_hand_restores_a_revision_and_holds_what_git_says() 
     assert [set(held.documents) for held in world.view.state.held] == [{"Route/shop/b"}]
     timeouts = {item.raw["spec"]["rules"][0]["timeouts"]["request"] for item in stable_routes(world)}
     assert timeouts == {"1s"}
+
+
+async def test_a_rollback_by_hand_that_moves_nobody_does_not_make_the_next_rollout_immediate() -> None:
+    world = await world_with(route("1s"))
+    first = world.view.state.active_revision
+    bad = world.push(route("666ms"))
+    assert await world.seconds(30, until=lambda: world.outcome(bad) == "rolled-back" and not moving(world))
+    await with_seconds(world, world.reconciler.order("rollback", actor="me", args={"to": first}))
+    await world.seconds(3)
+    world.push(route("2s"))
+    assert await world.seconds(10, until=lambda: moving(world))
+    rollout = world.view.state.rollout
+    assert rollout is not None
+    assert (rollout.settings.immediate, rollout.cause.kind) == (False, "commit")
+
+
+def moving(world: World) -> bool:
+    rollout = world.view.state.rollout
+    return rollout is not None and rollout.phase not in phases.ENDED
 
 
 async def test_orders_without_a_rollout_say_so() -> None:
