@@ -226,24 +226,35 @@ class MeshTracing(Node, frozen=True, kw_only=True):
 EngineName: TypeAlias = Literal["python", "envoy"]
 
 
+WorkloadNames = Annotated[
+    tuple[
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$",
+                description="`namespace/workload`, or `namespace/*`.",
+                examples=["shop/sa-webapp", "shop/*"],
+            ),
+        ],
+        ...,
+    ],
+    Meta(min_length=1, max_length=256),
+]
+
+
 class WorkloadEngine(Node, frozen=True, kw_only=True):
     """What does the traffic of some workloads, where that is not what the mesh says."""
 
-    workloads: Annotated[
-        tuple[
-            Annotated[
-                str,
-                Meta(
-                    pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$",
-                    description="`namespace/workload`, or `namespace/*`.",
-                    examples=["shop/sa-webapp", "shop/*"],
-                ),
-            ],
-            ...,
-        ],
-        Meta(min_length=1, max_length=256),
-    ]
+    workloads: WorkloadNames
     engine: EngineName
+
+
+class WorkloadTelemetry(Node, frozen=True, kw_only=True):
+    """What is logged and traced of some workloads, where that is not what the mesh says."""
+
+    workloads: WorkloadNames
+    access_log: Annotated[AccessLog | None, Meta(description="Left out: as for the mesh.")] = None
+    tracing: Annotated[MeshTracing | None, Meta(description="Left out: as for the mesh.")] = None
 
 
 class MeshSpec(Node, frozen=True, kw_only=True):
@@ -259,6 +270,14 @@ class MeshSpec(Node, frozen=True, kw_only=True):
     ] = "ALLOW_ANY"
     access_log: AccessLog = AccessLog()
     tracing: MeshTracing | None = None
+    telemetry: Annotated[
+        tuple[WorkloadTelemetry, ...],
+        Meta(
+            max_length=64,
+            description="Workloads with an access log or traces of their own. For each of the two a name counts more than "
+            "`namespace/*`, the first entry more than the next.",
+        ),
+    ] = ()
     trusted_hops: Annotated[
         int,
         Meta(

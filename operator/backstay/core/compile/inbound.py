@@ -1,7 +1,7 @@
 """Authentication and Authorization -> what a workload's own proxy accepts."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from backstay.config import model
 from backstay.core import intents
@@ -32,6 +32,7 @@ def listeners_part(workload: Workload, document: Document | None, facts: Index) 
     spec = document.spec if document and isinstance(document.spec, intents.AuthenticationSpec) else None
     mode = spec.mtls.mode if spec else facts.mesh.defaults.mtls
     by_port = {item.port: item.mode for item in spec.mtls.ports} if spec else {}
+    log, tracing = telemetry_of(workload.key, facts.mesh)
     return model.Listeners(
         namespace=workload.namespace,
         identity=workload.identity(facts.mesh.trust_domain),
@@ -43,9 +44,9 @@ def listeners_part(workload: Workload, document: Document | None, facts: Index) 
         other_ports=_MODES[mode],
         egress="allow_any" if facts.mesh.egress == "ALLOW_ANY" else "registry_only",
         egress_hosts=facts.egress_hosts if facts.mesh.egress == "REGISTRY_ONLY" else (),
-        access_log=_LOGS[facts.mesh.access_log.mode],
-        log_percent=facts.mesh.access_log.sampling if facts.mesh.access_log.mode == "all" else 100.0,
-        tracing=_tracing(facts.mesh.tracing) if facts.mesh.tracing else None,
+        access_log=_LOGS[log.mode],
+        log_percent=log.sampling if log.mode == "all" else 100.0,
+        tracing=_tracing(tracing) if tracing else None,
         gateway=listener_parts(facts.gateways.get(workload.key, ())),
         trusted_hops=facts.mesh.trusted_hops,
         jwt=_jwt(spec.jwt) if spec and spec.jwt else None,
@@ -56,10 +57,24 @@ def listeners_part(workload: Workload, document: Document | None, facts: Index) 
 
 def engine_of(workload: str, mesh: intents.MeshSpec) -> Literal["", "python", "envoy"]:
     """What the documents say of a workload's engine; empty: nothing."""
+    return _nearest(workload, ((entry.workloads, entry.engine) for entry in mesh.engines)) or mesh.engine or ""
+
+
+def telemetry_of(workload: str, mesh: intents.MeshSpec) -> tuple[intents.AccessLog, intents.MeshTracing | None]:
+    """What is logged and traced of a workload."""
+    logs = ((entry.workloads, entry.access_log) for entry in mesh.telemetry)
+    traces = ((entry.workloads, entry.tracing) for entry in mesh.telemetry)
+    return _nearest(workload, logs) or mesh.access_log, _nearest(workload, traces) or mesh.tracing
+
+
+_Said = TypeVar("_Said")
+
+
+def _nearest(workload: str, entries: Iterable[tuple[Sequence[str], _Said | None]]) -> _Said | None:
+    """The first that names the workload, else the first that names its namespace; entries that say nothing do not count."""
+    said = [(names, value) for names, value in entries if value is not None]
     everybody = f"{workload.partition('/')[0]}/*"
-    named = next((entry.engine for entry in mesh.engines if workload in entry.workloads), None)
-    around = next((entry.engine for entry in mesh.engines if everybody in entry.workloads), None)
-    return named or around or mesh.engine or ""
+    return next((value for name in (workload, everybody) for names, value in said if name in names), None)
 
 
 def _jwt(spec: intents.JwtRules) -> model.Jwt:

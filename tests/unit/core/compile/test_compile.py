@@ -2,6 +2,8 @@
 
 from backstay.config.model import Authorization, Backend, HostRoutes, Listeners, Tracing, decode_part
 from backstay.core.compile import Compiled, PartCache, compile_mesh
+from backstay.core.compile.inbound import telemetry_of
+from backstay.core.intents import AccessLog, MeshSpec
 from backstay.core.snapshot import Snapshot
 from support.meshes import registry, snapshot, workload
 
@@ -171,3 +173,45 @@ spec:
         found[mode] = (listeners.access_log, listeners.log_percent, listeners.tracing)
     tracing = Tracing(endpoint="http://collector:4318", percent=10.0, b3=True)
     assert found == {"all": ("all", 5.0, tracing), "failures": ("failures", 100.0, tracing)}
+
+
+def test_workloads_and_namespaces_may_have_telemetry_of_their_own() -> None:
+    """The nearest entry that says something holds, for the log and for traces each."""
+    text = """
+apiVersion: backstay.dev/v1alpha1
+kind: Mesh
+metadata: {name: mesh}
+spec:
+  accessLog: {mode: failures}
+  tracing: {endpoint: "http://everybody:4318", sampling: 1}
+  telemetry:
+  - {workloads: [shop/*], accessLog: {mode: all, sampling: 5}}
+  - {workloads: [bank/x, shop/a], tracing: {endpoint: "http://mine:4318", sampling: 50}}
+  - {workloads: [shop/a], accessLog: {mode: none}}
+"""
+    compiled = compile_mesh(snapshot(text), registry(("a", "b")))
+    found = {}
+    for name in ("a", "b"):
+        listeners = part(compiled, f"shop/{name}", "listeners")
+        assert isinstance(listeners, Listeners)
+        found[name] = (listeners.access_log, listeners.log_percent, listeners.tracing)
+    everybody, mine = (
+        Tracing(endpoint="http://everybody:4318", percent=1.0),
+        Tracing(endpoint="http://mine:4318", percent=50.0),
+    )
+    assert found == {"a": ("off", 100.0, mine), "b": ("all", 5.0, everybody)}
+    assert telemetry_of("other/x", MeshSpec()) == (AccessLog(), None)
+
+
+def test_callers_certificates_are_forwarded_as_the_workloads_document_says() -> None:
+    text = """
+apiVersion: backstay.dev/v1alpha1
+kind: Authentication
+metadata: {name: quiet, namespace: shop}
+spec: {selector: {workloads: [a]}, forwardClientCert: SANITIZE}
+"""
+    compiled = compile_mesh(snapshot(text), registry(("a", "b")))
+    found = {name: part(compiled, f"shop/{name}", "listeners") for name in ("a", "b")}
+    assert {name: each.client_cert for name, each in found.items() if isinstance(each, Listeners)} == {
+        "a": "sanitize", "b": "append_forward",
+    }  # fmt: skip
