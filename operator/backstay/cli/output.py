@@ -69,10 +69,19 @@ def to_json(data: Any) -> str:
 
 
 def to_yaml(data: Any) -> str:
+    """Nothing in it moves a cursor or turns the reading direction: such characters are written as escapes."""
     import yaml  # late: 20 ms, only when asked for
 
-    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
-    return text
+    class Visible(yaml.SafeDumper):
+        """Quotes what holds characters that need an escape: plain text knows none."""
+
+    def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        style = None if all(char.isprintable() or char == "\n" for char in text) else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+    Visible.add_representer(str, represent)
+    written: str = yaml.dump(data, Dumper=Visible, sort_keys=False, allow_unicode=True, width=120)
+    return "".join(char if char.isprintable() or char == "\n" else f"\\U{ord(char):08x}" for char in written)
 
 
 def digest(text: str) -> str:

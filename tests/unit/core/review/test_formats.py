@@ -5,6 +5,7 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import click
 import jsonschema
 import pytest
 
@@ -106,6 +107,15 @@ def test_secrets_in_documents_are_in_no_output(form: str) -> None:
     assert not re.search("hunter|ghp_a", text)
 
 
+@pytest.mark.parametrize("form", ["text", "markdown", "json", "yaml", "sarif", "github", "junit"])
+def test_no_output_moves_a_cursor_turns_text_or_begins_a_line_of_its_own(form: str) -> None:
+    from backstay.cli.review import written
+
+    lines = click.unstyle(written(report(), form)).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.lstrip().startswith(("::error::fake", "## heading")) for line in lines)
+
+
 def test_markdown_has_only_our_own_markup() -> None:
     text = formats.as_markdown(report())
     tags = set(re.findall(r"</?[a-z!][^>]*>", text))
@@ -174,8 +184,6 @@ def test_json_is_ascii_when_written() -> None:
 
 
 def test_the_terminal_gets_nothing_but_our_own_colours() -> None:
-    import click
-
     from backstay.cli.review import written
 
     text = click.unstyle(written(report(), "text"))
