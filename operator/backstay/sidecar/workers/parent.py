@@ -414,4 +414,7 @@ class Workers:
 
 def workers_wanted(concurrency: int) -> int:
     """How many processes; 0 asks for as many as this one may use cores."""
-    return concurrency or min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
+    if concurrency:
+        return concurrency
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+    return min(MAX_PROCESSES, mine)
