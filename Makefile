@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster test-envoy check lock wheel clean fuzz soak compiled test-compiled bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
+.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster test-envoy check lock wheel clean fuzz fuzz-engines soak compiled test-compiled bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,8 +17,8 @@ help: ## Show this list.
 PLATFORM ?= local
 DEMO_local := example-repo/demo.py
 DEMO_kubernetes := example-repo/demo_kubernetes.py
-demo: $(VENV)/.stamp-$(if $(filter kubernetes,$(PLATFORM)),dev,demo) ## The story, under traffic. PLATFORM=kubernetes: on a cluster. KEEP=1 leaves it.
-	@KEEP="$(KEEP)" $(BIN)/python $(or $(DEMO_$(PLATFORM)),$(error PLATFORM is local or kubernetes))
+demo: $(VENV)/.stamp-$(if $(filter kubernetes,$(PLATFORM))$(filter envoy,$(ENGINE)),dev,demo) ## The story, under traffic. PLATFORM=kubernetes: on a cluster. ENGINE=envoy: over Envoys. KEEP=1 leaves it.
+	@KEEP="$(KEEP)" ENGINE="$(ENGINE)" $(BIN)/python $(or $(DEMO_$(PLATFORM)),$(error PLATFORM is local or kubernetes))
 
 test: $(VENV)/.stamp-dev ## Run all tests. ARGS='...' goes to pytest.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not long' $(ARGS)
@@ -38,8 +38,8 @@ cluster-down: $(VENV)/.stamp-dev ## Stop it and remove every trace.
 test-cluster: $(VENV)/.stamp-dev ## The long scenarios on KUBECONFIG or on that cluster.
 	$(BIN)/python -m pytest -m long tests/e2e/kubernetes $(ARGS)
 
-test-envoy: $(VENV)/.stamp-dev ## Rollouts over Envoys.
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m long tests/e2e/envoy $(ARGS)
+test-envoy: $(VENV)/.stamp-dev ## Rollouts and conformance over Envoys.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m long tests/e2e/envoy tests/conformance/envoy $(ARGS)
 
 check: $(VENV)/.stamp-dev ## Format, lint, types, layers, schema drift.
 	$(BIN)/ruff format --check $(SOURCES)
@@ -50,6 +50,9 @@ check: $(VENV)/.stamp-dev ## Format, lint, types, layers, schema drift.
 
 fuzz: $(VENV)/.stamp-dev ## Hostile bytes at parsers and configs. FUZZ=20000 examples, or TARGET=requests with atheris.
 	@$(BIN)/python tests/fuzz $(TARGET) $(if $(SECONDS),--seconds $(SECONDS))
+
+fuzz-engines: $(VENV)/.stamp-dev ## Random rules and requests through both engines. SECONDS=600.
+	ALIKE_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -m long tests/e2e/envoy/test_alike.py
 
 compiled: $(VENV)/.stamp-dev ## The sidecar's hot path as machine code in build/compiled/ (mypyc, a C compiler).
 	@$(BIN)/python bootstrap/images/compile.py

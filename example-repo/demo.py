@@ -5,7 +5,7 @@ caught in its first wave and comes back; an unrelated one flows past it; an inva
 policy that denies everybody is rolled back too. Everything is done as a person would: with git, with `backstay up`, and
 by believing only what the operator's API and the visitors' own counts say. Exit 0 only if each of these happened.
 
-KEEP=1 leaves the mesh running at the end and says how to look around.
+KEEP=1 leaves the mesh running at the end and says how to look around. ENGINE=envoy plays it with Envoy doing the traffic.
 """
 
 import argparse
@@ -56,7 +56,8 @@ class StoryBroken(Exception):
 class Repository:
     """The mesh repository of the story: a bare remote and a clone that is pushed from."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine: str) -> None:
+        self._engine = engine
         self.remote = folder / "mesh.git"
         self._clone = folder / "mesh"
         self._git("init", "--quiet", "--bare", "--initial-branch=main", str(self.remote), cwd=folder)
@@ -87,7 +88,7 @@ class Repository:
     def _quicken(self) -> None:
         path = self._clone / "mesh.yaml"
         head, _, _ = path.read_text(encoding="utf-8").partition("  # How a change goes out")
-        path.write_text(head + TIMES.lstrip("\n"), encoding="utf-8")
+        path.write_text(f"{head}  engine: {self._engine}\n{TIMES.lstrip(chr(10))}", encoding="utf-8")
 
     def _git(self, *arguments: str, cwd: Path | None = None) -> str:
         done = subprocess.run(
@@ -176,12 +177,13 @@ class Visitors:
 class Mesh:
     """`backstay up` as a process of its own, looked at through its API."""
 
-    def __init__(self, folder: Path, repository: Repository) -> None:
+    def __init__(self, folder: Path, repository: Repository, engine: str) -> None:
         self.state = folder / "state"
         self.log = folder / "operator.log"
         self.client = Client(self.state)
         workloads = folder / "workloads.yaml"
         text = (HERE / "workloads.yaml").read_text(encoding="utf-8").replace("{dir}", str(HERE))
+        text = text.replace("namespace: shop\n", f"namespace: shop\nengine: {engine}\n", 1)  # what proxies start with
         workloads.write_text(text.replace('"--rate", "50"', f'"--rate", "{RATE}"'), encoding="utf-8")
         self._up = [sys.executable, "-m", "backstay.cli.main", "--state-dir", str(self.state), "up"]
         self._up += [str(repository.remote), "--workloads", str(workloads), "--mesh", "demo"]
@@ -248,9 +250,10 @@ class Told:
 class Story:
     """Plays the chapters in order; each raises StoryBroken unless it really happened."""
 
-    def __init__(self, folder: Path, screen: Screen) -> None:
-        self.repository = Repository(folder)
-        self.mesh = Mesh(folder, self.repository)
+    def __init__(self, folder: Path, screen: Screen, engine: str) -> None:
+        self.engine = engine
+        self.repository = Repository(folder, engine)
+        self.mesh = Mesh(folder, self.repository, engine)
         self.visitors = Visitors(self.mesh.state / "instances" / "visitors-0" / "app.log")
         self.screen = screen
         self.told: list[Told] = []
@@ -269,12 +272,13 @@ class Story:
         self.mesh.start()
         self._until(lambda: outcome(self.mesh.revision(sha)) == "live", "the first commit to be live", 60)
         self._until(lambda: self.visitors.steady, f"steady traffic of {RATE} requests a second", 120)
-        self._tell(
-            "started", f"every request is answered: {RATE}/s through {self._proxies()} proxies, mTLS between them"
-        )
+        self._tell("started", f"every request is answered: {RATE}/s through {self._proxies()}, mTLS between them")
 
-    def _proxies(self) -> int:
-        return len(self.mesh.client.items("/v1/proxies"))
+    def _proxies(self) -> str:
+        engines = [item["spec"]["engine"] for item in self.mesh.client.items("/v1/proxies")]
+        if {*engines} != {self.engine}:
+            raise StoryBroken(f"proxies run {', '.join(sorted({*engines}))}, expected {self.engine}")
+        return f"{len(engines)} proxies" + (f" ({self.engine})" if self.engine != ENGINES[0] else "")
 
     def _good(self) -> None:
         self.screen.chapter("A good commit: a tenth of sa-logic to v2")
@@ -389,6 +393,7 @@ class Story:
         self.screen.done(says)
 
 
+ENGINES: Final = ("python", "envoy")
 ENDED: Final = {"succeeded", "failed", "aborted", "superseded"}
 LOCKDOWN: Final = """\
 apiVersion: backstay.dev/v1alpha1
@@ -437,12 +442,14 @@ def goodbye(story: Story, screen: Screen) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Play the product's story.")
     parser.add_argument("--keep", action="store_true", default=bool(os.environ.get("KEEP")))
-    keep = bool(parser.parse_args(arguments).keep)
+    parser.add_argument("--engine", default=os.environ.get("ENGINE") or ENGINES[0], choices=ENGINES)
+    chosen = parser.parse_args(arguments)
+    keep = bool(chosen.keep)
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal must not leave eleven services behind
         signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
     with Screen() as screen, stage(keep) as folder:
-        story = Story(folder, screen)
+        story = Story(folder, screen, chosen.engine)
         try:
             story.play()
         except StoryBroken as broken:

@@ -797,6 +797,14 @@ _SETTINGS: Final = (
         "rollout: {strategy: Immediate, onNoTraffic: hold}",
         "Leave onNoTraffic out.",
     ),
+    Explanation(
+        "BS1611",
+        "EngineUnsupported",
+        "Asked of an engine that cannot do it",
+        "The engine that the Mesh chooses does not serve this setting; its proxies would refuse the config.",
+        "engine: envoy  # with tracing: {propagation: [w3c, b3]}",
+        "Leave the setting out, or choose the other engine (docs/engines.md).",
+    ),
 )
 
 _JUDGING: Final = (

@@ -602,6 +602,8 @@ class Agent:
             self._take_back(before)
             self._nack(assign.serial, _named(assign), refusal.reason, clean(str(refusal)), content=True)
             return
+        if begun is not None:  # served from now on: another engine may have needed its time to start
+            begun = lease.begin(candidate_digest, assign.lease_s, clock.now(), before=self.lease)
         self.stable, self.candidate, self.lease = stable, candidate, begun
         self._lease_written = now.since_boot
         self._send(Ack(serial=assign.serial, stable=saved.stable, candidate=saved.candidate, share=saved.share))

@@ -13,9 +13,11 @@ from backstay.config.model import (
     AuthorityMatch,
     Authorization,
     Backend,
+    ClaimMatch,
     Config,
     Cors,
     DirectResponse,
+    External,
     Fault,
     GatewayListener,
     HashOn,
@@ -23,11 +25,14 @@ from backstay.config.model import (
     HealthCheck,
     HostRoutes,
     InboundPort,
+    Jwt,
+    JwtProvider,
     Listeners,
     Manifest,
     Match,
     Mirror,
     Operation,
+    OriginTls,
     Outlier,
     Part,
     PathMatch,
@@ -42,6 +47,8 @@ from backstay.config.model import (
     Source,
     Sticky,
     Subset,
+    TokenPlace,
+    Tracing,
     ValueMatch,
     WeightedBackend,
     digest_of,
@@ -49,6 +56,7 @@ from backstay.config.model import (
 )
 from backstay.config.wire import Endpoint
 from backstay.sidecar.engine import Address, ExplicitListener
+from backstay.sidecar.engines.envoy.bootstrap import RUNTIME
 from backstay.sidecar.engines.envoy.files import Folder
 from backstay.sidecar.engines.envoy.render import Rendered, World, render
 
@@ -157,6 +165,11 @@ POLICIES: Final = Authorization(
             ),
         ),
         Policy(
+            name="shop/looked-at",
+            action="audit",
+            rules=(PolicyRule(operations=(Operation(paths=("/admin*",)),)),),
+        ),
+        Policy(
             name="shop/never",
             action="deny",
             rules=(PolicyRule(operations=(Operation(headers=(ValueMatch(name="x-debug", kind="present"),)),)),),
@@ -182,6 +195,56 @@ ENDPOINTS: Final = {
     ),
     "api.shop:80": (Endpoint(id="c", address="10.0.0.3", port=3),),
 }  # fmt: skip
+AUTHORITY: Final = """\
+-----BEGIN CERTIFICATE-----
+MIIBJTCBzKADAgECAgEBMAoGCCqGSM49BAMCMBExDzANBgNVBAMMBmdvbGRlbjAg
+Fw0yMDAxMDEwMDAwMDBaGA8yMTE5MDEwMTAwMDAwMFowETEPMA0GA1UEAwwGZ29s
+ZGVuMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEZmx4i3kRj5rQu3yMkW+HuYLB
+OtQxet++Rpjuojq3kg1BCKCBHr/v2vZ4N5iebjKOjo7F5JcCgWFYEu5RX8JcIKMT
+MBEwDwYDVR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiEA1pNocqJSKYRx
+i8V5V/6VQY2Ba+qmEJ2KScUoJxH1WMgCIFGMjTqvFB+4Fn1HC02cOsvdYr6zyOlj
+Yz3hUfLCGCcb
+-----END CERTIFICATE-----
+"""
+"""Of nobody's; its key is gone."""
+KEYS: Final = '{"keys":[{"kty":"oct","kid":"a","k":"AAAA"}]}'
+TOKENS: Final = Jwt(
+    providers=(
+        JwtProvider(
+            issuer="https://issuer.example", jwks=KEYS, audiences=("shop",), claim_headers=(("x-user", "sub"),)
+        ),
+        JwtProvider(
+            issuer="https://other.example",
+            jwks_uri="https://other.example/keys",
+            places=(TokenPlace(kind="cookie", name="session"),),
+            forward=True,
+        ),
+    ),
+    required=("/api/*", "*.json"),
+    not_required=("/api/public*",),
+)
+CLAIMED: Final = Authorization(
+    policies=(
+        Policy(
+            name="shop/claimed",
+            action="allow",
+            rules=(
+                PolicyRule(
+                    sources=(
+                        Source(request_principals=("https://issuer.example/ann", "https://other*", "*/bob")),
+                        Source(
+                            claims=(
+                                ClaimMatch(name="realm.groups", values=("admin", "ops-*"), not_values=("7",)),
+                                ClaimMatch(name="verified", values=("true",)),
+                            ),
+                            not_request_principals=("*",),
+                        ),
+                    ),
+                ),
+            ),
+        ),
+    )
+)
 GATEWAY: Final = (
     GatewayListener(name="shop/edge/http", port=8000, hosts=("shop.example",), redirect_port=8443),
     GatewayListener(name="shop/edge/any", port=8000, hosts=("*",)),
@@ -198,6 +261,28 @@ def worlds() -> Mapping[str, World]:
             own(inbound=ports, egress="registry_only", access_log="all", trusted_hops=1),
             POLICIES,
             revoked=(f"spiffe://{DOMAIN}/ns/shop/sa/thief",),
+        ),
+        "outside": world(
+            own(
+                access_log="all",
+                log_percent=2.5,
+                tracing=Tracing(endpoint="http://collector.example", percent=10),
+                egress="registry_only",
+                egress_hosts=("*.example.com:443", "plain.example:80"),
+            ),
+            HostRoutes(host="api.example", port=80, rules=(Rule(name="r", backends=to("api.example:80")),)),
+            Backend(
+                service="api.example",
+                port=80,
+                external=External(host="api.example", port=443, tls=OriginTls(sni="api.example", names=("a.example",), ca=AUTHORITY)),
+            ),
+        ),
+        "tokens": world(own(inbound=ports, jwt=TOKENS), CLAIMED),
+        "passing": world(
+            own(gateway=(GatewayListener(name="shop/edge/tls", port=8443, protocol="tls", hosts=("*.example",)),)),
+            HostRoutes(host="*.example", port=8443, rules=(Rule(name="r", backends=to("api.shop:80")),), gateway=True),
+            POLICIES,
+            API,
         ),
         "gateway": world(
             own(gateway=GATEWAY),
@@ -216,6 +301,7 @@ def bootstrap(rendered: Rendered) -> dict[str, Any]:
     internal = {"@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"}
     return {
         "bootstrap_extensions": [{"name": "envoy.bootstrap.internal_listener", "typed_config": internal}],
+        "layered_runtime": {"layers": [{"name": "backstay", "static_layer": RUNTIME}]},
         "static_resources": {"listeners": _untyped(listeners), "clusters": _untyped(clusters)},
     }
 

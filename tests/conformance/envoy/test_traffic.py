@@ -10,6 +10,7 @@ from conformance.traffic.test_traffic import check_answer, check_copies, check_u
 
 from .cases import engine, groups, known
 
+pytestmark = pytest.mark.long  # `make test-envoy`
 FILES = ("traffic/actions.yaml", "traffic/matches.yaml")
 GROUPS = [pytest.param(file, group, id=f"{file}: {n}") for file in FILES for n, group in enumerate(groups(file))]
 

@@ -58,8 +58,9 @@ def test_an_engine_is_chosen_by_commit_and_changes_under_traffic(mesh: LiveMesh)
     mesh.begin_again()
     mark = mesh.mark()
     chosen = [{"workloads": ["shop/web"], "engine": "python"}]
-    sha = mesh.push({"mesh.yaml": mesh_document({"deadline": "20s"}, engine="envoy", engines=chosen)})
-    mesh.wait(sha, "live", timeout=120)
+    times = {"deadline": "30s", "confirmWithin": "60s"}  # Envoys take their time to start where others want the cores
+    sha = mesh.push({"mesh.yaml": mesh_document(times, engine="envoy", engines=chosen)})
+    mesh.wait(sha, "live", timeout=180)
     mesh.settle()
     engines = {proxy["metadata"]["name"]: proxy["spec"]["engine"] for proxy in mesh.proxies()}
     assert {engines[f"web-{number}"] for number in range(3)} == {"python"}

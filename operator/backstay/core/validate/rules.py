@@ -105,6 +105,7 @@ OF_DOCUMENT: Final[tuple[Rule, ...]] = (
     settings.refused_sources,
     settings.refused_paths,
     settings.immediate_pauses,
+    settings.engine_features,
 )
 """What a document says by itself: found in it once or never, so a document in which it was not found is not asked again."""
 

@@ -142,3 +142,16 @@ def immediate_pauses(facts: Facts) -> Iterator[Problem]:
         if rollout.strategy == "Immediate" and rollout.on_no_traffic == "hold":
             message = "`onNoTraffic: hold` with `strategy: Immediate` does nothing, expected it to be left out"
             yield problem(document, "spec.rollout.onNoTraffic", "HoldWithImmediate", message, Severity.WARNING)
+
+
+# --- engines ----------------------------------------------------------------------------------------------------------
+
+
+def engine_features(facts: Facts) -> Iterator[Problem]:
+    """What the sidecar's engines/envoy/supported.py would refuse, said where it is written."""
+    for document, spec in facts.of(MeshSpec):
+        chosen = {spec.engine, *(entry.engine for entry in spec.engines)}
+        if "envoy" in chosen and spec.tracing is not None and "b3" in spec.tracing.propagation:
+            message = "engine envoy reads and writes no b3 headers, expected only 'w3c'"
+            path = f"spec.tracing.propagation[{spec.tracing.propagation.index('b3')}]"
+            yield problem(document, path, "EngineUnsupported", message)

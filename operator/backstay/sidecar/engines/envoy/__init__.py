@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import socket
+import ssl
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -100,7 +101,8 @@ class EnvoyEngine:
     def prepare(self, address: Address) -> None:
         """Take what will be said before `start`, which then opens ports with all of it in force. Makes no file."""
         if self._world is None:
-            self._world = World(address=address, folder=Folder(Path(tempfile.gettempdir()) / _folder_name()))
+            folder = Folder(Path(tempfile.gettempdir()) / _folder_name())
+            self._world = World(address=address, folder=folder, roots=system_roots())
 
     async def start(self, address: Address) -> None:
         """Raises OSError, and ContentRefused for a config that was given before."""
@@ -398,6 +400,7 @@ def excuses(stable: Config, served: Config) -> Excuses:
         everything=False,
         denials=before.get("authorization") == after.get("authorization"),
         routes=same,
+        tokens="listeners" in same,
         unknown_hosts="listeners" in same and {*_routes(before)} == {*_routes(after)},
     )
 
@@ -421,6 +424,20 @@ def _ports(address: Address) -> Iterator[tuple[str, int]]:
         yield address.app_host, entry.listen
     if address.outbound:
         yield address.app_host, address.outbound
+
+
+def system_roots() -> str:
+    """The file of who the system trusts; where Debian has it, if nothing says otherwise."""
+    found = ssl.get_default_verify_paths().cafile
+    return next((path for path in (found, *_ROOTS) if path and Path(path).is_file()), _ROOTS[0])
+
+
+_ROOTS: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+    "/etc/ssl/cert.pem",  # macOS
+)
 
 
 def _folder_name() -> str:

@@ -8,7 +8,7 @@ engine's.
 from typing import Final, Literal
 
 from backstay.config.model import LATENCY_BOUNDS_MS
-from backstay.sidecar.engines.envoy.api import Json, plain, typed
+from backstay.sidecar.engines.envoy.api import Json, percent, plain, typed
 from backstay.sidecar.engines.envoy.names import ANY_SLOT, route_name
 
 PREFIX: Final = "backstay"
@@ -64,25 +64,26 @@ _FIELDS: Final = {
     "source": "%DOWNSTREAM_PEER_URI_SAN%",
     "address": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
     "traceparent": "%REQUEST_HEADER(TRACEPARENT)%",
+    "audited": "%DYNAMIC_METADATA(envoy.filters.http.rbac:audit_shadow_effective_policy_id)%",
 }
 
 
-def shown(mode: Literal["off", "failures", "all"]) -> list[Json]:
-    """Lines for people on standard output."""
+def shown(mode: Literal["off", "failures", "all"], share: float = 100.0) -> list[Json]:
+    """Lines for people on standard output. `share`: percentage of those that did not fail."""
     if mode == "off":
         return []
     log = typed(
         "envoy.access_loggers.stdout", f"{_LOGGERS}stream.v3.StdoutAccessLog",
         log_format={"json_format": dict(_FIELDS), "omit_empty_values": True},
     )  # fmt: skip
+    status = {"default_value": 500, "runtime_key": "backstay.none"}
+    failed = [
+        {"status_code_filter": {"comparison": {"op": "GE", "value": status}}},
+        {"response_flag_filter": {}},
+    ]
     if mode == "failures":
-        status = {"default_value": 500, "runtime_key": "backstay.none"}
-        log["filter"] = {
-            "or_filter": {
-                "filters": [
-                    {"status_code_filter": {"comparison": {"op": "GE", "value": status}}},
-                    {"response_flag_filter": {}},
-                ]
-            }
-        }
+        log["filter"] = {"or_filter": {"filters": failed}}
+    elif share < 100:
+        chosen = {"runtime_key": "backstay.log", "percent_sampled": percent(share), "use_independent_randomness": True}
+        log["filter"] = {"or_filter": {"filters": [*failed, {"runtime_filter": chosen}]}}
     return [log]

@@ -8,10 +8,11 @@ from backstay.sidecar.engines.envoy.files import Folder
 
 SOCKET_MODE: Final = 0o600
 """The admin interface can stop a proxy: it is a socket of this user's, never a port."""
-_RUNTIME: Final = {
+RUNTIME: Final = {
     "envoy.reloadable_features.match_headers_individually": False,
     "envoy.reloadable_features.rbac_match_headers_individually": False,
     "re2.max_program_size.error_level": 1_000_000,
+    "envoy.reloadable_features.strict_chunk_parsing": True,
 }
 """A matcher sees all values of a repeated field, joined by commas, as in the other engine: one that saw each alone would take a
 request for what it only partly is. Patterns may be as long as validation lets them (config/regex.py limits their memory):
@@ -34,7 +35,7 @@ def bootstrap(folder: Folder, node: str) -> Json:
         },
         "stats_config": {"histogram_bucket_settings": [accesslog.bucket_settings()]},
         "stats_flush_interval": FLUSH,
-        "layered_runtime": {"layers": [{"name": "backstay", "static_layer": _RUNTIME}]},
+        "layered_runtime": {"layers": [{"name": "backstay", "static_layer": RUNTIME}]},
         "bootstrap_extensions": [typed("envoy.bootstrap.internal_listener", _INTERNAL)],
         "overload_manager": {
             "resource_monitors": [typed(_MONITOR, _LIMIT, max_active_downstream_connections=MAX_CONNECTIONS)]

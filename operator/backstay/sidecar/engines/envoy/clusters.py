@@ -49,18 +49,28 @@ def backend_clusters(
     return [_cluster(cluster_name(key, name), backend, budget, sockets, folder) for name, _ in subsets(backend)]
 
 
-def _cluster(name: str, backend: Backend, budget: int, sockets: Json, folder: Folder) -> Json:
+def named_cluster(name: str, backend: Backend, budget: int, reach: Json, folder: Folder) -> Json:
+    """A backend that is reached by its name, as `reach` says."""
+    return _cluster(name, backend, budget, {}, folder, reach)
+
+
+def _cluster(
+    name: str, backend: Backend, budget: int, sockets: Json, folder: Folder, reach: Json | None = None
+) -> Json:
+    if not reach:
+        reach = {
+            "type": "EDS",
+            "eds_cluster_config": {"eds_config": watched(folder.endpoints(name)), "service_name": name},
+        } | sockets
     cluster = message(
         _CLUSTER,
         name=name,
-        type="EDS",
-        eds_cluster_config={"eds_config": watched(folder.endpoints(name)), "service_name": name},
         connect_timeout=millis(backend.connect_timeout_ms),
         circuit_breakers={"thresholds": [_threshold(backend, budget)]},
         common_lb_config={"healthy_panic_threshold": {"value": 0}},
         typed_extension_protocol_options={_HTTP: http_options("mesh" if len(sockets) > 1 else "plain")},
         per_connection_buffer_limit_bytes=1024 * 1024,
-        **sockets,
+        **reach,
         **_balance(backend),
     )
     if backend.outlier is not None:
@@ -83,9 +93,13 @@ def _socket_match(peer: str, socket: Json) -> Json:
     return {"name": peer, "match": {tls.PEER: peer}, "transport_socket": socket}
 
 
-def http_options(kind: str) -> Json:
-    """Upstream speaks what downstream spoke: a gRPC client's HTTP/2 stays HTTP/2."""
+def http_options(kind: str, *, explicit: bool = False) -> Json:
+    """Upstream speaks what downstream spoke: a gRPC client's HTTP/2 stays HTTP/2. `explicit`: HTTP/1.1, whoever asks."""
     http1 = {"header_key_format": _preserved_case()}
+    if explicit:
+        idle = {"idle_timeout": IDLE_S[kind]}
+        chosen = {"http_protocol_options": http1}
+        return message(_HTTP, common_http_protocol_options=idle, explicit_http_config=chosen)
     return message(
         _HTTP,
         common_http_protocol_options={"idle_timeout": IDLE_S[kind]},

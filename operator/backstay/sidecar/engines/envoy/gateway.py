@@ -4,7 +4,7 @@ Rule: the most specific listener for a name decides whether it is sent to https;
 a request says of the port in its Host counts for nothing here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from backstay.config.match import RouteTable, covers, patterns_of
@@ -23,6 +23,16 @@ def hosts(port: int, entries: Sequence[GatewayListener], tables: Sequence[RouteT
     names = dict.fromkeys((*by_host, *(host for entry in entries for host in entry.hosts)))
     found = [_host(name, port, entries, by_host, shop) for name in names]
     return found if "*" in names else [*found, _unknown("*", port, shop)]
+
+
+def served(entries: Sequence[GatewayListener], tables: Sequence[RouteTable]) -> Iterator[tuple[str, RouteTable]]:
+    """Names that a listener serves and that have routes."""
+    by_host = {table.routes.host: table for table in tables}
+    listeners = {host: entry for entry in entries for host in entry.hosts}
+    for name in dict.fromkeys((*by_host, *listeners)):
+        table = _most_specific(name, by_host)
+        if table is not None and _most_specific(name, listeners) is not None:
+            yield name, table
 
 
 def _host(name: str, port: int, entries: Sequence[GatewayListener], by_host: dict[str, RouteTable], shop: Shop) -> Json:

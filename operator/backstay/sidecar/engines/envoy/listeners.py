@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from backstay.config.model import Authorization, GatewayListener, InboundPort, Listeners
+from backstay.config.model import Authorization, GatewayListener, InboundPort, Jwt, Listeners
 from backstay.sidecar.engine import Address
-from backstay.sidecar.engines.envoy import accesslog, actions, clusters, rbac, tls
-from backstay.sidecar.engines.envoy.api import Json, message, socket_address, typed, watched
+from backstay.sidecar.engines.envoy import accesslog, actions, clusters, outside, rbac, strict, tls, tokens
+from backstay.sidecar.engines.envoy.api import Json, message, socket_address, typed, watched, whole
 from backstay.sidecar.engines.envoy.files import Folder
 from backstay.sidecar.engines.envoy.names import INNER, app_cluster
 from backstay.sidecar.engines.envoy.routes import targets_action
@@ -24,8 +24,9 @@ _LISTENER: Final = "envoy.config.listener.v3.Listener"
 _HTTP: Final = "envoy.extensions.filters.http."
 _MANAGER: Final = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _TCP: Final = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
-_OWN_FIELDS: Final = r"(?i)x[-_]backstay[-_].*|content_length|transfer_encoding"
-"""Fields that are the mesh's to write, or that look like framing: a client's are removed. gRPC needs its `te`."""
+_OWN_FIELDS: Final = r"(?i)x[-_]backstay[-_].*|content_length|transfer_encoding|" + strict.PROXYS_OWN
+"""Fields that are the mesh's to write, that look like framing, or that end here: a client's are removed. gRPC needs its
+`te`."""
 _ODD_CERTIFICATES: Final = r"(?i)x_forwarded[-_]client[-_]cert|x-forwarded(_client[-_]cert|-client_cert)"
 """X-Forwarded-Client-Cert as only some applications would read it. The right spelling is Envoy's own to keep or remove."""
 
@@ -47,6 +48,10 @@ class Ports:
     """Explicit listeners that lead to a TCP backend: route, and clusters by weight."""
     secrets: frozenset[str] = frozenset()
     """Certificates of the gateway that are there."""
+    workload: str = ""
+    key_sets: Mapping[str, str] = field(default_factory=dict)
+    passing: Mapping[tuple[int, str], tuple[str, Sequence[tuple[str, int]]]] = field(default_factory=dict)
+    """(gateway's port, name) of TLS that goes through -> route, and clusters by weight."""
 
 
 def outbound_routes() -> str:
@@ -70,12 +75,17 @@ def gateway_routes(port: int) -> str:
 
 def manager(name: str, direction: Direction, ports: Ports, *, extra: Json | None = None) -> Json:
     """The HTTP side of a port; its routes are a file of their own."""
-    http1 = {"accept_http_10": True, "header_key_format": _preserved_case(), "default_host_for_http_10": ""}
+    http1 = {
+        "accept_http_10": True,
+        "header_key_format": _preserved_case(),
+        "default_host_for_http_10": "",
+        "ignore_http_11_upgrade": [whole(strict.OTHER_PROTOCOLS)],
+    }
     settings: Json = {
         "stat_prefix": name,
         "rds": {"route_config_name": name, "config_source": watched(ports.folder.routes(name))},
-        "http_filters": http_filters(direction, checks=direction == "in"),
-        "access_log": [accesslog.counted(direction), *accesslog.shown(ports.listeners.access_log)],
+        "http_filters": http_filters(direction, ports, checks=direction == "in", is_plain=direction == "out"),
+        "access_log": [accesslog.counted(direction), *_shown(ports)],
         "http_protocol_options": http1,
         "common_http_protocol_options": {
             "idle_timeout": IDLE_S,
@@ -93,11 +103,20 @@ def manager(name: str, direction: Direction, ports: Ports, *, extra: Json | None
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         # Nobody is trusted to steer Envoy by x-envoy-* fields.
         "internal_address_config": {"cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]},
-        "early_header_mutation_extensions": [_own_fields_removed()],
-        "local_reply_config": {"mappers": _said()},
+        "early_header_mutation_extensions": [_own_fields_removed(ports.listeners.jwt)],
+        **_tracing(ports),
         **(_introducing(ports) if direction == "in" else {}),
+        "local_reply_config": {"mappers": [*strict.replies(), *_about_tokens(ports), *_refused(), *_said()]},
     }
     return typed("envoy.filters.network.http_connection_manager", _MANAGER, **(settings | (extra or {})))
+
+
+def _tracing(ports: Ports) -> Json:
+    wanted = ports.listeners.tracing
+    if wanted is None or not wanted.endpoint:
+        return {}  # contexts pass like any other field
+    # Envoy draws the share from the request's id: without one nothing is traced.
+    return {"tracing": outside.tracing(wanted, ports.workload.rpartition("/")[2]), "generate_request_id": True}
 
 
 def _introducing(ports: Ports) -> Json:
@@ -109,10 +128,25 @@ def _introducing(ports: Ports) -> Json:
     return said
 
 
-def http_filters(direction: Direction, *, checks: bool = False) -> list[Json]:
+def _about_tokens(ports: Ports) -> list[Json]:
+    return tokens.replies() if ports.listeners.jwt is not None else []
+
+
+def _shown(ports: Ports) -> list[Json]:
+    return accesslog.shown(ports.listeners.access_log, ports.listeners.log_percent)
+
+
+def http_filters(direction: Direction, ports: Ports, *, checks: bool = False, is_plain: bool = False) -> list[Json]:
     """The same in every config: what a filter does is said by routes. `checks`: whether callers are checked."""
     router = typed("envoy.filters.http.router", f"{_HTTP}router.v3.Router", suppress_envoy_headers=True)
-    before = rbac.http_filters() if checks else []
+    jwt = ports.listeners.jwt
+    read = tokens.filters(jwt, ports.key_sets) if jwt is not None and checks else []
+    before = [
+        strict.own_answers_removed(),
+        strict.http_filter(is_plain=is_plain),
+        *read,
+        *(rbac.http_filters() if checks else []),
+    ]
     if direction == "in":
         return [*before, router]
     kind = f"{_HTTP}dynamic_forward_proxy.v3.FilterConfig"
@@ -131,6 +165,11 @@ _REASONS: Final = {
 }  # fmt: skip
 
 
+def _refused() -> list[Json]:
+    """The same, whichever policy or limit it was."""
+    return [strict.reply("rbac_access_denied", 403, "denied"), strict.reply("local_rate_limited", 429, "rate-limited")]
+
+
 def _said() -> list[Json]:
     """What Envoy answers by itself says the same as the other engine's answers: the kind of failure and nothing else."""
     return [
@@ -144,11 +183,12 @@ def _preserved_case() -> Json:
     return {"stateful_formatter": typed("preserve_case", kind)}
 
 
-def _own_fields_removed() -> Json:
+def _own_fields_removed(jwt: Jwt | None) -> Json:
+    claims = tokens.own_fields(jwt) if jwt is not None else ""
+    pattern = f"{_OWN_FIELDS}|{claims}" if claims else _OWN_FIELDS
     # One expression each: Envoy takes none that makes too long a program.
     mutations = [
-        {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": regex}}}}
-        for regex in (_OWN_FIELDS, _ODD_CERTIFICATES)
+        {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": each}}}} for each in (pattern, _ODD_CERTIFICATES)
     ]
     kind = "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
     return typed("envoy.http.early_header_mutation.header_mutation", kind, mutations=mutations)
@@ -219,7 +259,7 @@ def tcp(name: str, targets: Sequence[tuple[str, int]], direction: Direction, rou
     counted = accesslog.counted_connections(direction, route)
     return typed(
         "envoy.filters.network.tcp_proxy", _TCP,
-        stat_prefix=name, **targets_action(targets), access_log=[counted, *accesslog.shown(ports.listeners.access_log)],
+        stat_prefix=name, **targets_action(targets), access_log=[counted, *_shown(ports)],
     )  # fmt: skip
 
 
@@ -259,18 +299,30 @@ def gateway(port: int, entries: Sequence[GatewayListener], ports: Ports) -> list
     """One port of a gateway: plaintext, or TLS that ends here with the certificate of the name that is asked for."""
     name = gateway_routes(port)
     host = ports.address.gateway_host or ports.address.host
-    filters = http_filters("out", checks=True)
+    filters = http_filters("out", ports, checks=True)
     extra = {"use_remote_address": True, "skip_xff_append": False, "http_filters": filters}
     http = manager(name, "out", ports, extra=extra)
     if entries[0].protocol == "http":
         return [_listener(name, host, port, [_chain([http])], "INBOUND")]
-    chains = [_secured(entry, http, ports) for entry in entries if entry.secret in ports.secrets]
+    if entries[0].protocol == "tls":
+        chains = [_passed(port, found, ports) for found in sorted(ports.passing) if found[0] == port]
+    else:
+        chains = [_secured(entry, http, ports) for entry in entries if entry.secret in ports.secrets]
     if not chains:
         return []
     inspector = typed(
         "envoy.filters.listener.tls_inspector", "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"
     )
     return [_listener(name, host, port, chains, "INBOUND") | {"listener_filters": [inspector]}]
+
+
+def _passed(port: int, found: tuple[int, str], ports: Ports) -> Json:
+    """TLS that the service behind ends: only the name it asks for is read."""
+    route, targets = ports.passing[found]
+    checks = rbac.network_filters(ports.authorization, ports.revoked, port)
+    chain = _chain([*checks, tcp(gateway_routes(port), targets, "out", route, ports)])
+    match = {"server_names": [found[1]]} if found[1] != "*" else {"transport_protocol": "tls"}
+    return chain | {"name": f"{gateway_routes(port)}/{found[1]}", "filter_chain_match": match}
 
 
 def _secured(entry: GatewayListener, http: Json, ports: Ports) -> Json:

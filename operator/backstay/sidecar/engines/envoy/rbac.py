@@ -11,12 +11,14 @@ from typing import Final
 
 from backstay.config.authorize import operation_reads_requests, reads_requests
 from backstay.config.model import Authorization, Operation, Policy, PolicyRule, Source
+from backstay.sidecar.engines.envoy import tokens
 from backstay.sidecar.engines.envoy.api import Json, exactly, message, whole
 from backstay.sidecar.engines.envoy.matching import header_matchers
 
 DENY: Final = "backstay.deny"
 ALLOW: Final = "backstay.allow"
-"""Names of the two filters; a route carries the rules of its config for each."""
+AUDIT: Final = "backstay.audit"
+"""Names of the filters; the last only looks. A route carries the rules of its config for each."""
 REVOKED: Final = "revoked"
 _HTTP: Final = "envoy.extensions.filters.http.rbac.v3."
 _NETWORK: Final = "envoy.extensions.filters.network.rbac.v3.RBAC"
@@ -24,19 +26,25 @@ _ANY: Final[Json] = {"any": True}
 _AUTHENTICATED: Final[Json] = {"authenticated": {}}
 
 
-def http_rules(authorization: Authorization, revoked: Sequence[str], port: int) -> dict[str, Json]:
-    """What the routes of one inbound port say to the filters, by filter name."""
+def http_rules(
+    authorization: Authorization, revoked: Sequence[str], port: int, issuers: Sequence[str] = ()
+) -> dict[str, Json]:
+    """What the routes of one inbound port say to the filters, by filter name. `issuers`: whose tokens are believed."""
     policies = authorization.policies
-    denied = _compiled(policies, "deny", port) | _revoked(revoked)
+    denied = _compiled(policies, "deny", port, issuers) | _revoked(revoked)
     found = {DENY: _per_route("DENY", denied)} if denied else {}
     if any(policy.action == "allow" for policy in policies):
-        found[ALLOW] = _per_route("ALLOW", _compiled(policies, "allow", port))
+        found[ALLOW] = _per_route("ALLOW", _compiled(policies, "allow", port, issuers))
+    audited = _compiled(policies, "audit", port, issuers)
+    if audited:
+        shadow = {"shadow_rules": {"action": "ALLOW", "policies": audited}, "shadow_rules_stat_prefix": "audit_"}
+        found[AUDIT] = message(f"{_HTTP}RBACPerRoute", rbac=shadow)
     return found
 
 
 def http_filters() -> list[Json]:
     """The filters, without rules of their own: without a route's they let everything pass."""
-    return [{"name": name, "typed_config": message(f"{_HTTP}RBAC")} for name in (DENY, ALLOW)]
+    return [{"name": name, "typed_config": message(f"{_HTTP}RBAC")} for name in (AUDIT, DENY, ALLOW)]
 
 
 def network_filters(authorization: Authorization, revoked: Sequence[str], port: int) -> list[Json]:
@@ -77,13 +85,13 @@ def _rules(policies: Sequence[Policy], action: str) -> Iterable[tuple[str, Polic
                 yield f"{policy.name}#{index}", rule
 
 
-def _compiled(policies: Sequence[Policy], action: str, port: int) -> Json:
+def _compiled(policies: Sequence[Policy], action: str, port: int, issuers: Sequence[str]) -> Json:
     found: Json = {}
     for name, rule in _rules(policies, action):
         asked = [_operation(operation) for operation in rule.operations if _is_about(operation, port)]
         permissions = [permission for permission in asked if permission is not None] if rule.operations else [_ANY]
         if permissions:
-            found[name] = {"permissions": permissions, "principals": _principals(rule)}
+            found[name] = {"permissions": permissions, "principals": _principals(rule, issuers)}
     return found
 
 
@@ -137,12 +145,12 @@ def _path(pattern: str) -> Json:
     return {"url_path": {"path": exactly(pattern)}}
 
 
-def _principals(rule: PolicyRule) -> list[Json]:
-    return [_source(source) for source in rule.sources] or [_ANY]
+def _principals(rule: PolicyRule, issuers: Sequence[str]) -> list[Json]:
+    return [_source(source, issuers) for source in rule.sources] or [_ANY]
 
 
-def _source(source: Source) -> Json:
-    wanted = _wanted_of_peer(source)
+def _source(source: Source, issuers: Sequence[str]) -> Json:
+    wanted = [*_wanted_of_peer(source), *_wanted_of_token(source, issuers)]
     if source.remote_ip_blocks:
         wanted.append(_or("ids", [{"remote_ip": _block(block)} for block in source.remote_ip_blocks]))
     wanted += [{"not_id": {"remote_ip": _block(block)}} for block in source.not_remote_ip_blocks]
@@ -165,6 +173,16 @@ def _wanted_of_peer(source: Source) -> list[Json]:
     if source.ip_blocks:
         wanted.append(_or("ids", [{"direct_remote_ip": _block(block)} for block in source.ip_blocks]))
     return [*wanted, *({"not_id": {"direct_remote_ip": _block(block)}} for block in source.not_ip_blocks)]
+
+
+def _wanted_of_token(source: Source, issuers: Sequence[str]) -> list[Json]:
+    """A caller whose token nobody has issued is none of those that are asked for."""
+    wanted = []
+    if source.request_principals:
+        found = [each for pattern in source.request_principals for each in tokens.principal(pattern, issuers)]
+        wanted.append(_or("ids", found) if found else {"not_id": _ANY})
+    unwanted = [each for pattern in source.not_request_principals for each in tokens.principal(pattern, issuers)]
+    return [*wanted, *({"not_id": each} for each in unwanted), *map(tokens.claim, source.claims)]
 
 
 def _block(cidr: str) -> Json:

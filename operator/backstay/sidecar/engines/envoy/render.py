@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from backstay.config.match import HostTable, RouteTable
+from backstay.config.match import HostTable, RouteTable, is_let_out
 from backstay.config.model import Authorization, Backend, Config, HostRoutes, Listeners, Rule
 from backstay.config.wire import Endpoint
 from backstay.sidecar.engine import Address
-from backstay.sidecar.engines.envoy import clusters, gateway, listeners, rbac, routes, supported, tls
+from backstay.sidecar.engines.envoy import clusters, gateway, listeners, outside, rbac, routes, supported, tls
 from backstay.sidecar.engines.envoy.api import Json
 from backstay.sidecar.engines.envoy.files import Folder
 from backstay.sidecar.engines.envoy.names import cluster_name
@@ -39,6 +39,8 @@ class World:
     """Keys of who issues tokens, by their address."""
     secrets: Mapping[str, str] = field(default_factory=dict)
     """What a gateway shows: PEM by name."""
+    roots: str = "/etc/ssl/certs/ca-certificates.crt"
+    """The file of who the system trusts, for hosts outside of the mesh."""
 
     @property
     def has_identity(self) -> bool:
@@ -87,6 +89,11 @@ class Parts:
         return HostTable(self.listeners.namespace, found, (), self.workload)
 
     @property
+    def issuers(self) -> tuple[str, ...]:
+        jwt = self.listeners.jwt
+        return tuple(provider.issuer for provider in jwt.providers) if jwt is not None else ()
+
+    @property
     def gateway_ports(self) -> list[int]:
         return sorted({listener.port for listener in self.listeners.gateway})
 
@@ -101,8 +108,9 @@ def _of(kind: type[_Kind], parts: Iterable[object]) -> "Iterator[_Kind]":
 def _routes(world: World, parts: Parts, shop: Shop) -> dict[str, Json]:
     found: dict[str, Sequence[Json]] = {listeners.outbound_routes(): _outbound(parts, shop)}
     for entry in world.address.explicit:
-        table = parts.hosts.find(f"{entry.host}:{entry.port}".encode())
-        found[listeners.explicit_routes(entry.listen)] = [_explicit(table, parts, shop)]
+        asked = f"{entry.host}:{entry.port}".encode()
+        table = parts.hosts.find(asked)
+        found[listeners.explicit_routes(entry.listen)] = [_explicit(table, asked, parts, shop)]
     for port in world.address.inbound:
         found[listeners.inbound_routes(port)] = [_inbound(port, world, parts, shop)]
     for port in parts.gateway_ports:
@@ -117,7 +125,8 @@ def _outbound(parts: Parts, shop: Shop) -> list[Json]:
     hosts = [_with_tunnel(host, parts, shop) for host in routes.mesh_hosts(parts.hosts.tables, shop)]
     if any(host["domains"] == ["*"] for host in hosts):
         return hosts
-    return [*hosts, _unknown(parts, shop)]
+    taken = {domain for host in hosts for domain in host["domains"]}
+    return [*hosts, *routes.let_out(parts.listeners.egress_hosts, taken, shop), _unknown(parts, shop)]
 
 
 def _unknown(parts: Parts, shop: Shop) -> Json:
@@ -132,14 +141,18 @@ def _with_tunnel(host: Json, parts: Parts, shop: Shop) -> Json:
     return host | {"routes": [routes.tunnel(targets), *host["routes"]]}
 
 
-def _explicit(table: RouteTable | None, parts: Parts, shop: Shop) -> Json:
+def _explicit(table: RouteTable | None, asked: bytes, parts: Parts, shop: Shop) -> Json:
     if not parts.is_there:
         return routes.not_ready()
-    return routes.fixed_host(table.routes, shop) if table is not None else _unknown(parts, shop)
+    if table is not None:
+        return routes.fixed_host(table.routes, shop)
+    if is_let_out(frozenset(parts.listeners.egress_hosts), asked):
+        return routes.outside_host(shop)
+    return _unknown(parts, shop)
 
 
 def _inbound(port: int, world: World, parts: Parts, shop: Shop) -> Json:
-    rules = rbac.http_rules(parts.authorization, world.revoked, port)
+    rules = rbac.http_rules(parts.authorization, world.revoked, port, parts.issuers)
     return routes.application_host(port, rules, shop) if parts.is_there else routes.not_ready()
 
 
@@ -147,7 +160,7 @@ def _gateway(port: int, world: World, parts: Parts, shop: Shop) -> list[Json]:
     """Callers from outside have no identity; what policies say of them comes before what routes say."""
     entries = [listener for listener in parts.listeners.gateway if listener.port == port]
     hosts = gateway.hosts(port, entries, parts.at_gateway(port).tables, shop)
-    rules = rbac.http_rules(parts.authorization, world.revoked, port)
+    rules = rbac.http_rules(parts.authorization, world.revoked, port, parts.issuers)
     return [host | {"typed_per_filter_config": rules} if rules else host for host in hosts]
 
 
@@ -181,8 +194,24 @@ def _listeners(world: World, parts: Parts, shop: Shop) -> list[Json]:
         has_identity=world.has_identity,
         raw=raw,
         secrets=frozenset(world.secrets),
+        workload=parts.workload,
+        key_sets=world.key_sets,
+        passing=dict(_passing(parts, shop)),
     )
     return [*listeners.every(ports), *listeners.inner(ports)]
+
+
+def _passing(parts: Parts, shop: Shop) -> Iterator[tuple[tuple[int, str], tuple[str, Sequence[tuple[str, int]]]]]:
+    """Names whose TLS goes through a gateway, and where to."""
+    for port in parts.gateway_ports:
+        entries = [listener for listener in parts.listeners.gateway if listener.port == port]
+        if entries[0].protocol == "tls":
+            for name, table in gateway.served(entries, parts.at_gateway(port).tables):
+                rule = table.routes.rules[0]
+                usable = [target for target in rule.backends if target.weight > 0]
+                targets = [(shop.cluster(each.backend, each.subset, table.key), each.weight) for each in usable]
+                if targets:
+                    yield (port, name), (f"{table.key}#{rule.name}", targets)
 
 
 # --- clusters and endpoints ----------------------------------------------------------------------------------------
@@ -192,10 +221,18 @@ def _clusters(world: World, parts: Parts) -> list[Json]:
     budgets = routes.budgets(parts.routes)
     found = [clusters.app(port, world.address) for port in sorted(world.address.inbound)]
     for key, backend in sorted(parts.backends.items()):
+        if backend.external is not None:
+            name = cluster_name(key, "")
+            reach = outside.external(name, backend.external, world.roots)
+            found.append(clusters.named_cluster(name, backend, budgets.get(key, 0), reach, world.folder))
+            continue
         shown = clusters.identities(world.endpoints, key)
         found += clusters.backend_clusters(
             backend, shown, budgets.get(key, 0), world.folder, has_identity=world.has_identity
         )
+    tracing = parts.listeners.tracing
+    if tracing is not None and tracing.endpoint:
+        found.append(outside.collector(tracing))
     return [*found, clusters.outside(), clusters.inner()]
 
 
@@ -203,6 +240,8 @@ def _endpoints(world: World, parts: Parts) -> dict[str, Json]:
     revoked = frozenset(world.revoked)
     found: dict[str, Json] = {}
     for key, backend in parts.backends.items():
+        if backend.external is not None:
+            continue
         known = [each for each in world.endpoints.get(key, ()) if _is_reachable(each, backend, world)]
         for name, labels in clusters.subsets(backend):
             cluster = cluster_name(key, name)

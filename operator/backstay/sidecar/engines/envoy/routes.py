@@ -112,8 +112,9 @@ def fixed_host(routes: HostRoutes, shop: Shop) -> Json:
 
 def refusing_host(status: int, reason: str, shop: Shop, route: str = UNKNOWN_ROUTE) -> Json:
     """For every host that is not known."""
-    answer = {"match": {"prefix": "/"}, "name": shop.name(route, reason), "direct_response": _said(status, reason)}
-    return {"name": "unknown", "domains": ["*"], "routes": [answer]}
+    answer = {"name": shop.name(route, reason), "direct_response": _said(status, reason)}
+    matches: list[Json] = [{"connect_matcher": {}}, {"prefix": "/"}]
+    return {"name": "unknown", "domains": ["*"], "routes": [answer | {"match": match} for match in matches]}
 
 
 def outside_host(shop: Shop) -> Json:
@@ -126,6 +127,19 @@ def outside_host(shop: Shop) -> Json:
         "route": {**onward, "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]},
     }
     return {"name": "unknown", "domains": ["*"], "routes": [connect, plain]}
+
+
+def let_out(hosts: Sequence[str], taken: Iterable[str], shop: Shop) -> list[Json]:
+    """Hosts that a closed mesh lets out all the same, but for names that it routes."""
+    domains = [name for host in hosts for name in _outside_names(host)]
+    free = [name for name in dict.fromkeys(domains) if name not in set(taken)]
+    return [outside_host(shop) | {"name": "let-out", "domains": free}] if free else []
+
+
+def _outside_names(host: str) -> list[str]:
+    """`host:port`; a request for port 80 need not say so."""
+    name, _, port = host.rpartition(":")
+    return [host, name] if port == "80" else [host]
 
 
 def application_host(port: int, rules: Mapping[str, Json], shop: Shop) -> Json:

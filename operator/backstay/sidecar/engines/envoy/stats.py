@@ -13,6 +13,7 @@ import msgspec
 
 from backstay.config.model import LATENCY_BOUNDS_MS
 from backstay.config.wire import PeerRow, Row, add_rows
+from backstay.sidecar.engines.envoy import strict, tokens
 from backstay.sidecar.engines.envoy.names import OUTSIDE, Slots, split_route_name
 
 BUCKETS: Final = len(LATENCY_BOUNDS_MS) + 1
@@ -38,8 +39,9 @@ _FLAGS: Final = {
 }
 """Envoy's response flags by what we call them."""
 _REASONS: Final = {"no-route": "no-route", "unknown-host": "no-route", "no-backend": "no-healthy-upstream"}
-_REFUSALS: Final = frozenset(("no-route", "denied", "rate-limited", "fault"))
+_REFUSALS: Final = frozenset(("no-route", "denied", "bad-token", "rate-limited", "fault"))
 """The mesh says no by its rules: evidence only if stable would have said yes."""
+_NO_REQUEST: Final = f"{strict.DETAILS}{strict.PREFIX}"
 _SAMPLE: Final = re.compile(r"envoy_backstay_rq_(bucket|count)\{(.*)\} (\S+)$")
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -67,12 +69,16 @@ class Excuses:
     routes: frozenset[str] = frozenset()
     """Keys of route parts that stable has as well."""
     unknown_hosts: bool = True
+    tokens: bool = True
+    """Stable judges tokens alike."""
 
     def covers(self, reason: str, route: str) -> bool:
         if self.everything:
             return True
         if reason == "denied":
             return self.denials
+        if reason == "bad-token":
+            return self.tokens
         key = route.partition("#")[0]
         return key in self.routes if key else self.unknown_hosts
 
@@ -174,6 +180,10 @@ def _reason(kind: Kind, refused: str) -> str:
     """Why a request is bad, in the words of `BAD_REASONS`; empty if it is not."""
     if refused:
         return _REASONS.get(refused, "no-route")
+    if kind.what.startswith(_NO_REQUEST):
+        return ""  # the client's own doing
+    if kind.what.startswith(tokens.REFUSALS):
+        return "bad-token"
     if kind.what.startswith("rbac_access_denied"):
         return "denied"
     flags = set(kind.flags.split(","))

@@ -41,9 +41,12 @@ SERVED: Final[dict[type, frozenset[str]]] = {
     model.Backend: frozenset(
         (
             "service", "port", "protocol", "subsets", "balance", "hash_on", "connect_timeout_ms", "max_connections",
-            "max_requests", "outlier", "health", "slow_start_ms", "same_zone_first", "tls",
+            "max_requests", "outlier", "health", "slow_start_ms", "same_zone_first", "tls", "external",
         )
     ),
+    model.External: frozenset(("host", "port", "tls")),
+    model.OriginTls: frozenset(("sni", "names", "ca")),
+    model.Tracing: frozenset(("endpoint", "percent")),
     model.Subset: frozenset(("name", "labels")),
     model.HashOn: frozenset(("kind", "name")),
     model.Outlier: frozenset(
@@ -56,16 +59,22 @@ SERVED: Final[dict[type, frozenset[str]]] = {
     model.Source: frozenset(
         (
             "principals", "namespaces", "not_principals", "not_namespaces", "ip_blocks", "not_ip_blocks",
-            "remote_ip_blocks", "not_remote_ip_blocks",
+            "remote_ip_blocks", "not_remote_ip_blocks", "request_principals", "not_request_principals", "claims",
         )
     ),
+    model.ClaimMatch: frozenset(("name", "values", "not_values")),
+    model.Jwt: frozenset(("providers", "required", "not_required")),
+    model.JwtProvider: frozenset(
+        ("issuer", "audiences", "jwks", "jwks_uri", "places", "forward", "claim_headers")
+    ),
+    model.TokenPlace: frozenset(("kind", "name", "prefix")),
     model.Operation: frozenset(
         ("methods", "paths", "headers", "ports", "hosts", "not_methods", "not_paths", "not_ports", "not_hosts")
     ),
     model.Listeners: frozenset(
         (
             "namespace", "identity", "trust_domain", "inbound", "egress", "access_log", "gateway", "trusted_hops",
-            "other_ports", "engine", "client_cert",
+            "other_ports", "engine", "client_cert", "egress_hosts", "log_percent", "tracing", "jwt",
         )
     ),
     model.InboundPort: frozenset(("port", "protocol", "mtls")),
@@ -97,5 +106,3 @@ def _check_struct(value: msgspec.Struct, place: str) -> None:
         if field.name not in served and found != field.default:
             raise ContentRefused("Unsupported", f"{place}: {field.name} is not served by engine envoy")
         _check(found, f"{place}.{field.name}")
-    if isinstance(value, model.GatewayListener) and value.protocol == "tls":
-        raise ContentRefused("Unsupported", f"{place}: TLS that passes through is not served by engine envoy")

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from backstay.config import model
-from backstay.config.model import Config, GatewayListener, Listeners, Manifest
+from backstay.config.model import Config, Manifest
 from backstay.sidecar.engine import ContentRefused
 from backstay.sidecar.engines.envoy.supported import SERVED, check
 
@@ -33,7 +33,8 @@ def test_a_field_that_is_not_rendered_is_refused_by_its_place(monkeypatch: pytes
     )  # fmt: skip
 
 
-def test_tls_that_passes_through_is_refused() -> None:
-    entry = GatewayListener(name="shop/edge/tls", port=443, protocol="tls")
-    with pytest.raises(ContentRefused, match="passes through"):
-        check(config(Listeners(namespace="shop", identity="", trust_domain="", gateway=(entry,))))
+def test_what_this_engine_cannot_say_of_traces_is_refused() -> None:
+    tracing = model.Tracing(endpoint="http://c", b3=True)
+    part = model.Listeners(namespace="shop", identity="", trust_domain="", tracing=tracing)
+    with pytest.raises(ContentRefused, match=r"listeners\.tracing: b3 is not served"):
+        check(config(part))
