@@ -112,6 +112,13 @@ _LOG_FIELDS: Final = {
 }  # fmt: skip
 
 
+_INTRODUCING: Final = {
+    "forward_client_cert_details": "APPEND_FORWARD",
+    "set_current_client_cert_details": {"subject": True, "uri": True, "dns": True},
+}
+"""What our proxies tell applications of callers by mTLS unless a document says otherwise."""
+
+
 def envoy_config(role: str, ports: Ports, folder: Path, hosts: int) -> dict[str, Any]:
     listening = getattr(ports, role)
     target = ports.server if role == "client" else ports.app
@@ -143,6 +150,7 @@ def _manager(role: str, hosts: int, folder: Path) -> dict[str, Any]:
         "access_log": [{"name": "file", "typed_config": log}],
         "http_filters": [*asked.get(role, []), router],
         "route_config": {"virtual_hosts": [_virtual_host(name, role) for name in names]},
+        **(_INTRODUCING if role == "server" else {}),
     }
 
 
