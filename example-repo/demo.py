@@ -434,7 +434,7 @@ def goodbye(story: Story, screen: Screen) -> None:
         f"  {me} history",
         f"  {me} timeline --since 10m",
         f"push your own changes from  {story.repository.remote.parent / 'mesh'}",
-        f"end it with  kill -INT {pid}",
+        f"end it with  kill -INT {pid}  and, when you have seen enough,  rm -r {story.repository.remote.parent}",
     ):
         screen.say(line)
 
