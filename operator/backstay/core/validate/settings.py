@@ -150,8 +150,11 @@ def immediate_pauses(facts: Facts) -> Iterator[Problem]:
 def engine_features(facts: Facts) -> Iterator[Problem]:
     """What the sidecar's engines/envoy/supported.py would refuse, said where it is written."""
     for document, spec in facts.of(MeshSpec):
-        chosen = {spec.engine, *(entry.engine for entry in spec.engines)}
-        if "envoy" in chosen and spec.tracing is not None and "b3" in spec.tracing.propagation:
-            message = "engine envoy reads and writes no b3 headers, expected only 'w3c'"
-            path = f"spec.tracing.propagation[{spec.tracing.propagation.index('b3')}]"
-            yield problem(document, path, "EngineUnsupported", message)
+        if "envoy" not in {spec.engine, *(entry.engine for entry in spec.engines)}:
+            continue
+        entries = ((f"spec.telemetry[{number}].tracing", entry.tracing) for number, entry in enumerate(spec.telemetry))
+        for path, tracing in (("spec.tracing", spec.tracing), *entries):
+            if tracing is not None and "b3" in tracing.propagation:
+                message = "engine envoy reads and writes no b3 headers, expected only 'w3c'"
+                at = f"{path}.propagation[{tracing.propagation.index('b3')}]"
+                yield problem(document, at, "EngineUnsupported", message)
