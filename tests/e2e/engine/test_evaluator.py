@@ -7,9 +7,11 @@ proxies' draws are fixed, so that a weighted choice has one right answer as well
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,6 +31,7 @@ from support.policy import (
     GATEWAY,
     PLAIN,
     PORT,
+    SECURE,
     Json,
     compiled,
     gateway_repositories,
@@ -38,7 +41,7 @@ from support.policy import (
     with_gateway,
 )
 
-from .mesh import LOCALHOST, Answer, Application, Authority, application, free_port, read_message, send
+from .mesh import LOCALHOST, Answer, Application, Authority, application, free_port, read_message, receive, send
 
 DOMAIN = "backstay.local"
 CALLER = "shop/client"
@@ -79,7 +82,7 @@ async def _compare(authority: Authority, world: World, asked: list[Request], dra
 EDGE = f"shop/{GATEWAY}"
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     documents=gateway_repositories(passed=False),
     asked=st.lists(outside_requests(), min_size=1, max_size=8),
@@ -93,15 +96,45 @@ def test_the_evaluator_says_what_gateways_do(
 
 
 async def _compare_outside(authority: Authority, documents: list[Json], asked: list[Request], draw: float) -> None:
-    port = free_port()
-    world = compiled(json.loads(json.dumps(documents).replace(str(PLAIN), str(port))), with_gateway())
+    """Each request in plain text at the one port, and by TLS at the other if that is open."""
+    plain, secure = free_port(), free_port()
+    text = json.dumps(documents).replace(str(PLAIN), str(plain)).replace(str(SECURE), str(secure))
+    world = compiled(json.loads(text), with_gateway())
     async with _mesh(authority, world, draw, EDGE):
         for request in (replace(item, address=LOCALHOST) for item in asked):
-            trace = world.trace_outside(EDGE, port, request)
-            answer = await send(port, _bytes(request))
-            place = _field(answer, b"location")
-            said = (answer.status, answer.body.decode() if answer.status in (200, 410) else place)
-            assert said in _expected_outside(trace, world, port, draw), (str(request), request.headers, trace)
+            await _same(await send(plain, _bytes(request)), world, plain, request, draw)
+            if world.entries(EDGE, secure) is not None:
+                await _same(await _send_tls(secure, request), world, secure, request, draw)
+
+
+async def _same(answer: Answer | None, world: World, port: int, request: Request, draw: float) -> None:
+    trace = world.trace_outside(EDGE, port, request)
+    if answer is None:
+        assert not world.entrance(EDGE, port, _host(request)).secret, str(request)
+        return
+    place = _field(answer, b"location")
+    said = (answer.status, answer.body.decode() if answer.status in (200, 410) else place)
+    assert said in _expected_outside(trace, world, port, draw), (str(request), request.headers, trace)
+
+
+def _host(request: Request) -> bytes:
+    return host_of(request.authority.encode())
+
+
+async def _send_tls(port: int, request: Request) -> Answer | None:
+    """None where the gateway has no certificate for the name."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    name = _host(request).decode()
+    try:
+        reader, writer = await asyncio.open_connection(LOCALHOST, port, ssl=context, server_hostname=name)
+    except OSError:  # the alert, or the end of the connection
+        return None
+    writer.write(_bytes(request))
+    try:
+        return await receive(reader)
+    finally:
+        writer.close()
 
 
 def _expected_outside(trace: Trace, world: World, port: int, draw: float) -> set[tuple[int, str]]:
@@ -114,7 +147,7 @@ def _expected_outside(trace: Trace, world: World, port: int, draw: float) -> set
         return {(403, "")}
     listener = entries.find(host_of(question.authority))
     if listener is None or not listener.redirect_port:
-        return _expected(trace, draw)
+        return _expected(trace, draw, secure=entries.protocol == "https")
     rule = to_https(port, https_port(listener, question.authority)).rules[0]
     return {(301, location_of(replace(trace.sent, rule=rule), question))}
 
@@ -130,7 +163,7 @@ def _bytes(request: Request) -> bytes:
     return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in request.headers), "", ""]).encode()
 
 
-def _expected(trace: Trace, draw: float) -> set[tuple[int, str]]:
+def _expected(trace: Trace, draw: float, *, secure: bool = False) -> set[tuple[int, str]]:
     """(status, who answers) that the evaluation allows, at this draw: one for each instance that may answer."""
     question, rule = asked_for(trace.request), trace.sent.rule
     assert question is not None
@@ -139,7 +172,7 @@ def _expected(trace: Trace, draw: float) -> set[tuple[int, str]]:
     if rule.fault is not None and rule.redirect is None and rule.direct is None and trace.sent.kind == "route":
         return {(rule.fault.abort_status, "")}
     if rule.redirect is not None:
-        return {(rule.redirect.status, location_of(trace.sent, question))}
+        return {(rule.redirect.status, location_of(trace.sent, question, secure=secure))}
     if rule.direct is not None:
         return {(rule.direct.status, rule.direct.body)}
     forwarded = forwarded_as(trace.sent, question)
@@ -205,8 +238,18 @@ async def _mesh(authority: Authority, world: World, draw: float, caller: str = C
         outbound = free_port()
         address = Address(host=LOCALHOST, inbound={}, outbound=outbound)
         client = await stack.enter_async_context(_engine(authority, world, caller, address, draw))
+        shown = {listener.secret for listener in world.listeners(caller).gateway if listener.secret}
+        client.secrets(dict.fromkeys(shown, _shown(authority)))
         client.endpoints(_endpoints(world.registry, inbound), full=True)
         yield outbound
+
+
+def _shown(authority: Authority) -> Path:
+    """Certificate and key in one file, as a gateway shows them."""
+    files = authority.issue("spiffe://anybody")
+    together = files.key.with_name("shown.pem")
+    together.write_bytes(files.key.read_bytes() + files.certificate.read_bytes())
+    return together
 
 
 @contextlib.asynccontextmanager
