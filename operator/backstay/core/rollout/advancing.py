@@ -35,8 +35,8 @@ def doubt_about(look: Look) -> str:
         views = look.views(name)
         if views and not state.seats and all(view.id in look.memo.left_out for view in views):
             return f"all proxies of {name} are left out"
-        if views and not any(view.connected for view in views):
-            # They run somewhere and would all get it at once when they come back: nobody has tried it.
+        if views and not look.rollout.settings.immediate and not any(view.connected for view in views):
+            # They run somewhere and would all get it at once when they come back, untried; Immediate asks for just that.
             return f"no proxy of {name} is connected"
     return ""
 

@@ -495,6 +495,14 @@ def test_proxies_that_are_all_away_are_not_handed_untried_what_nobody_has_tried(
     assert story.stable["shop/far"] == "old"
 
 
+def test_immediate_waits_for_nobody_who_is_away() -> None:
+    away = fleet(3, "shop/far", connected=False, silent_for=20.0)
+    story = play(
+        away | fleet(8), stages=(stage(web="new", far="new"),), settings=replaced(deadline=10.0, immediate=True)
+    )
+    assert story.until(Phase.BAKING, GOOD, GOOD, limit=80).stable["shop/far"] == "new"
+
+
 def test_thin_traffic_raises_the_share_to_at_most_half() -> None:
     story = play(settings=replaced(deadline=600.0, soak=600.0), before={WEB: calm(requests=4)}).looks(
         30, (1, 0), (3, 0)
