@@ -59,7 +59,7 @@ from bench.support.results import QUICK, finish, say
 from bench.support.serving import BODY, HOST
 
 ROUNDS: Final = 1 if QUICK else 5
-SECONDS: Final = 2 if QUICK else 5
+SECONDS: Final = 2 if QUICK else 4
 CONNECTIONS: Final = (32,) if QUICK else (32, 256)
 HOSTS: Final = (1, 1000) if QUICK else (1, 100, 1000)
 CALLERS: Final = 16  # connections of the latency run to each data plane
@@ -76,8 +76,9 @@ SMALL_RATE: Final = 20
 SMALL_CPU: Final = 0.2
 ROOT: Final = Path(__file__).resolve().parents[2]
 COMPILED: Final = ROOT / "build" / "compiled"
-WARM_SECONDS: Final = 2
-"""Before each measurement, as connections that were idle for a minute are opened again: 256 handshakes take half a CPU second."""
+FEW: Final = 32
+"""Connections that a second of warm-up is enough for. Those idle for a minute are opened again, and 256 handshakes of both
+proxies are a CPU second."""
 Cells = dict[str, dict[str, list[float]]]
 """Figure -> data plane -> one value per round."""
 
@@ -123,7 +124,7 @@ def per_cpu_second(
     port: int, *processes: subprocess.Popen[bytes], connections: int = 32, path: str = "/path", token: str = ""
 ) -> tuple[float, float]:
     """(requests per CPU second of these processes, requests per second)."""
-    wrk(port, WARM_SECONDS, connections, path, token)
+    wrk(port, 1 if connections <= FEW else 2, connections, path, token)
     before, began = cpu_seconds(*processes), time.perf_counter()
     count = wrk(port, SECONDS, connections, path, token)
     took = time.perf_counter() - began
