@@ -136,13 +136,18 @@ async def test_what_envoy_refuses_is_said_in_its_words_and_the_former_config_goe
         good = config(*PLAIN)
         client.engine.apply(good, None, 0)
         await client.engine.settled()
-        client.engine.apply(good, config(listeners(), routes(bad), backend()), 1.0)
-        began = monotonic()
-        with pytest.raises(ContentRefused) as refused:
-            await client.engine.settled()
-        assert refused.value.reason == "EnvoyRefused"
-        assert "DirectResponseActionValidationError.Status" in str(refused.value)
-        assert monotonic() - began < 10  # a tenth of a second where nobody else wants the core
+        took = list[float]()
+        while len(took) < 5 and min(took, default=1) >= 1:  # 0.08 s; once in five tries the core is ours
+            client.engine.apply(good, config(listeners(), routes(bad), backend()), 1.0)
+            began = monotonic()
+            with pytest.raises(ContentRefused) as refused:
+                await client.engine.settled()
+            took.append(monotonic() - began)
+            assert refused.value.reason == "EnvoyRefused"
+            assert "DirectResponseActionValidationError.Status" in str(refused.value)
+            client.engine.apply(good, None, 0)
+            await client.engine.settled()  # what was served before is not refused with it
+        assert min(took) < 1
         assert (await send(client.outbound, get())).body == b"fine"
         rows = await client.counted(bool)
         assert {row.config for row in rows} == {good.digest}

@@ -177,6 +177,7 @@ class EnvoyEngine:
     def apply(
         self, stable: Config, candidate: Config | None, share: float, expect_refused: Sequence[RefusalExpected] = ()
     ) -> None:
+        self._refused = None  # what was refused before is not asked for any more
         serves_candidate = candidate is not None and share > 0
         config = candidate if serves_candidate and candidate is not None else stable
         known = self.world.config
