@@ -93,6 +93,43 @@ def archive(name: str, say: Say) -> Path:
     return target
 
 
+def edition(name: str, tag: str, edits: Sequence[tuple[str, str, str]], say: Say) -> Path:
+    """This checkout's image with texts of its code replaced, tagged `backstay-NAME:TAG`: another release, for upgrades.
+
+    Edits are (file in the package, what is there once, what is there instead).
+    """
+    base = archive(name, say)
+    with build.locked(_folder() / f"{tag}.lock"):
+        digest = hashlib.sha256(json.dumps([base.name, edits]).encode()).hexdigest()[:12]
+        target = _folder() / f"{tag}-{name}-{digest}.tar"
+        if not target.exists():
+            say(f"building image backstay-{name}:{tag}")
+            _edit(base, f"docker.io/library/backstay-{name}:{tag}", edits, target)
+            _forget_others(f"{tag}-{name}", target)
+    return target
+
+
+def _edit(base: Path, tag: str, edits: Sequence[tuple[str, str, str]], target: Path) -> None:
+    container = _buildah("from", f"docker-archive:{base}").strip()
+    try:
+        root = Path(_buildah("mount", container).strip())
+        packages = next((root / "opt" / "backstay" / "lib").glob("python3*/site-packages"))
+        for file, old, new in edits:
+            path = packages / "backstay" / file
+            text = path.read_text(encoding="utf-8")
+            if text.count(old) != 1:
+                raise CannotBuildImage(f"{file} has {old!r} {text.count(old)} times, expected once")
+            path.write_text(text.replace(old, new), encoding="utf-8")
+        _buildah("umount", container)
+        _buildah("commit", "--quiet", container, tag)
+    finally:
+        _buildah("rm", container)
+    unfinished = target.with_suffix(".unfinished")
+    unfinished.unlink(missing_ok=True)
+    _buildah("push", "--quiet", tag, f"docker-archive:{unfinished}:{tag}")
+    unfinished.replace(target)
+
+
 def _build(image: Image, target: Path, say: Say) -> None:
     release = f"localhost/release-{image.name}:{_digest(_below(image))}"
     say(f"building image backstay-{image.name}")

@@ -134,6 +134,16 @@ class Stage:
         text = text.replace("request: 8s", f"request: {8000 + self.changes}ms")
         self.clone.write("shop/sa-logic.yaml", text + (IMMEDIATE if at_once else ""))
 
+    @contextlib.contextmanager
+    def edited(self, file: str, old: str, new: str) -> Iterator[None]:
+        """This text of a document replaced until the block ends, whatever happens there; nothing is committed here."""
+        before = (self.clone.folder / file).read_text(encoding="utf-8")
+        self.clone.edit(file, old, new)
+        try:
+            yield
+        finally:
+            self.clone.write(file, before)
+
     @property
     def routed(self) -> str:
         """The version that git sends everybody to."""
@@ -236,6 +246,8 @@ class Shop:
     stage: Stage
     client: ApiClient
     lines: list[dict[str, Any]] = field(default_factory=list)
+    visitors: str = ""
+    """Their pod."""
 
     @property
     def name(self) -> str:
@@ -304,7 +316,7 @@ class Shop:
     async def rollout(self, sha: str) -> dict[str, Any] | None:
         """The MeshRollout of this commit, if it has one."""
         items = (await self.client.list(MESH_ROLLOUT.path(self.name))).items
-        own = [item for item in items if sha in json.dumps(item["spec"].get("cause", {}))]
+        own = [item for item in items if _is_of(item, sha)]
         return max(own, key=lambda item: str(item["status"].get("startedAt", "")), default=None)
 
     async def until_rollout(
@@ -334,6 +346,26 @@ class Shop:
             return served
 
         return await self.until_rollout(sha, is_served)
+
+    async def at_moment(
+        self, sha: str, true: Callable[[Mapping[str, Any]], object], patience: float = PATIENCE
+    ) -> dict[str, Any]:
+        """The MeshRollout of this commit at the first moment at which this is true of its status, however short it lasts:
+        every state that is written is seen."""
+        path = MESH_ROLLOUT.path(self.name)
+        async with asyncio.timeout(patience):
+            while True:
+                listed = await self.client.list(path)
+                for found in listed.items:
+                    if _is_of(found, sha) and true(found.get("status") or {}):
+                        return found
+                changes = self.client.watch(path, resource_version=listed.resource_version)
+                async with contextlib.aclosing(changes):
+                    async for change in changes:
+                        if change.kind == "BOOKMARK" or not _is_of(change.object, sha):
+                            continue
+                        if true(change.object.get("status") or {}):
+                            return dict(change.object)
 
     async def order(self, rollout: str, order: str, reason: str = "because") -> dict[str, Any]:
         """Give an order by annotation; returns what became of it."""
@@ -376,7 +408,7 @@ class Shop:
 
     def mark(self) -> int:
         """Now, in the visitors' count of seconds."""
-        told = self.kubectl("logs deployment/visitors -c app --tail=-1")
+        told = self.kubectl(f"logs {self.visitors} -c app --tail=-1")
         self.lines = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
         return len(self.lines)
 
@@ -512,6 +544,13 @@ class Shop:
         """As kill -9: nothing is given back, nobody is told."""
         self.system(f"delete pod {pod} --grace-period=0 --force --wait=false")
 
+    async def replaced(self, pod: str) -> str:
+        """Kill this leader; who leads once another one does and both replicas are there again."""
+        self.kill(pod)
+        other = await self.until_led_by_another(pod)
+        wait_operator(self.stage.reach)
+        return other
+
     def scale_operator(self, replicas: int) -> None:
         self.system(f"scale {OPERATOR} --replicas={replicas}")
 
@@ -529,6 +568,7 @@ class Shop:
         await self._recover_repository()
         self.kubectl(f"rollout status deployment/sa-webapp --timeout={STARTS}s", timeout=STARTS + 10)
         self.kubectl(f"wait --for=condition=Available deployment --all --timeout={STARTS}s", timeout=STARTS + 10)
+        [self.visitors] = [_name(each) for each in await self.until_pods("visitors", 1)]
         await self.until_steady(STARTS)
         await until(self.has_a_past, lambda: "the visitors say nothing", STARTS)
         await self.until_repository(lambda seen, _: seen == {"Ready": "True/Succeeded", "Validated": "True/Valid"})
@@ -566,6 +606,10 @@ def manifest(url: str, name: str = "shop", **spec: Any) -> str:
     metadata = {"name": name}
     found = {"apiVersion": "backstay.dev/v1alpha1", "kind": "MeshRepository", "metadata": metadata, "spec": spec}
     return json.dumps(found)
+
+
+def _is_of(rollout: Mapping[str, Any], sha: str) -> bool:
+    return sha in json.dumps(rollout["spec"].get("cause", {}))
 
 
 def is_ready(pod: Mapping[str, Any]) -> bool:
