@@ -181,13 +181,18 @@ class Switching:
                     self._apply(wanted)
                 else:
                     await self._take_over(name, wanted)
-            except (ContentRefused, OSError, ValueError) as error:
+            except Exception as error:
+                # Whatever an engine fails with: what could not be served must not be said to be.
                 refusal = error if isinstance(error, ContentRefused) else ContentRefused(UNAVAILABLE, clean(str(error)))
-                _log.warning("engine.refused engine=%s reason=%s error=%s", name, refusal.reason, clean(str(refusal)))
+                expected = isinstance(error, (ContentRefused, OSError, ValueError))
+                said = clean(str(refusal))
+                _log.warning(
+                    "engine.refused engine=%s reason=%s error=%s", name, refusal.reason, said, exc_info=not expected
+                )
                 self._refused = refusal
 
     async def _take_over(self, name: str, wanted: Applied) -> None:
-        """Raises ContentRefused, OSError, ValueError; then everything is as before."""
+        """Raises ContentRefused, OSError, ValueError or whatever the engine fails with; then everything is as before."""
         if self._draining is not None:
             await asyncio.wait([self._draining])
         old, overlaps = self.current, _OVERLAPS and isinstance(self.current, Sharing)
@@ -218,24 +223,21 @@ class Switching:
         """Ports open with everything known: nobody meets an engine that has no config."""
         if isinstance(engine, Preparing):
             self._prepare(engine, given)
-            await engine.start(self._place())
-        else:
-            await engine.start(self._place())
-            try:
-                self._told.tell(engine)
-                engine.apply(given.stable, given.candidate, given.share, given.expect_refused)
-            except ContentRefused:
-                await engine.drain(0)
-                raise
+        await engine.start(self._place())
         try:
+            if not isinstance(engine, Preparing):
+                self._tell(engine, given)
             await settled(engine)
-        except ContentRefused:
+        except Exception:
             await engine.drain(0)
             raise
 
     def _prepare(self, engine: Engine, given: Applied) -> None:
         if isinstance(engine, Preparing):
             engine.prepare(self._place())
+        self._tell(engine, given)
+
+    def _tell(self, engine: Engine, given: Applied) -> None:
         self._told.tell(engine)
         engine.apply(given.stable, given.candidate, given.share, given.expect_refused)
 

@@ -36,6 +36,8 @@ class Written:
         self._write(f"apply {share:g}")
         if self._refuses == "apply":
             raise ContentRefused("Unsupported", "not served here")
+        if self._refuses == "by mistake":
+            raise RuntimeError("a mistake of ours")
 
     def endpoints(self, changed: Any, *, full: bool) -> None:
         self._write(f"endpoints {sorted(changed)} full={full}")
@@ -113,7 +115,10 @@ async def test_a_part_of_the_requests_of_one_proxy_never_goes_to_another_engine(
     assert "envoy: apply 1" in log
 
 
-@pytest.mark.parametrize(("refuses", "reason"), [("start", "EngineUnavailable"), ("apply", "Unsupported")])
+@pytest.mark.parametrize(
+    ("refuses", "reason"),
+    [("start", "EngineUnavailable"), ("apply", "Unsupported"), ("by mistake", "EngineUnavailable")],
+)
 async def test_an_engine_that_does_not_come_up_is_refused_and_the_former_serves(refuses: str, reason: str) -> None:
     log: list[str] = []
     engine = await begun(log, refuses=refuses)
