@@ -24,12 +24,28 @@ async def test_a_commit_becomes_ready_and_every_document_is_shown(around: World)
     assert found["status"]["namespaces"] == [around.shop]
     assert "finalizers" not in found["metadata"]
     around.api.kubectl("wait", "-n", around.shop, "--for=condition=Ready", "--timeout=10s", "meshrepository/shop")
-    intents = {item["metadata"]["name"]: item for item in await around.items(MESH_INTENT)}
-    assert sorted(intents) == ["mesh.mesh", "route.b"]
+    intents = await until_intents(around, "mesh.mesh", "route.b")  # what waits for Ready need not wait for all of these
     assert intents["route.b"]["spec"]["place"] == "b.yaml:1"
     shown = around.api.kubectl("get", "backstay", "-n", around.shop)
     assert f"main@sha1:{sha}" in shown
-    assert ("Normal", "CommitSeen", "first") in await around.events()
+
+    async def is_told() -> bool:
+        return ("Normal", "CommitSeen", "first") in await around.events()
+
+    await until(is_told, lambda: "the commit is not told of")
+
+
+async def until_intents(around: World, *names: str) -> dict[str, dict[str, Any]]:
+    """The MeshIntents by name, once they are exactly these."""
+    found: dict[str, dict[str, Any]] = {}
+
+    async def are_shown() -> bool:
+        nonlocal found
+        found = {item["metadata"]["name"]: item for item in await around.items(MESH_INTENT)}
+        return sorted(found) == sorted(names)
+
+    await until(are_shown, lambda: f"the intents are {sorted(found)}")
+    return found
 
 
 async def test_a_commit_that_is_wrong_is_stalled_with_its_line_and_changes_nothing(around: World) -> None:
