@@ -13,7 +13,7 @@ import yaml
 from backstay.adapters.kubernetes.client import ApiClient, ApiError
 from backstay.adapters.kubernetes.crds import generated
 from backstay.app.kubernetes import KubernetesOperator
-from backstay.core.resources import MESH_REPOSITORY, Kind
+from backstay.core.resources import MESH_INTENT, MESH_REPOSITORY, Kind
 from backstay.settings import KubernetesSettings
 from backstay.tasks import spawn, stop
 from cluster.reach import Reach
@@ -145,6 +145,18 @@ class World:
             return true(conditions(last))
 
         await until(reached, lambda: f"conditions are {conditions(last)}")
+        return last
+
+    async def until_intents(self, *names: str) -> dict[str, dict[str, Any]]:
+        """The MeshIntents by name, once they are exactly these: what waits for Ready need not wait for all of them."""
+        last: dict[str, dict[str, Any]] = {}
+
+        async def are_shown() -> bool:
+            nonlocal last
+            last = {item["metadata"]["name"]: item for item in await self.items(MESH_INTENT)}
+            return sorted(last) == sorted(names)
+
+        await until(are_shown, lambda: f"the intents are {sorted(last)}")
         return last
 
     async def events(self, namespace: str = "") -> list[tuple[str, str, str]]:

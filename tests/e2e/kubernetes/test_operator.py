@@ -24,7 +24,7 @@ async def test_a_commit_becomes_ready_and_every_document_is_shown(around: World)
     assert found["status"]["namespaces"] == [around.shop]
     assert "finalizers" not in found["metadata"]
     around.api.kubectl("wait", "-n", around.shop, "--for=condition=Ready", "--timeout=10s", "meshrepository/shop")
-    intents = await until_intents(around, "mesh.mesh", "route.b")  # what waits for Ready need not wait for all of these
+    intents = await around.until_intents("mesh.mesh", "route.b")
     assert intents["route.b"]["spec"]["place"] == "b.yaml:1"
     shown = around.api.kubectl("get", "backstay", "-n", around.shop)
     assert f"main@sha1:{sha}" in shown
@@ -33,19 +33,6 @@ async def test_a_commit_becomes_ready_and_every_document_is_shown(around: World)
         return ("Normal", "CommitSeen", "first") in await around.events()
 
     await until(is_told, lambda: "the commit is not told of")
-
-
-async def until_intents(around: World, *names: str) -> dict[str, dict[str, Any]]:
-    """The MeshIntents by name, once they are exactly these."""
-    found: dict[str, dict[str, Any]] = {}
-
-    async def are_shown() -> bool:
-        nonlocal found
-        found = {item["metadata"]["name"]: item for item in await around.items(MESH_INTENT)}
-        return sorted(found) == sorted(names)
-
-    await until(are_shown, lambda: f"the intents are {sorted(found)}")
-    return found
 
 
 async def test_a_commit_that_is_wrong_is_stalled_with_its_line_and_changes_nothing(around: World) -> None:
@@ -328,7 +315,7 @@ async def test_the_platforms_mesh_counts_in_every_repository_and_may_not_be_cont
         return timeout() == "9s"
 
     await until(is_nine, lambda: f"the timeout is {timeout()!r}")
-    assert [item["metadata"]["name"] for item in await around.items(MESH_INTENT)] == ["route.b"]
+    await around.until_intents("route.b")
     shop.commit("own", mesh__yaml=MESH)
     found = await around.until_repository(lambda seen: "Stalled" in seen)
     assert "mesh.yaml" in str(found["status"]["problems"])

@@ -42,6 +42,7 @@ async def test_a_pull_request_is_answered_with_what_it_would_change(
     await around.start()
     await follow(around, forge_host)
     await around.until_repository(lambda seen: seen.get("Ready") == "True/Succeeded")
+    await around.until_intents("mesh.mesh", "route.b")
     before = intents(await around.items(MESH_INTENT))
 
     clone.git("checkout", "--quiet", "-b", "slower")
