@@ -207,12 +207,13 @@ class Switching:
         self._coming = new
         try:
             await self._begin(new, wanted)
-        except BaseException:
-            self._coming = None
+        except Exception:
             if not overlaps:
                 await self._begin_again()
             raise
-        self.current, self._current_name, self._coming = new, name, None
+        finally:
+            self._coming = None
+        self.current, self._current_name = new, name
         self._applied = wanted
         _log.info("engine.changed engine=%s", name)
         if overlaps:
@@ -228,8 +229,8 @@ class Switching:
             if not isinstance(engine, Preparing):
                 self._tell(engine, given)
             await settled(engine)
-        except Exception:
-            await engine.drain(0)
+        except BaseException:
+            await engine.drain(0)  # also where the proxy ends meanwhile: no engine may outlive it
             raise
 
     def _prepare(self, engine: Engine, given: Applied) -> None:

@@ -6,13 +6,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from backstay.config.wire import Endpoint
-from backstay.sidecar.engine import Address, settled
 from backstay.sidecar.engines.envoy import EnvoyEngine
 from conformance.http.test_requests import PARTS, merged, raw
-from e2e.engine.mesh import LOCALHOST, config, free_port
+from e2e.engine.mesh import LOCALHOST
 
-from .cases import engine
+from .cases import before
 
 ANSWER: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 SILENCE: Final = 5.0  # seconds after which a proxy that said nothing has failed the case
@@ -85,15 +83,6 @@ class Relay:
 
 @contextlib.asynccontextmanager
 async def relay() -> AsyncIterator[Relay]:
-    application, running, port = Server(), engine(), free_port()
-    server = await asyncio.start_server(application.serve, LOCALHOST, 0)
-    await running.start(Address(host=LOCALHOST, inbound={}, outbound=port))
-    try:
-        running.apply(config(*PARTS), None, 0)
-        endpoint = Endpoint(id="app", address=LOCALHOST, port=server.sockets[0].getsockname()[1])
-        running.endpoints({"web.shop:80": [endpoint]}, full=True)
-        await settled(running)
+    application = Server()
+    async with before(application.serve, PARTS) as (running, port):
         yield Relay(running, port, application)
-    finally:
-        await running.drain(0)
-        server.close()

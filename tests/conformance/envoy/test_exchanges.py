@@ -8,12 +8,9 @@ from typing import Any
 
 import pytest
 
-from backstay.config.wire import Endpoint
-from backstay.sidecar.engine import Address, settled
 from conformance.http.test_exchanges import CASES, LOCALHOST, PARTS, PATIENCE, PLAIN, Application, Client, hold
-from e2e.engine.mesh import config, free_port
 
-from .cases import engine, known
+from .cases import before, known
 
 pytestmark = pytest.mark.long
 FILE = "http/exchanges.yaml"
@@ -71,18 +68,9 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage() -> AsyncIterator[Stage]:
-    behind, running, port = Behind(), engine(), free_port()
-    server = await asyncio.start_server(behind.serve, LOCALHOST, 0)
-    await running.start(Address(host=LOCALHOST, inbound={}, outbound=port))
-    try:
-        running.apply(config(*PARTS), None, 0)
-        endpoint = Endpoint(id="app", address=LOCALHOST, port=server.sockets[0].getsockname()[1])
-        running.endpoints({"web.shop:80": [endpoint]}, full=True)
-        await settled(running)
+    behind = Behind()
+    async with before(behind.serve, PARTS) as (_, port):
         yield Stage(port, behind)
-    finally:
-        await running.drain(0)
-        server.close()
 
 
 async def test_conversations_go_as_the_cases_say_but_for_known_differences() -> None:

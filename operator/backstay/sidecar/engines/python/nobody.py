@@ -20,7 +20,7 @@ class Nowhere(Listener):
         return None
 
     def decide(self, runtime: "Runtime", exchange: "Exchange") -> "Lane | Refused":
-        raise NotImplementedError("a copy goes where the rule of its request sends it")
+        raise AssertionError("a copy goes where the rule of its request sends it")
 
 
 class Nobody(Downstream):
