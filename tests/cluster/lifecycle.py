@@ -63,6 +63,8 @@ class Record(msgspec.Struct, kw_only=True):
     outer: Process | None = None
     parts: dict[str, Process] = {}
     ready: bool = False
+    kept: bool = True
+    """False: tests started it, and the last of them to leave stops it."""
 
 
 # --- what can be had here -------------------------------------------------------------------------------------------
@@ -112,15 +114,17 @@ class Cluster:
             return None
         return Level(record.level)
 
-    def up(self, level: Level, say: Say) -> None:
-        """Start what is not running; a larger cluster than asked for is left alone."""
+    def up(self, level: Level, say: Say, *, keep: bool = True) -> None:
+        """Start what is not running; a larger cluster than asked for is left alone. One to be kept outlives all tests."""
         with build.locked(build.cache() / "cluster.lock"):
             have = self.level()
             if have is level or have is Level.WHOLE:
+                if keep:
+                    self._keep()
                 return
             self._down()
             try:
-                self._start(level, say)
+                self._start(level, say, keep)
             except BaseException:
                 self._keep_logs()
                 self._down()
@@ -130,6 +134,18 @@ class Cluster:
         """Stop everything and remove every trace, also of a start that was interrupted."""
         with build.locked(build.cache() / "cluster.lock"):
             self._down()
+
+    def down_unless_kept(self) -> None:
+        """`down`, if tests started it."""
+        with build.locked(build.cache() / "cluster.lock"):
+            record = self._record()
+            if record is not None and not record.kept:
+                self._down()
+
+    def _keep(self) -> None:
+        record = self._must_run()
+        record.kept = True
+        self._write(record)
 
     def stop_part(self, name: str) -> None:
         """End one part, as its machine's power would."""
@@ -172,11 +188,11 @@ class Cluster:
 
     # --- starting ---------------------------------------------------------------------------------------------------
 
-    def _start(self, level: Level, say: Say) -> None:
+    def _start(self, level: Level, say: Say, keep: bool) -> None:
         started = time.monotonic()
         for name in WHOLE_BINARIES if level is Level.WHOLE else CONTROL_BINARIES:
             build.build(name, say)
-        record, places = self._begin(level)
+        record, places = self._begin(level, keep)
         for name in parts.CONTROL_PLANE:
             self._launch(name, record)
         if level is Level.WHOLE:
@@ -188,14 +204,14 @@ class Cluster:
         self._write(record)
         say(f"the test cluster is up after {time.monotonic() - started:.1f} s")
 
-    def _begin(self, level: Level) -> tuple[Record, Layout]:
+    def _begin(self, level: Level, keep: bool) -> tuple[Record, Layout]:
         isolated = os.geteuid() == 0 and build.binary("pause").exists()
         places = layout.isolated(self.folder) if isolated else layout.shared(self.folder)
         self.folder.mkdir(parents=True)
         places.logs.mkdir()
         pki.write(places)
         ports = (places.api_port, places.etcd_port, places.peer_port, places.controllers_port)
-        record = Record(level=level.value, isolated=isolated, ports=ports)
+        record = Record(level=level.value, isolated=isolated, ports=ports, kept=keep)
         self._write(record)
         if isolated:
             record.first, record.outer = place.create(build.binary("pause"), places.logs / "namespaces.log")

@@ -3,12 +3,13 @@
 Rule: nothing is built here, and nothing is pretended. Where there is no cluster the answer is one sentence for `skip`.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from pathlib import Path
 
 from cluster import build, lifecycle
@@ -48,33 +49,42 @@ def kubectl_program() -> tuple[str, ...]:
     return (found,)
 
 
-@contextmanager
+@contextlib.contextmanager
 def at_least(level: Level) -> Iterator[Reach]:
     """That much of a cluster, as long as the block lasts; raises NoCluster if there is none."""
     given, here = os.environ.get("KUBECONFIG"), Cluster()
     if given:
         ours = here if Path(given).resolve() == here.kubeconfig.resolve() else None
         yield Reach(kubeconfig=Path(given), ours=ours)
-    elif _suffices(here.level(), level):
-        yield Reach(kubeconfig=here.kubeconfig, ours=here)
     else:
-        with _started(here, level) as reach:
-            yield reach
+        with last_out(build.cache() / "users.lock", here.down_unless_kept):
+            _start(here, level)
+            yield Reach(kubeconfig=here.kubeconfig, ours=here)
 
 
-def _suffices(have: Level | None, wanted: Level) -> bool:
-    return have is wanted or have is Level.WHOLE
+@contextlib.contextmanager
+def last_out(users: Path, leave: Callable[[], None]) -> Iterator[None]:
+    """Call this at the end, unless another process is in such a block of the same file: the last one does it for all.
+
+    The kernel counts: a process that dies is one fewer.
+    """
+    users.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with users.open("w", encoding="utf-8") as file:
+            flock(file, LOCK_SH)
+            yield
+    finally:
+        with users.open("w", encoding="utf-8") as file, contextlib.suppress(BlockingIOError):
+            flock(file, LOCK_EX | LOCK_NB)
+            leave()
 
 
-@contextmanager
-def _started(here: Cluster, wanted: Level) -> Iterator[Reach]:
-    # A whole one where possible, whoever asks first: the next test would want it larger and everything twice.
+def _start(here: Cluster, wanted: Level) -> None:
+    """Unless it runs. A whole one where possible, whoever asks first: the next test would want it larger."""
+    if here.level() in (wanted, Level.WHOLE):
+        return
     level = Level.WHOLE if lifecycle.lacking(Level.WHOLE) is None else wanted
     lacks = lifecycle.lacking(level)
     if lacks is not None:
         raise NoCluster(f"no KUBECONFIG, and a test cluster of our own needs {lacks}")
-    try:
-        here.up(level, print)
-        yield Reach(kubeconfig=here.kubeconfig, ours=here)
-    finally:
-        here.down()
+    here.up(level, print, keep=False)

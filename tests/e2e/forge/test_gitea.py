@@ -14,6 +14,9 @@ from backstay.adapters.forge import Desk, Forge, ForgeRefused, Place
 from gitea.server import ADMIN, PASSWORD, Gitea, Refused
 from support.live import GitRepository, LiveMesh, NotSo, clean_environment, route, shop_documents
 
+pytestmark = [pytest.mark.xdist_group("forge"), pytest.mark.timeout(300, func_only=True)]
+"""One forge for all; each test waits for a rollout on two cores with other work."""
+
 REPOSITORY = f"{ADMIN}/mesh"
 WAIT_S = 120.0
 """For an answer to a pull request: a look, a fetch, a comparison, two calls; 2 s on an idle machine."""

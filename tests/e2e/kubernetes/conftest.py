@@ -1,4 +1,7 @@
-"""A real cluster for the tests in this folder, or one sentence that says why there is none."""
+"""A real cluster for the tests in this folder, or one sentence that says why there is none.
+
+All workers share it, each test in namespaces of its own; whoever is the last one stops it (`cluster.reach`).
+"""
 
 import contextlib
 import secrets
@@ -21,12 +24,9 @@ LIMIT_S = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all of them: they share one cluster, which has one node on these two cores."""
     for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(LIMIT_S, func_only=True))
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LIMIT_S, func_only=True))
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,11 @@
 """The cluster that all other tests here stand on is a real one."""
 
 import json
+from pathlib import Path
 
-from cluster.reach import Reach
+import pytest
+
+from cluster.reach import Reach, last_out
 
 
 def test_a_new_namespace_gets_its_service_account(api: Reach, namespace: str) -> None:
@@ -31,3 +34,16 @@ def test_every_node_is_ready(cluster: Reach, namespace: str) -> None:
 
     assert ready == ["True"] * len(found["items"])
     assert ready
+
+
+def test_whoever_leaves_last_stops_what_was_started_for_all(tmp_path: Path) -> None:
+    left: list[str] = []
+    with last_out(tmp_path / "users", lambda: left.append("first in")):
+        with last_out(tmp_path / "users", lambda: left.append("second in")):
+            pass
+        assert left == []
+        with pytest.raises(OSError, match="broken"), last_out(tmp_path / "users", lambda: left.append("third in")):
+            raise OSError("broken")
+        assert left == []
+
+    assert left == ["first in"]
