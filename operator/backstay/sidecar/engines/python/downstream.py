@@ -21,6 +21,7 @@ from backstay.sidecar.engines.python.framing import (
     MAX_HEAD_BYTES,
     Fields,
     Refusal,
+    connection_options,
     read_request,
     wants_websocket,
 )  # fmt: skip
@@ -263,7 +264,9 @@ class Downstream(asyncio.Protocol):
             if self._head_bytes > MAX_HEAD_BYTES and self.parser is not None:
                 self._broken(431)
         elif before is not None and before is self.incoming:
-            before.raw += size
+            before.raw = max(
+                before.raw + size, before.size * (1 + CHUNK_OVERHEAD_PER_BYTE)
+            )  # a large body saves nothing up
             if before.raw - before.size * (1 + CHUNK_OVERHEAD_PER_BYTE) > MAX_CHUNK_OVERHEAD:
                 self._broken(400)
 
@@ -422,6 +425,9 @@ class Downstream(asyncio.Protocol):
             self.abort()
         elif exchange is not None:
             self._check_body(exchange, now)
+        elif self.leaving:
+            if now - self.busy_since > STALL_SECONDS:
+                self.abort()  # closing waits until all is taken, and less than a full buffer may never be
         elif self._in_head and now - self.busy_since > HEAD_SECONDS:
             self._broken(408)
             self._pump()
@@ -446,7 +452,9 @@ class Downstream(asyncio.Protocol):
 def _without_upgrade(method: bytes, target: bytes, version: str, fields: Fields, keep_alive: bool) -> bytes:
     """The head again as bytes, without the offer to upgrade (RFC 9110, 7.8: a server may ignore it)."""
     kept = [field for field in fields if field[0].lower() not in (b"upgrade", b"connection")]
-    if not keep_alive:
-        kept.append((b"Connection", b"close"))
+    listed = connection_options([value for name, value in fields if name.lower() == b"connection"]) - {b"upgrade", b""}
+    options = listed if keep_alive else listed | {b"close"}
+    if options:  # what else it names must still end here
+        kept.append((b"Connection", b", ".join(sorted(options))))
     lines = [b"%b %b HTTP/%b" % (method, target, version.encode()), *(b"%b: %b" % field for field in kept)]
     return b"\r\n".join(lines) + b"\r\n\r\n"

@@ -58,6 +58,8 @@ _BLANK: Final = 0x20  # and what is below it: of those llhttp lets only the tab 
 _NEVER_LISTED: Final = frozenset((b"authorization", b"cookie", b"traceparent", b"tracestate", b"content-type"))
 """Fields that naming them in `Connection` does not remove: they are what a next hop decides by (threats H7)."""
 _MAX_REMEMBERED_NAMES: Final = 4096
+_MAX_REMEMBERED_NAME: Final = 64
+"""Bytes of one such name; real ones have 30 at most. A head is one long name if its sender wants: 4,096 would be 240 MB."""
 
 _AUTHORITY: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~-]{1,253})(?::([0-9]{1,5}))?")
 _METHOD_BODYLESS: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"))
@@ -75,7 +77,7 @@ def _kind(name: bytes) -> int:
     kind = _DROPPED if lower.startswith(_OWN_PREFIX) else _SPECIAL.get(lower, _ORDINARY)
     if kind not in (_ORDINARY, _DROPPED) and b"_" in name:
         kind = _DROPPED  # `Content_Length`: some application servers read it as the real one
-    if len(_kinds) < _MAX_REMEMBERED_NAMES:
+    if len(_kinds) < _MAX_REMEMBERED_NAMES and len(name) <= _MAX_REMEMBERED_NAME:
         _kinds[name] = kind
     return kind
 

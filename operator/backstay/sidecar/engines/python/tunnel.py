@@ -1,7 +1,9 @@
 """Two connections joined into one pipe, after a 101, a CONNECT or on a TCP port. Bytes only; slow readers hold back."""
 
 import asyncio
-from typing import TYPE_CHECKING
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Final
 
 from backstay.sidecar.engines.python.stats import Streams
 from backstay.sidecar.engines.python.tls import is_alert
@@ -11,15 +13,28 @@ if TYPE_CHECKING:
     from backstay.sidecar.engines.python.flow import Exchange
     from backstay.sidecar.engines.python.upstream import Upstream
 
+UNTAKEN_SECONDS: Final = 60.0
+"""How long the rest of a tunnel that has ended waits for its reader to take any of it; as `STALL_SECONDS` of answers."""
+QUIET_SECONDS: Final = 300
+"""After so long without a byte the kernel asks whether the other end is still there: machines vanish without a word, and a
+tunnel has no other limit. Linux asks after two hours unless told."""
+_KEEPALIVE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, QUIET_SECONDS),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+)
+
 
 class Pipe(asyncio.Protocol):
     """One side of a tunnel: what it reads, the other side writes."""
 
-    __slots__ = ("_tunnel", "moved", "other", "received", "transport")
+    __slots__ = ("_closing", "_tunnel", "moved", "other", "received", "transport")
 
     def __init__(self, transport: asyncio.Transport, tunnel: "Tunnel") -> None:
         self.transport = transport
         self._tunnel = tunnel
+        self._closing: asyncio.TimerHandle | None = None
         self.received = False
         self.moved = 0
         """Bytes read here that metrics have not been told of."""
@@ -46,13 +61,31 @@ class Pipe(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
         self._tunnel.lost(self, error)
+
+    def close(self) -> None:
+        """Close once the rest is taken. A reader that takes none of it would keep the connection for ever."""
+        self.transport.close()
+        self._look_again_at(self.transport.get_write_buffer_size())
+
+    def _look_again_at(self, left: int) -> None:
+        if left:
+            self._closing = self._tunnel.loop.call_later(UNTAKEN_SECONDS, self.cut_if_stuck, left)
+
+    def cut_if_stuck(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        else:
+            self._look_again_at(left)
 
 
 class Tunnel:
     """Both pipes, until one of them ends."""
 
-    __slots__ = ("_digest", "_pipes", "_upstream", "began", "client", "half_closed", "peers", "streams")
+    __slots__ = ("_digest", "_pipes", "_upstream", "began", "client", "half_closed", "loop", "peers", "streams")
 
     def __init__(self, client: asyncio.Transport, upstream: "Upstream", identity: str, digest: str) -> None:
         self.client: Downstream | None = None
@@ -66,6 +99,7 @@ class Tunnel:
         first.other, second.other = second, first
         self._pipes = (first, second)
         self._upstream = upstream
+        self.loop = upstream.server.loop
         self._digest = digest
         self.half_closed = False
         self.streams: Streams | None = None
@@ -94,6 +128,7 @@ class Tunnel:
     def start(self) -> None:
         for pipe in self._pipes:
             pipe.transport.set_protocol(pipe)
+            _notice_when_gone(pipe.transport)
             pipe.transport.resume_reading()
 
     def lost(self, pipe: Pipe, error: Exception | None) -> None:
@@ -111,13 +146,21 @@ class Tunnel:
         self._upstream.server.tunnels.discard(self)
         for pipe in self._pipes:
             if not pipe.transport.is_closing():
-                pipe.transport.close()
+                pipe.close()
 
     def abort(self) -> None:
         self._close_count()
         self._upstream.server.tunnels.discard(self)
         for pipe in self._pipes:
             pipe.transport.abort()
+
+
+def _notice_when_gone(transport: asyncio.Transport) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):  # it has gone already; its transport hears of that by itself
+            for option in _KEEPALIVE:
+                sock.setsockopt(*option)
 
 
 def splice(client: "Downstream", upstream: "Upstream", early: bytes, digest: str) -> Tunnel:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 import httptools
 
-from backstay.sidecar.engines.python.framing import MAX_HEAD_BYTES, MAX_INTERIM_RESPONSES, Fields
+from backstay.sidecar.engines.python.framing import (
+    CHUNK_OVERHEAD_PER_BYTE,
+    MAX_CHUNK_OVERHEAD,
+    MAX_HEAD_BYTES,
+    MAX_INTERIM_RESPONSES,
+    Fields,
+)  # fmt: skip
 from backstay.sidecar.engines.python.pool import Group, Pool
 from backstay.sidecar.engines.python.tls import is_alert
 
@@ -30,7 +36,7 @@ class Upstream(asyncio.Protocol):
     __slots__ = (  # noqa: RUF023 - by lifetime
         "group", "pool", "secure", "server", "transport",  # connection
         "early", "idle_since", "paused", "parser", "peer", "received", "served",
-        "body", "broken", "complete", "continued", "exchange", "fields", "full", "head_only", "interims", "keep_alive",
+        "around", "body", "broken", "complete", "continued", "exchange", "fields", "full", "head_only", "interims", "keep_alive",
         "left", "raw", "status", "surplus", "tail", "upgraded",  # one response
         "_is_parser_spent",
     )  # fmt: skip
@@ -68,6 +74,8 @@ class Upstream(asyncio.Protocol):
         self.tail = b""
         self.interims = 0
         self.raw = 0
+        self.around = 0
+        """Bytes of chunk lines, extensions and trailers, beyond what the body beside them accounts for."""
         self.left = 0
         """Bytes of the body that come without a look at them."""
         self.head_only = head_only
@@ -185,7 +193,15 @@ class Upstream(asyncio.Protocol):
         if not self.status:
             self.raw += len(data)
             self.broken = self.broken or self.raw > MAX_HEAD_BYTES or self.interims > MAX_INTERIM_RESPONSES
+        elif not self.complete:
+            self._limit_around(len(data))
         exchange.response_progress(self)
+
+    def _limit_around(self, size: int) -> None:
+        """An application may send chunk lines and trailers for ever, too (threats H13). The read that ended the head counts."""
+        self.around = max(self.around + size - sum(map(len, self.body)) * (1 + CHUNK_OVERHEAD_PER_BYTE), 0)
+        if self.around > MAX_CHUNK_OVERHEAD + MAX_HEAD_BYTES:
+            self.broken = True
 
     def _take_unparsed(self, data: bytes) -> None:
         if (
@@ -244,7 +260,8 @@ class Upstream(asyncio.Protocol):
             raise ValueError("a response that nobody asked for")  # ends the parse: `data_received` counts it as surplus
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name, value))
+        if not self.status:  # what comes after the head is a trailer, and ends here (threats H9)
+            self.fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         status = self.parser.get_status_code()
