@@ -9,7 +9,7 @@ that were handed out. Persist it together with the rollout's state, then acknowl
 persisted is not acknowledged, and the proxies send it again.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -35,6 +35,11 @@ KEPT_REPORTS: Final = 120
 """Proxies keep reports for 120 s: an older gap in the sequence will not be filled any more."""
 WEIGHT_MEMORY: Final = 0.98
 """A proxy's usual part of the traffic is a mean over 50 s."""
+NEWCOMER_S: Final = 10.0
+"""Who came while a candidate was served has been compared with the others for so long when its usual part is believed:
+the first seconds of a pod are like no others."""
+SETTLED_S: Final = 25.0
+"""And after so long it is as well known as they are. A mean with that memory never weighs more than 50 s."""
 URGENT_REQUESTS: Final = 5
 REFUSALS: Final = frozenset(
     {"no-route", "denied", "plaintext-refused", "bad-token", "rate-limited", "handshake-refused"}
@@ -47,6 +52,37 @@ class Counted(State, frozen=True, kw_only=True):
 
     boot: str
     sequence: int
+
+
+@dataclass(slots=True)
+class _Usual:
+    """What a proxy usually gets, by direction, while it serves stable only.
+
+    All proxies of a workload are known from the same seconds: those in which it had no candidate. Later they are told
+    nothing anew, or those that still serve stable would follow what the workload gets now, those on the candidate would
+    not, and a workload that grows would seem to lose its candidate's requests. Who comes later is known by what it gets
+    beside those, in the seconds that the same requests would have taken before.
+    """
+
+    seen: dict[Direction, float] = field(default_factory=lambda: dict.fromkeys(_DIRECTIONS, 0.0))
+    seconds: float = 0.0
+    late: bool = False
+    """It came while a candidate was served."""
+
+    def learn(self, totals: Mapping[Direction, float], seconds: float) -> None:
+        self.seen = {d: had * WEIGHT_MEMORY + totals[d] for d, had in self.seen.items()}
+        self.seconds = self.seconds * WEIGHT_MEMORY + seconds
+
+    @property
+    def is_known(self) -> bool:
+        return self.seconds >= NEWCOMER_S if self.late else self.seconds > 0
+
+    @property
+    def is_settled(self) -> bool:
+        return self.seconds >= SETTLED_S if self.late else self.seconds > 0
+
+    def a_second(self, directions: Iterable[Direction]) -> float:
+        return sum(self.seen[d] for d in directions) / self.seconds
 
 
 @dataclass(slots=True)
@@ -66,9 +102,7 @@ class _Reporter:
     latest: int = -1
     """The newest second it has reported."""
     serving: Mapping[Digest, float] = field(default_factory=dict)
-    weights: dict[Direction, float] = field(default_factory=dict)
-    """Its usual requests per second by direction while it serves stable only; empty: not known."""
-
+    usual: _Usual = field(default_factory=_Usual)
     half: bool = False
     """Every other proxy of a workload is in its second half: what both halves do at once is no single proxy's burst."""
     first: int = 0
@@ -95,6 +129,9 @@ class _Bucket:
     sequences: list[tuple[ProxyId, str, int]] = field(default_factory=list)
     pure: bool = True
     """Nothing but one config was served or about to be."""
+    totals: dict[ProxyId, dict[Direction, float]] = field(default_factory=dict)
+    plain: set[ProxyId] = field(default_factory=set)
+    """Those that served no candidate."""
 
 
 class Folder:
@@ -129,7 +166,7 @@ class Folder:
         counted = self._counted.get(proxy)
         upto = counted.sequence if counted is not None and counted.boot == boot else -1
         half = known.half if known else sum(r.workload == workload for r in self._reporters.values()) % 2 == 1
-        made = _Reporter(workload, boot, upto=upto, weights=known.weights if known else {}, half=half)
+        made = _Reporter(workload, boot, upto=upto, usual=known.usual if known else _Usual(), half=half)
         self._reporters[proxy] = made
         return made
 
@@ -179,7 +216,7 @@ class Folder:
             bucket.shares[proxy] = _share(served, report, proxies.get(proxy))
             bucket.pure = bucket.pure and _is_pure(report, served, proxies.get(proxy))
             _add_rows(bucket.rows, report.rows, _throughout(served, report.serving), reporter.half)
-            _weigh(reporter, report, bucket.shares[proxy])
+            _total(bucket, proxy, report)
             self._charge_peers(second, report, proxies)
 
     def _bucket(self, second: int, workload: WorkloadKey) -> _Bucket:
@@ -210,12 +247,13 @@ class Folder:
             self._close(proxy, boot, sequence)
         for proxy, boot, sequence in bucket.sequences:
             self._count(proxy, boot, sequence)
+        self._learn(bucket)
         block = Block(
             workload=workload,
             second=second,
             cohorts=_merged(*bucket.rows.values()),
             share=sum(bucket.shares.values()) / len(bucket.shares) if bucket.shares else 0.0,
-            expected=self._expected(bucket.shares, _DIRECTIONS),
+            expected=self._expected(bucket, _DIRECTIONS),
             peers=bucket.peers,
             directions={d: self._stratum(bucket, d) for d in _DIRECTIONS if any(d == key[0] for key in bucket.rows)},
         )
@@ -235,7 +273,7 @@ class Folder:
         return Stratum(
             cohorts=_merged(whole, *(bucket.rows.get((direction, False, half), {}) for half in _BOTH)),
             whole=whole,
-            expected=self._expected(bucket.shares, (direction,)),
+            expected=self._expected(bucket, (direction,)),
         )
 
     def _count(self, proxy: ProxyId, boot: str, sequence: int) -> None:
@@ -255,14 +293,37 @@ class Folder:
                 break
         self._counted[proxy] = Counted(boot=boot, sequence=reporter.upto)
 
-    def _expected(self, shares: Mapping[ProxyId, float], directions: Iterable[Direction]) -> float:
+    def _learn(self, bucket: _Bucket) -> None:
+        """What is usual, from a second without a candidate, or for those that came since from one with it."""
+        told = [(self._reporters[p].usual, bucket.totals[p]) for p in sorted(bucket.plain) if p in self._reporters]
+        if bucket.pure:
+            for usual, totals in told:
+                usual.late = False
+                usual.learn(totals, 1.0)
+            return
+        known = [(usual.a_second(_DIRECTIONS), sum(totals.values())) for usual, totals in told if usual.is_settled]
+        before = sum(usual for usual, _ in known)
+        if before <= 0:
+            return
+        seconds = sum(now for _, now in known) / before
+        for usual, totals in told:
+            # Before its first request nobody knew of it.
+            if not usual.is_settled and (usual.seconds or any(totals.values())):
+                usual.late = True
+                usual.learn(totals, seconds)
+
+    def _expected(self, bucket: _Bucket, directions: Sequence[Direction]) -> float:
         """The part of these proxies' requests that should have gone to the candidate, if all their usual traffic is known."""
-        usual = {p: self._reporters[p].weights for p in shares if p in self._reporters}
-        weights = {p: sum([known.get(d, 0.0) for d in directions]) for p, known in usual.items() if known}
-        total = sum(weights.values())
-        if len(weights) < len(shares) or total <= 0:
-            return 0.0
-        return sum(weights[proxy] * share for proxy, share in shares.items()) / total
+        candidate = total = 0.0
+        for proxy, share in bucket.shares.items():
+            reporter = self._reporters.get(proxy)
+            if reporter is not None and reporter.usual.is_known:
+                usual = reporter.usual.a_second(directions)
+                total += usual
+                candidate += usual * share
+            elif share > 0 or any(bucket.totals[proxy][d] for d in directions):
+                return 0.0
+        return candidate / total if total > 0 else 0.0
 
     def before(self) -> Mapping[WorkloadKey, verdict.Before]:
         """What each workload did lately while it served nothing but stable."""
@@ -320,16 +381,15 @@ def _is_pure(report: Report, served: Mapping[Digest, float], view: ProxyView | N
     return view is not None and not view.candidate and len(report.serving) <= 1 and not changed
 
 
-def _weigh(reporter: _Reporter, report: Report, share: float) -> None:
-    """Learn the proxy's usual traffic, only while it serves one config: vanished traffic must not become usual."""
-    if share > 0 or len(report.serving) > 1:
-        return
-    totals: dict[Direction, float] = dict.fromkeys(_DIRECTIONS, 0.0)
+def _total(bucket: _Bucket, proxy: ProxyId, report: Report) -> None:
+    """Vanished traffic must not become usual: what serves a candidate too is not learnt from."""
+    totals = bucket.totals.setdefault(proxy, dict.fromkeys(_DIRECTIONS, 0.0))
     for row in report.rows:
         totals[row.direction] += row.total
-    if reporter.weights:
-        totals = {d: reporter.weights[d] * WEIGHT_MEMORY + n * (1 - WEIGHT_MEMORY) for d, n in totals.items()}
-    reporter.weights = totals
+    if bucket.shares[proxy] > 0 or len(report.serving) > 1:
+        bucket.plain.discard(proxy)
+    else:
+        bucket.plain.add(proxy)
 
 
 _DIRECTIONS: Final[tuple[Direction, ...]] = ("in", "out")

@@ -389,3 +389,95 @@ def test_one_version_is_as_none_at_all(told: list[tuple[int, int, str]]) -> None
             )
         made.append((folder.blocks(1000.0, views), folder.before(), folder.ackable()))
     assert made[0] == made[1]
+
+
+# --- the usual share, while proxies come and go -----------------------------------------------------------------------
+
+
+class Crowd:
+    """Proxies of one workload that get so many requests a second between them, in equal parts; the first of them may
+    serve the candidate. Those of `young` get requests as well, and give no evidence yet."""
+
+    def __init__(self, total: int = 120) -> None:
+        self.folder, self.total, self.second = Folder(), total, 0
+
+    def passes(
+        self, seconds: int, *names: str, trying: str = "", young: tuple[str, ...] = (), lost: float = 0
+    ) -> Block:
+        """The block of the last of these seconds. `lost`: the part of the candidate's requests that never arrive."""
+        for _ in range(seconds):
+            self.second += 1
+            views = {name: self._view(name, name == trying, name not in young) for name in names}
+            for name in names:
+                got, config = self.total // len(names), "new" if name == trying else "old"
+                got = round(got * (1 - lost)) if name == trying else got
+                told = report(self.second, row(config, got), boot=name, serving={config: 1.0})
+                self.folder.fold(name, WEB, told, self.second)
+            [block] = self.folder.blocks(self.second, views)
+        return block
+
+    @staticmethod
+    def _view(name: str, is_trying: bool, is_warm: bool) -> ProxyView:
+        [view] = fleet(1).values()
+        own = msgspec.structs.replace(view, id=name, warm=is_warm)
+        return msgspec.structs.replace(own, candidate="new", share=1.0) if is_trying else own
+
+
+def arrives(block: Block) -> float:
+    """What reached the candidate, of what was expected there."""
+    got = {config: counts.total for config, counts in block.cohorts.items()}
+    return got["new"] / sum(got.values()) / block.expected
+
+
+def test_a_workload_that_grows_during_a_wave_takes_nothing_away_from_the_candidate() -> None:
+    """Those that serve stable get less than before, too: they are not more usual for having been looked at later."""
+    crowd, names = Crowd(), ("a", "b", "c")
+    crowd.passes(30, *names)
+    crowd.passes(5, *names, trying="a")
+    more = tuple(f"d{n}" for n in range(6))
+    assert arrives(crowd.passes(60, *names, *more, trying="a", young=more)) == pytest.approx(1, abs=0.1)
+    assert arrives(crowd.passes(60, *names, *more, trying="a")) == pytest.approx(1, abs=0.1)
+
+
+def test_a_workload_that_shrinks_during_a_wave_takes_nothing_away_from_the_candidate() -> None:
+    crowd = Crowd()
+    crowd.passes(30, "a", "b", "c", "d", "e", "f")
+    crowd.passes(5, "a", "b", "c", "d", "e", "f", trying="a")
+    assert arrives(crowd.passes(60, "a", "b", trying="a")) == pytest.approx(1, abs=0.1)
+
+
+def test_nothing_is_expected_beside_a_newcomer_until_its_usual_share_is_known() -> None:
+    crowd = Crowd()
+    crowd.passes(30, "a", "b")
+    crowd.passes(5, "a", "b", trying="a")
+    assert crowd.passes(3, "a", "b", "c", trying="a").expected == 0.0
+    assert crowd.passes(20, "a", "b", "c", trying="a").expected == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_a_newcomer_without_requests_is_nobody_to_compare_with() -> None:
+    """It reports from the moment its proxy is there, before anybody knows of it."""
+    crowd = Crowd()
+    crowd.passes(30, "a", "b")
+    views = {name: crowd._view(name, name == "a", True) for name in ("a", "b", "c")}
+    for name, rows in (("a", [row("new", 60)]), ("b", [row("old", 60)]), ("c", [])):
+        serving = {"new" if name == "a" else "old": 1.0}
+        crowd.folder.fold(name, WEB, report(31, *rows, boot=name, serving=serving), 31)
+        crowd.folder.fold(name, WEB, report(32, *rows, boot=name, serving=serving), 32)
+    blocks = crowd.folder.blocks(32, views)
+    assert [each.expected for each in blocks] == [0.0, pytest.approx(0.5)]
+
+
+def test_what_vanishes_during_all_that_is_still_seen() -> None:
+    crowd, names = Crowd(), ("a", "b", "c")
+    crowd.passes(30, *names)
+    crowd.passes(20, *names, "d", "e", trying="a", lost=0.8)
+    assert arrives(crowd.passes(20, *names, "d", "e", trying="a", lost=0.8)) < 0.4
+
+
+def test_the_first_second_of_a_proxy_is_soon_forgotten() -> None:
+    """A mesh that has just started: who was ready first had everything, who came last had nothing yet."""
+    crowd = Crowd()
+    crowd.passes(3, "a")
+    crowd.passes(27, "a", "b", "c")
+    crowd.passes(1, "a", "b", "c", trying="a")
+    assert arrives(crowd.passes(1, "a", "b", "c", trying="a")) > 0.8
