@@ -5,12 +5,14 @@ A file that cannot be served changes nothing; the log says why.
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 
+from backstay.config.model import Part
 from backstay.config.standalone import ConfigFile
 from backstay.redact import clean
 from backstay.sidecar.engine import ContentRefused, Engine, IdentityFiles, settled
@@ -23,11 +25,23 @@ _log: Final = logging.getLogger("backstay.sidecar")
 
 
 def read_config_file(path: Path) -> ConfigFile:
-    """Raises ValueError that names the file, OSError."""
+    """Raises ValueError that names file, line and column, OSError."""
+    data = path.read_bytes()
     try:
-        return msgspec.json.decode(path.read_bytes(), type=ConfigFile)
+        return msgspec.json.decode(data, type=ConfigFile)
     except msgspec.DecodeError as error:
-        raise ValueError(f"{path}: {error}") from error
+        from backstay.config.jsonplace import located  # noqa: PLC0415 - only after a mistake
+
+        said = located(data.decode("utf-8", "replace"), _with_choices(str(error)))
+        raise ValueError(f"{path}:{said}" if said[:1].isdigit() else f"{path}: {said}") from error
+
+
+def _with_choices(complaint: str) -> str:
+    """The decoder does not say which kinds of parts there are."""
+    kinds = ", ".join(str(kind.__struct_config__.tag) for kind in get_args(Part))
+    return re.sub(
+        r"^(Invalid value '[^']*')( - at `\$\.parts\[\d+\]\.part`)$", rf"\1, expected one of {kinds}\2", complaint
+    )
 
 
 class Served:
@@ -51,6 +65,7 @@ class Served:
     async def begin(self) -> None:
         """Raises ValueError, OSError."""
         await self._serve(self.found)
+        _log.info("config.serving file=%s digest=%s", self._path, self.digest[:12])
 
     async def reload(self) -> None:
         """Serve what the file says now, or go on as before."""

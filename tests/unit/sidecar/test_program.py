@@ -32,7 +32,5 @@ def test_an_unknown_engine_is_named_with_those_that_exist() -> None:
 def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"config": {"manifest": {"workload": "a/b", "parts": {}, "sort": 1}, "parts": {}}}')
-    with pytest.raises(
-        ValueError, match=r"config\.json: Object contains unknown field `sort` - at `\$\.config\.manifest`$"
-    ):
+    with pytest.raises(ValueError, match=r"config\.json:1:66: config\.manifest: object contains unknown field `sort`$"):
         read_config_file(path)

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Final
 
 from backstay.config.model import Config
+from backstay.config.regex import BadPattern
 from backstay.config.wire import Endpoint, RefusalExpected
 from backstay.sidecar.engine import Address, ContentRefused, IdentityFiles, Observed, Redirected
 from backstay.sidecar.engines.python.accept import Acceptor, bind, count_refusal, refuses_plaintext, refuses_tls
@@ -59,7 +60,10 @@ def _runtime(config: Config, server: Server, served: Sequence[Runtime]) -> Runti
             return runtime
     digest = config.digest
     known = next((runtime for runtime in served if runtime.digest == digest), None)
-    return known or Runtime(config, digest, server, served)
+    try:
+        return known or Runtime(config, digest, server, served)
+    except BadPattern as error:
+        raise ContentRefused("BadPattern", f"not a regular expression: {error}") from error
 
 
 class PythonEngine:

@@ -218,6 +218,8 @@ class Exchange:
 
     def _answer(self, answer: "LocalAnswer") -> None:
         self.status = answer.status
+        if answer.body and self.method != b"HEAD":
+            self.response_bytes = len(answer.body)
         self._end()
         self.downstream.answer(self, answer.status, "", answer.fields, answer.body)
 
