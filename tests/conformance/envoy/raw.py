@@ -74,8 +74,8 @@ class Relay:
                     await asyncio.sleep(0)
             async with asyncio.timeout(SILENCE):
                 head = await reader.readline()
-                if head.startswith(b"HTTP/1.1 100"):
-                    await reader.readuntil(b"HTTP/1.1 ")  # the answer itself: then all has arrived
+                if head.split(b" ")[1:2] == [b"100"]:
+                    await reader.readuntil(b"HTTP/1.")  # the answer itself: then all has arrived
         writer.close()
         status = int(head.split(b" ")[1]) if head.startswith(b"HTTP/1.") else 0
         return status, bytes(application.seen)

@@ -71,3 +71,6 @@ async def test_envoy_lets_in_whom_the_cases_let_in(authority: Authority, group: 
     expected = {case["name"] for case in group["cases"] if case["name"] in known(FILE)}
     assert {name: why for name, why in differing.items() if name not in expected} == {}
     assert expected - differing.keys() == set(), "no difference any more"
+    assert [
+        name for name in expected if not differing[name].startswith("403, ")
+    ] == []  # never more than the case lets in

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from backstay.config.model import Authorization, GatewayListener, InboundPort, Jwt, Listeners
 from backstay.sidecar.engine import Address
-from backstay.sidecar.engines.envoy import accesslog, actions, clusters, outside, rbac, strict, tls, tokens
+from backstay.sidecar.engines.envoy import accesslog, actions, clusters, outside, rbac, scripts, strict, tls, tokens
 from backstay.sidecar.engines.envoy.api import Json, message, socket_address, typed, watched, whole
 from backstay.sidecar.engines.envoy.files import Folder
 from backstay.sidecar.engines.envoy.names import INNER, app_cluster
@@ -18,6 +18,7 @@ from backstay.sidecar.engines.envoy.routes import targets_action
 
 HEAD_KIB: Final = 60  # as the other engine, and Envoy's own default
 IDLE_S: Final = "75s"  # of connections without a request, as the other engine
+WEBSOCKET: Final = "websocket"
 HEAD_S: Final = "10s"
 SHAKE_S: Final = "10s"
 _LISTENER: Final = "envoy.config.listener.v3.Listener"
@@ -73,8 +74,10 @@ def gateway_routes(port: int) -> str:
 # --- HTTP ----------------------------------------------------------------------------------------------------------
 
 
-def manager(name: str, direction: Direction, ports: Ports, *, extra: Json | None = None) -> Json:
-    """The HTTP side of a port; its routes are a file of their own."""
+def manager(
+    name: str, direction: Direction, ports: Ports, *, connects: bool = False, extra: Json | None = None
+) -> Json:
+    """The HTTP side of a port; its routes are a file of their own. `connects`: clients may ask for tunnels."""
     http1 = {
         "accept_http_10": True,
         "header_key_format": _preserved_case(),
@@ -84,7 +87,7 @@ def manager(name: str, direction: Direction, ports: Ports, *, extra: Json | None
     settings: Json = {
         "stat_prefix": name,
         "rds": {"route_config_name": name, "config_source": watched(ports.folder.routes(name))},
-        "http_filters": http_filters(direction, ports, checks=direction == "in", is_plain=direction == "out"),
+        **_filtered(direction, ports, checks=direction == "in", is_plain=direction == "out", connects=connects),
         "access_log": [accesslog.counted(direction), *_shown(ports)],
         "http_protocol_options": http1,
         "common_http_protocol_options": {
@@ -100,7 +103,6 @@ def manager(name: str, direction: Direction, ports: Ports, *, extra: Json | None
         "generate_request_id": False,
         "xff_num_trusted_hops": ports.listeners.trusted_hops,
         "server_header_transformation": "PASS_THROUGH",
-        "upgrade_configs": [{"upgrade_type": "websocket"}],
         # Nobody is trusted to steer Envoy by x-envoy-* fields.
         "internal_address_config": {"cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]},
         "early_header_mutation_extensions": [_own_fields_removed(ports.listeners.jwt)],
@@ -109,6 +111,19 @@ def manager(name: str, direction: Direction, ports: Ports, *, extra: Json | None
         "local_reply_config": {"mappers": [*strict.replies(), *_about_tokens(ports), *_refused(), *_said()]},
     }
     return typed("envoy.filters.network.http_connection_manager", _MANAGER, **(settings | (extra or {})))
+
+
+def _filtered(
+    direction: Direction, ports: Ports, *, checks: bool = False, is_plain: bool = False, connects: bool = False
+) -> Json:
+    """Requests that ask for another protocol pass the same filters, but that it may be answered."""
+    usual, switching = (
+        http_filters(direction, ports, checks=checks, is_plain=is_plain, upgrade=each) for each in ("", WEBSOCKET)
+    )
+    upgrades: list[Json] = [{"upgrade_type": WEBSOCKET, "filters": switching}]
+    if connects:
+        upgrades.append({"upgrade_type": "CONNECT"})
+    return {"http_filters": usual, "upgrade_configs": upgrades}
 
 
 def _tracing(ports: Ports) -> Json:
@@ -136,14 +151,18 @@ def _shown(ports: Ports) -> list[Json]:
     return accesslog.shown(ports.listeners.access_log, ports.listeners.log_percent)
 
 
-def http_filters(direction: Direction, ports: Ports, *, checks: bool = False, is_plain: bool = False) -> list[Json]:
-    """The same in every config: what a filter does is said by routes. `checks`: whether callers are checked."""
+def http_filters(
+    direction: Direction, ports: Ports, *, checks: bool = False, is_plain: bool = False, upgrade: str = ""
+) -> list[Json]:
+    """The same in every config: what a filter does is said by routes. `checks`: whether callers are checked. `upgrade`: the
+    protocol that requests ask for which come this way."""
     router = typed("envoy.filters.http.router", f"{_HTTP}router.v3.Router", suppress_envoy_headers=True)
     jwt = ports.listeners.jwt
     read = tokens.filters(jwt, ports.key_sets) if jwt is not None and checks else []
     before = [
-        strict.own_answers_removed(),
+        scripts.answers(upgrade),
         strict.http_filter(is_plain=is_plain),
+        strict.own_answers_removed(),
         *read,
         *(rbac.http_filters() if checks else []),
     ]
@@ -190,6 +209,7 @@ def _own_fields_removed(jwt: Jwt | None) -> Json:
     mutations = [
         {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": each}}}} for each in (pattern, _ODD_CERTIFICATES)
     ]
+    mutations.append(strict.encoding_noted())
     kind = "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
     return typed("envoy.http.early_header_mutation.header_mutation", kind, mutations=mutations)
 
@@ -215,8 +235,7 @@ def every(ports: Ports) -> list[Json]:
 
 def outbound(ports: Ports) -> Json:
     """The HTTP proxy of the application."""
-    extra = {"upgrade_configs": [{"upgrade_type": "websocket"}, {"upgrade_type": "CONNECT"}]}
-    http = manager(outbound_routes(), "out", ports, extra=extra)
+    http = manager(outbound_routes(), "out", ports, connects=True)
     return _listener("outbound", ports.address.app_host, ports.address.outbound, [_chain([http])], "OUTBOUND")
 
 
@@ -299,8 +318,7 @@ def gateway(port: int, entries: Sequence[GatewayListener], ports: Ports) -> list
     """One port of a gateway: plaintext, or TLS that ends here with the certificate of the name that is asked for."""
     name = gateway_routes(port)
     host = ports.address.gateway_host or ports.address.host
-    filters = http_filters("out", ports, checks=True)
-    extra = {"use_remote_address": True, "skip_xff_append": False, "http_filters": filters}
+    extra = {"use_remote_address": True, "skip_xff_append": False, **_filtered("out", ports, checks=True)}
     http = manager(name, "out", ports, extra=extra)
     if entries[0].protocol == "http":
         return [_listener(name, host, port, [_chain([http])], "INBOUND")]

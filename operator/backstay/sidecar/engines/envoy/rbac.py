@@ -20,6 +20,9 @@ ALLOW: Final = "backstay.allow"
 AUDIT: Final = "backstay.audit"
 """Names of the filters; the last only looks. A route carries the rules of its config for each."""
 REVOKED: Final = "revoked"
+UNREAD: Final = "unread-address"
+_ODD_ADDRESS: Final = r"([0-9.]+:[0-9]*|\[[^,]*|[0:]*:[fF]{4}:[0-9a-fA-F.:]+)"
+"""An address with a port, or IPv4 written as IPv6: for the other engine they are addresses."""
 _HTTP: Final = "envoy.extensions.filters.http.rbac.v3."
 _NETWORK: Final = "envoy.extensions.filters.network.rbac.v3.RBAC"
 _ANY: Final[Json] = {"any": True}
@@ -27,11 +30,12 @@ _AUTHENTICATED: Final[Json] = {"authenticated": {}}
 
 
 def http_rules(
-    authorization: Authorization, revoked: Sequence[str], port: int, issuers: Sequence[str] = ()
+    authorization: Authorization, revoked: Sequence[str], port: int, issuers: Sequence[str] = (), hops: int = 0
 ) -> dict[str, Json]:
-    """What the routes of one inbound port say to the filters, by filter name. `issuers`: whose tokens are believed."""
+    """What the routes of one inbound port say to the filters, by filter name. `issuers`: whose tokens are believed; `hops`:
+    how many addresses at the end of X-Forwarded-For are of proxies that are trusted."""
     policies = authorization.policies
-    denied = _compiled(policies, "deny", port, issuers) | _revoked(revoked)
+    denied = _compiled(policies, "deny", port, issuers) | _revoked(revoked) | _unread(policies, hops)
     found = {DENY: _per_route("DENY", denied)} if denied else {}
     if any(policy.action == "allow" for policy in policies):
         found[ALLOW] = _per_route("ALLOW", _compiled(policies, "allow", port, issuers))
@@ -76,6 +80,17 @@ def _revoked(identities: Sequence[str]) -> Json:
     if not identities:
         return {}
     return {REVOKED: {"permissions": [_ANY], "principals": [_principal(identity) for identity in sorted(identities)]}}
+
+
+def _unread(policies: Sequence[Policy], hops: int) -> Json:
+    """Where addresses of callers are judged, one that Envoy does not read is refused: it would judge the last proxy's, and let
+    in whom a rule denies."""
+    sources = [source for policy in policies for rule in policy.rules for source in rule.sources]
+    if not any(source.remote_ip_blocks or source.not_remote_ip_blocks for source in sources):
+        return {}
+    counting = whole(rf"(.*,)?[ \t]*{_ODD_ADDRESS}[ \t]*(,[^,]*){{{hops}}}")
+    odd = {"header": {"name": "x-forwarded-for", "string_match": counting}}
+    return {UNREAD: {"permissions": [odd], "principals": [_ANY]}}
 
 
 def _rules(policies: Sequence[Policy], action: str) -> Iterable[tuple[str, PolicyRule]]:

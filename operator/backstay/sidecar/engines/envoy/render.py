@@ -152,15 +152,20 @@ def _explicit(table: RouteTable | None, asked: bytes, parts: Parts, shop: Shop) 
 
 
 def _inbound(port: int, world: World, parts: Parts, shop: Shop) -> Json:
-    rules = rbac.http_rules(parts.authorization, world.revoked, port, parts.issuers)
+    rules = _checks(port, world, parts)
     return routes.application_host(port, rules, shop) if parts.is_there else routes.not_ready()
+
+
+def _checks(port: int, world: World, parts: Parts) -> dict[str, Json]:
+    hops = parts.listeners.trusted_hops
+    return rbac.http_rules(parts.authorization, world.revoked, port, parts.issuers, hops)
 
 
 def _gateway(port: int, world: World, parts: Parts, shop: Shop) -> list[Json]:
     """Callers from outside have no identity; what policies say of them comes before what routes say."""
     entries = [listener for listener in parts.listeners.gateway if listener.port == port]
     hosts = gateway.hosts(port, entries, parts.at_gateway(port).tables, shop)
-    rules = rbac.http_rules(parts.authorization, world.revoked, port, parts.issuers)
+    rules = _checks(port, world, parts)
     return [host | {"typed_per_filter_config": rules} if rules else host for host in hosts]
 
 

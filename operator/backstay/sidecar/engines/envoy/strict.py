@@ -6,6 +6,7 @@ The filter denies, and local replies say what the other engine says. A refusal i
 
 from typing import Final
 
+from backstay.sidecar.engines.envoy import scripts
 from backstay.sidecar.engines.envoy.api import Json, exactly, message, typed, whole
 
 FILTER: Final = "backstay.framing"
@@ -21,6 +22,7 @@ _HOST: Final = rf"(\[[0-9A-Fa-f:.]{{2,45}}\]|[A-Za-z0-9._~-]{{1,253}})(:{_PORT})
 """RFC 9112, 3.2: a Host that is none is answered 400. As in the other engine."""
 _PATH: Final = r"([^%\\]|%(0[1-9A-Fa-f]|[1-9A-Fa-f][0-9A-Fa-f]))*"
 """RFC 3986, 2.1: a percent sign and two digits; and no NUL, at which some servers end a path."""
+ENCODING: Final = "x-backstay-encoding"
 _EXPECTED: Final = r"(?i)100-continue"
 _A_BODY: Final = r".*[1-9].*"
 OTHER_PROTOCOLS: Final = "|".join(
@@ -42,10 +44,19 @@ def http_filter(*, is_plain: bool) -> Json:
 
 
 def own_answers_removed() -> Json:
-    """Applications do not speak for the mesh: what they say under its names reaches nobody."""
-    mutation = {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": _OURS}}}}
+    """Applications do not speak for the mesh: what they say under its names reaches nobody. Nor does our own note."""
+    mutations = {
+        "request_mutations": [{"remove": ENCODING}],
+        "response_mutations": [{"remove_on_match": {"key_matcher": {"safe_regex": {"regex": _OURS}}}}],
+    }
     kind = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
-    return typed("envoy.filters.http.header_mutation", kind, mutations={"response_mutations": [mutation]})
+    return typed("envoy.filters.http.header_mutation", kind, mutations=mutations)
+
+
+def encoding_noted() -> Json:
+    """A change of the head before Envoy takes the encoding out of it: by which version of HTTP a message says to have one."""
+    value = {"key": ENCODING, "value": "%PROTOCOL% %REQ(TRANSFER-ENCODING)%"}
+    return {"append": {"header": value, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
 
 
 def replies() -> list[Json]:
@@ -53,6 +64,7 @@ def replies() -> list[Json]:
     return [
         reply(f"{DETAILS}{PREFIX}expectation", 417, "expectation-failed"),
         reply(f"{DETAILS}{PREFIX}", 400, "bad-request"),
+        reply(scripts.REFUSED_ANSWER, 502, "bad-response"),
     ]
 
 
@@ -77,6 +89,8 @@ _WRONG: Final[dict[str, tuple[Json, ...]]] = {
     "host": _other_than(":authority", f"({_HOST})?"),  # HTTP/1.0 may name none
     "path": _other_than(":path", _PATH),
     "expectation": _other_than("expect", _EXPECTED),
+    # RFC 9112, 6.1: whoever is between may have framed it otherwise.
+    "encoding": ({"name": ENCODING, "string_match": whole("HTTP/1.0 [^-].*")},),
     "scheme": ({"name": ":scheme", "string_match": exactly("https")},),  # RFC 9110, 7.4
     # What follows the head belongs to the request or to the new protocol: nobody could tell.
     "upgrade-with-body": (

@@ -13,7 +13,7 @@ from typing import Final
 from backstay.config.jwks import BadKeySet, read_key_set, strict_json
 from backstay.config.model import ClaimMatch, Jwt, JwtProvider, TokenPlace
 from backstay.config.tokens import SKEW_SECONDS
-from backstay.sidecar.engines.envoy import strict
+from backstay.sidecar.engines.envoy import scripts, strict
 from backstay.sidecar.engines.envoy.api import Json, exactly, message, whole
 
 FILTER: Final = "envoy.filters.http.jwt_authn"
@@ -68,10 +68,16 @@ def _is_usable(key: object) -> bool:
 
 
 def filters(jwt: Jwt, key_sets: Mapping[str, str]) -> list[Json]:
-    """Envoy's own, between two that refuse what it overlooks and what it believes all the same."""
+    """Envoy's own, between two that refuse what it overlooks and what it believes all the same, and two scripts."""
     overlooked = {f"{_RULE}{name}": policy for name, policy in _overlooked(jwt)}
-    before = [_refusing("places", overlooked)] if overlooked else []
-    return [*before, http_filter(jwt, key_sets), _refusing("times", {f"{_RULE}times": _believed()})]
+    written = scripts.after(jwt, FILTER, PAYLOAD)
+    return [
+        scripts.before(jwt),
+        _refusing("places", overlooked),
+        http_filter(jwt, key_sets),
+        _refusing("times", {f"{_RULE}times": _believed()}),
+        *([written] if written is not None else []),
+    ]
 
 
 def _refusing(name: str, policies: Json) -> Json:
@@ -91,6 +97,8 @@ def _believed() -> Json:
 
 
 def _overlooked(jwt: Jwt) -> Iterable[tuple[str, Json]]:
+    asked = {"filter": scripts.EXTENSION, "path": [{"key": "asked"}], "value": {"bool_match": True}}
+    yield "extension", {"permissions": [{"any": True}], "principals": [{"metadata": asked}]}
     places = dict.fromkeys(place for provider in jwt.providers for place in provider.places)
     for number, place in enumerate(places):
         if place.kind == "query":
@@ -162,7 +170,6 @@ def _provider(found: JwtProvider, key_sets: Mapping[str, str]) -> Json:
         "payload_in_metadata": PAYLOAD,
         "normalize_payload_in_metadata": {"space_delimited_claims": list(_SPACED)},
         "clock_skew_seconds": int(SKEW_SECONDS),
-        "claim_to_headers": [{"header_name": header, "claim_name": claim} for header, claim in found.claim_headers],
     }
     return {name: value for name, value in fields.items() if value != []}
 

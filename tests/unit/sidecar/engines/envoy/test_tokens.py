@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from backstay.config.model import ClaimMatch, Jwt, JwtProvider, TokenPlace
-from backstay.sidecar.engines.envoy import tokens
+from backstay.sidecar.engines.envoy import scripts, tokens
 
 ISSUER = "https://issuer.example"
 
@@ -70,11 +70,22 @@ def test_a_clients_fields_of_claims_are_removed_however_they_are_spelt() -> None
     assert tokens.own_fields(Jwt(providers=(provider,))) == "x[-_]user[-_]name|x[-_]role"
 
 
-def test_only_what_envoy_would_overlook_makes_a_filter_of_its_own() -> None:
+def test_what_applications_see_of_a_token_is_written_where_there_is_something_to_write() -> None:
     cookie = JwtProvider(issuer=ISSUER, places=(TokenPlace(kind="cookie", name="session"),))
-    usual = JwtProvider(issuer=ISSUER)
-    names = [[each["name"] for each in tokens.filters(Jwt(providers=(one,)), {})] for one in (cookie, usual)]
-    assert names == [
-        [tokens.FILTER, "backstay.token-times"],
-        ["backstay.token-places", tokens.FILTER, "backstay.token-times"],
-    ]
+    kept = JwtProvider(issuer=ISSUER, places=cookie.places, forward=True)
+    read = ["backstay.token-header", "backstay.token-places", tokens.FILTER, "backstay.token-times"]
+    names = [[each["name"] for each in tokens.filters(Jwt(providers=(one,)), {})] for one in (cookie, kept)]
+    assert names == [[*read, "backstay.token-fields"], read]
+
+
+@pytest.mark.parametrize(
+    ("text", "literal"),
+    [
+        ("https://issuer.example", '"https://issuer.example"'),
+        ('") os.exit() --', r'"\034\041 os.exit\040\041 --"'),
+        ("a\nb\\", r'"a\010b\092"'),
+        ("ä", r'"\195\164"'),
+    ],
+)
+def test_no_text_of_a_config_ends_its_literal_in_a_script(text: str, literal: str) -> None:
+    assert scripts.quoted(text) == literal
