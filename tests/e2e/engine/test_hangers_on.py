@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from backstay.sidecar.engines.python.downstream import STALL_SECONDS, Downstream
 from backstay.sidecar.engines.python.framing import MAX_CHUNK_OVERHEAD, MAX_HEAD_BYTES
+from backstay.sidecar.engines.python.server import MANY_DEADLINES
 from backstay.sidecar.engines.python.tunnel import QUIET_SECONDS, Tunnel
 
 from .mesh import (
@@ -237,3 +238,36 @@ async def test_an_answer_of_many_small_chunks_is_no_flood() -> None:
     async with application(answer) as app, proxy() as client, asyncio.timeout(PATIENCE):
         serve(client, app)
         assert (await send(client.outbound, get())).body == b"a" * 60_000
+
+
+async def test_time_limits_of_configs_that_are_gone_are_forgotten() -> None:
+    async with proxy() as client:
+        server = client.engine.server
+        for number in range(1, 5 * MANY_DEADLINES):
+            client.engine.apply(
+                config(listeners("client"), routes(to("web.shop:80", timeout_ms=number)), backend()), None, 0
+            )
+            assert server.deadlines_of(number / 1000) is server.deadlines_of(number / 1000)
+        assert len(server._deadlines) <= MANY_DEADLINES + 1
+
+
+async def test_an_open_request_keeps_the_time_limit_of_a_config_that_is_gone() -> None:
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_head(reader)
+        asked.set()
+        await reader.read()
+
+    async with application(silent) as app, proxy() as client, asyncio.timeout(PATIENCE):
+        parts = (listeners("client"), backend())
+        client.engine.endpoints({"web.shop:80": [endpoint(app)]}, full=True)
+        client.engine.apply(config(*parts, routes(to("web.shop:80", timeout_ms=500))), None, 0)
+        client.engine.endpoints({"web.shop:80": [endpoint(app)]}, full=True)
+        answer = asyncio.ensure_future(send(client.outbound, get()))
+        await asked.wait()
+        for number in range(2 * MANY_DEADLINES):
+            client.engine.server.deadlines_of(1000.0 + number)
+        client.engine.apply(config(*parts, routes(to("web.shop:80"))), None, 0)
+        assert {0.0, *client.engine.server._deadlines} == {0.0, 0.5}
+        assert (await answer).status == 504

@@ -190,6 +190,7 @@ class PythonEngine:
     def _forget_unused_groups(self) -> None:
         runtimes = [runtime for runtime in (self.server.stable, self.server.candidate) if runtime is not None]
         close_all(self.server.pools.keep(lambda group: any(runtime.wants(group) for runtime in runtimes)))
+        self.server.forget_deadlines()
 
     def _look_again(self, *, redraw: bool) -> None:
         """Close open inbound connections that the config they now draw does not accept."""

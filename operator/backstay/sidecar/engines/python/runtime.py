@@ -182,6 +182,11 @@ class Runtime:
         tracing = self.listeners.tracing
         self.tracer = Tracer(tracing, server.random) if tracing is not None else None
 
+    def time_limits(self) -> set[float]:
+        """Seconds that whole exchanges may take, of all rules."""
+        parts = (part for part in self.config.parts.values() if isinstance(part, HostRoutes))
+        return {rule.timeout_ms / 1000 for part in parts for rule in part.rules}
+
     def lets_out(self, authority: bytes) -> bool:
         """Whether requests and connections to a host outside of the mesh may leave."""
         return not self.registry_only or (bool(self._let_out) and is_let_out(self._let_out, authority))

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 SWEEP_SECONDS: Final = 0.5  # limits of seconds and log lines are looked at this often
 OPEN_TOLD_EVERY: Final = 600.0
 """Seconds between notes of open plaintext connections: who asks for the last day needs no better."""
+MANY_DEADLINES: Final = 64
+"""Different time limits from which on those that no config has any more are looked for. Meshes have a handful at a time."""
 MAX_EXTERNAL: Final = 1024  # hosts outside of the mesh whose connections are kept
 _LOCAL_NAMES: Final = frozenset(("localhost", "127.0.0.1", "::1", "0.0.0.0"))  # noqa: S104 - compared, not bound
 
@@ -170,6 +172,16 @@ class Server:
         if found is None:
             found = self._deadlines[seconds] = Deadlines(self.loop, seconds)
         return found
+
+    def forget_deadlines(self) -> None:
+        """Of time limits that no config has any more and nobody is under: each takes 240 bytes, for ever otherwise."""
+        if len(self._deadlines) <= MANY_DEADLINES:
+            return
+        served = [runtime for runtime in (self.stable, self.candidate) if runtime is not None]
+        wanted = {0.0}.union(*(runtime.time_limits() for runtime in served))
+        self._deadlines = {
+            seconds: deadlines for seconds, deadlines in self._deadlines.items() if seconds in wanted or deadlines.open
+        }
 
     def open_exchanges(self) -> "Iterator[Exchange]":
         return (exchange for deadlines in self._deadlines.values() for exchange in deadlines.open)
