@@ -14,7 +14,7 @@ HOST: Final = "127.0.0.1"
 DOMAIN: Final = "bench.mesh"
 ISSUER: Final = "https://issuer.bench"
 BODY: Final = b"x" * 1024
-LARGE: Final = b"x" * 1024 * 1024
+LARGE_BYTES: Final = 1024 * 1024
 
 
 class Ports(NamedTuple):
@@ -31,7 +31,7 @@ class App(asyncio.Protocol):
 
     HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
     ANSWER: Final = HEAD % len(BODY) + BODY
-    LARGE_ANSWER: Final = HEAD % len(LARGE) + LARGE
+    large = b""  # made by the application alone: proxies import this module too, and their memory is measured
     answered = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -42,13 +42,14 @@ class App(asyncio.Protocol):
             said = b"%d" % App.answered
             self.transport.write(self.HEAD % len(said) + said)
             return
-        answer = self.LARGE_ANSWER if b"/large " in data else self.ANSWER
+        answer = self.large if b"/large " in data else self.ANSWER
         heads = data.count(b"\r\n\r\n")
         App.answered += heads
         self.transport.write(answer * heads)
 
 
 async def serve_app(port: int) -> None:
+    App.large = App.HEAD % LARGE_BYTES + b"x" * LARGE_BYTES
     server = await asyncio.get_running_loop().create_server(App, HOST, port)
     await server.serve_forever()
 

@@ -33,6 +33,7 @@ from backstay.sidecar.engines.python.spans import Spans
 from backstay.sidecar.engines.python.split import Asked, is_expected
 from backstay.sidecar.engines.python.stats import Ledger
 from backstay.sidecar.engines.python.tls import Contexts
+from backstay.sidecar.heap import Tide, give_back
 
 if TYPE_CHECKING:
     from backstay.sidecar.engines.python.downstream import Downstream
@@ -132,6 +133,7 @@ class Server:
         self.outside = Outside()
         self.checks = Checks(self)
         self._open_told_at = self.now
+        self._tide = Tide()
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
     # --- configs ---------------------------------------------------------------------------------------------------
@@ -256,6 +258,8 @@ class Server:
             close_all(pool.stale(now))
         self.log.flush()
         self.spans.sweep(now)
+        if self._tide.has_ebbed(len(self.downstreams) + len(self.upstreams)):
+            give_back()
 
     def tell_open_plaintext(self) -> None:
         """Once in a while, note who has had a connection without a certificate open all the time."""
