@@ -24,6 +24,7 @@ PIECES: Final = [
     b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"Connection: upgrade\r\n",
     b"Upgrade: websocket\r\n", b"Upgrade: h2c\r\n", b"Expect: 100-continue\r\n", b"Host: web\r\n", b"HTTP/1.0", b"HTTP/1.1",
     b"GET / HTTP/1.1\r\nHost: web\r\n\r\n", b"HEAD / HTTP/1.1\r\nHost: web\r\n\r\n", b"abc", b"x: y\r\n", b"\xff",
+    b"0\r\nx: y\r\n\r\n", b"Connection: upgrade, x\r\n",
     b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 304 Not Modified\r\n\r\n", b"CONNECT web:80 ",
 ]  # fmt: skip
 CUTS: Final = st.lists(st.integers(0, 2000), max_size=6)

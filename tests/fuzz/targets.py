@@ -18,7 +18,7 @@ from backstay.config.standalone import ConfigFile
 from backstay.sidecar.engine import ContentRefused
 from backstay.sidecar.engines.python.runtime import Runtime
 
-from .wires import Malformed, Request, bench, read_answer, split
+from .wires import Malformed, Request, bench, read_answer, read_head, split
 
 ASKED: Final = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"
 """By the client in `answers`."""
@@ -68,10 +68,14 @@ def answers(data: bytes, cuts: Sequence[int] = ()) -> None:
         assert other == found[0] or is_refused, f"{data!r} is {found[0]} as a whole and {other} in pieces"
 
 
-def _answers(pieces: Sequence[bytes]) -> tuple[int, bytes | None]:
-    """(status, body) that the client gets; the body is None if it was cut off."""
+Fields = dict[bytes, list[bytes]]
 
-    async def run() -> tuple[int, bytes | None]:
+
+def _answers(pieces: Sequence[bytes]) -> tuple[int, bytes | None, Fields]:
+    """(status, body, fields) that the client gets; the body is None if it was cut off. What was read with the head, and what
+    only after it, must not make a difference to the fields either."""
+
+    async def run() -> tuple[int, bytes | None, Fields]:
         with bench() as made:
             made.connect()
             made.client.data_received(ASKED)
@@ -81,10 +85,11 @@ def _answers(pieces: Sequence[bytes]) -> tuple[int, bytes | None]:
                     upstream.data_received(piece)
             made.hang_up()
             status, body, rest = read_answer(bytes(made.below.written))
+            _, fields, _ = read_head(bytes(made.below.written))
             if rest:
                 raise Malformed(f"{rest[:200]!r} follows the answer to the only request")
             assert body is not None or made.below.closed, "a body without its end on a connection that stays"
-            return status, body
+            return status, body, fields
 
     return _loop.run_until_complete(run())
 
