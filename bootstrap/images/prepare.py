@@ -27,15 +27,18 @@ def platforms(machine: str) -> list[str]:
     return [f"manylinux_2_{minor}_{machine}" for minor in GLIBC] + [f"manylinux2014_{machine}"]
 
 
-def prepare(image: str, folder: Path, *, wheel: Path, machine: str, python: str) -> None:
-    """Write the whole context of one image, replacing what is there."""
+def prepare(image: str, folder: Path, *, wheel: Path, machine: str, python: str, more: Sequence[str] = ()) -> None:
+    """Write the whole context of one image, replacing what is there. `more`: lists of requirements besides its own."""
     shutil.rmtree(folder, ignore_errors=True)
     wheels = folder / "wheels"
     wheels.mkdir(parents=True)
     shutil.copy(ROOT / "bootstrap" / "images" / image / "Dockerfile", folder)
-    shutil.copy(ROOT / "requirements" / f"{image}.txt", folder / "requirements.txt")
-    for wanted in (f"{image}.txt", "pip.txt"):
-        download(ROOT / "requirements" / wanted, wheels, machine=machine, python=python)
+    lists = [ROOT / "requirements" / f"{name}.txt" for name in (image, *more)]
+    (folder / "requirements.txt").write_text(
+        "".join(each.read_text(encoding="utf-8") for each in lists), encoding="utf-8"
+    )
+    for wanted in (*lists, ROOT / "requirements" / "pip.txt"):
+        download(wanted, wheels, machine=machine, python=python)
     shutil.copy(wheel, wheels)
 
 
@@ -89,12 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--machine", default=platform.machine(), help="of the images: x86_64 or aarch64")
     parser.add_argument("--python", default="3.11", help="of the base image")
     parser.add_argument("--wheel", type=Path, help="Backstay's wheel, if it is built already: it is taken as it is")
+    parser.add_argument("--envoy", action="store_true", help="the sidecar's image holds Envoy as well")
     found = parser.parse_args(arguments)
     wheel = found.wheel or build_wheel(ROOT / "dist")
     fast = found.wheel or compiled(wheel, machine=found.machine, python=found.python)
     for image in IMAGES:
         held = fast if image == "sidecar" else wheel
-        prepare(image, found.to / image, wheel=held, machine=found.machine, python=found.python)
+        more = ("envoy",) if found.envoy and image == "sidecar" else ()
+        prepare(image, found.to / image, wheel=held, machine=found.machine, python=found.python, more=more)
         print(f"docker build -t backstay-{image}:dev {found.to / image}")
     return 0
 

@@ -72,7 +72,7 @@ def pinned(name: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-zA-Z0-9._-]+)==([^\s;\\]+)", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", ["operator", "sidecar"])
+@pytest.mark.parametrize("name", ["operator", "sidecar", "envoy"])
 def test_images_hold_the_versions_that_are_tested(name: str) -> None:
     assert pinned(name)
     assert pinned(name).items() <= pinned("dev").items()

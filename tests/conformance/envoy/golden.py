@@ -6,6 +6,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +56,7 @@ from backstay.config.model import (
     encode_part,
 )
 from backstay.config.wire import Endpoint
-from backstay.sidecar.engine import Address, ExplicitListener
+from backstay.sidecar.engine import Address, ExplicitListener, Redirected
 from backstay.sidecar.engines.envoy.bootstrap import RUNTIME
 from backstay.sidecar.engines.envoy.files import Folder
 from backstay.sidecar.engines.envoy.render import Rendered, World, render
@@ -283,6 +284,17 @@ def worlds() -> Mapping[str, World]:
             HostRoutes(host="*.example", port=8443, rules=(Rule(name="r", backends=to("api.shop:80")),), gateway=True),
             POLICIES,
             API,
+        ),
+        "redirected": replace(
+            world(
+                own(inbound=ports, egress="registry_only", egress_hosts=("203.0.113.9:5432", "api.example:80")),
+                HostRoutes(host="web.shop", port=80, rules=(Rule(name="r", backends=to("web.shop:80")),)),
+                Backend(service="web.shop", port=80),
+                Backend(service="db.shop", port=5432, protocol="tcp"),
+                endpoints={"db.shop:5432": (Endpoint(id="d", address="10.0.0.4", port=5432),)},
+            ),
+            address=Address(host="127.0.0.1", inbound={}, outbound=0, redirected=Redirected()),
+            addresses={"web.shop": ("10.96.0.10", "fd96::10"), "db.shop": ("10.96.0.11",)},
         ),
         "gateway": world(
             own(gateway=GATEWAY),

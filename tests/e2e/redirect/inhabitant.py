@@ -5,7 +5,7 @@ ask                       takes questions, a JSON list a line, and answers each 
                             http HOST PORT NAME   "STATUS BODY" or what went wrong
                             raw HOST PORT TEXT    what comes after TEXT was sent
                             tls HOST PORT         the certificate that is shown
-proxy FILE                the Python engine as FILE says
+proxy FILE ENGINE         an engine as FILE says
 """
 
 import asyncio
@@ -89,21 +89,25 @@ async def ask(kind: str, host: str, port: int, *more: str) -> str:
         return f"{head.split()[1].decode()} {(await reader.readexactly(size)).decode()}"
 
 
-async def proxy(path: Path) -> None:
+async def proxy(path: Path, name: str) -> None:
     from backstay.config.model import Config
     from backstay.config.wire import Endpoint
-    from backstay.sidecar.engine import Address, IdentityFiles, Redirected
+    from backstay.sidecar.engine import Address, Engine, IdentityFiles, Redirected, settled
+    from backstay.sidecar.engines.envoy import EnvoyEngine
     from backstay.sidecar.engines.python import PythonEngine
 
     told = json.loads(path.read_text())
-    engine = PythonEngine()
+    engine: Engine = PythonEngine() if name == "python" else EnvoyEngine({"BACKSTAY_ENVOY_CONCURRENCY": "1"})
     await engine.start(Address(host="127.0.0.1", inbound={}, outbound=0, redirected=Redirected()))
     engine.addresses(told["addresses"])
     engine.endpoints(msgspec.convert(told["endpoints"], dict[str, list[Endpoint]]), full=True)
     engine.trust(told["trust"], ())
     engine.identity(IdentityFiles(certificate=Path(told["certificate"]), key=Path(told["key"])))
     engine.apply(msgspec.convert(told["config"], Config), None, 0.0)
-    await ready()
+    await settled(engine)
+    print("ready", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # until whoever started this has gone
+    await engine.drain(0)
 
 
 async def answer(question: list[str]) -> str:
@@ -124,7 +128,7 @@ async def main(kind: str, *rest: str) -> None:
     if kind == "serve":
         await serve_all(list(rest))
     elif kind == "proxy":
-        await proxy(Path(rest[0]))
+        await proxy(Path(rest[0]), rest[1])
     else:
         await take_questions()
 

@@ -70,6 +70,7 @@ class Mesh:
     caller: Namespace
     called: Namespace
     caller_told: Path
+    engine: str
 
     def http(self, host: str, name: str, port: int = 80, *, by: Namespace | None = None) -> Mapping[str, str]:
         status, _, body = (by or self.caller).ask("http", host, str(port), name).partition(" ")
@@ -95,7 +96,13 @@ def told(folder: Path, ca: Authority, name: str, served: Config) -> Path:
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    folder = tmp_path_factory.mktemp("mesh")
+    with meshed(tmp_path_factory.mktemp("mesh"), "python") as found:
+        yield found
+
+
+@contextlib.contextmanager
+def meshed(folder: Path, engine: str) -> Iterator[Mesh]:
+    """Both pods behind proxies of one engine."""
     ca = Authority(folder)
     own = ca.issue("https://the-application")
     with node() as around:
@@ -106,10 +113,10 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         tls = f"tls:{TLS}:{own.certificate}:{own.key}"
         called.start("serve", *(f"{kind}:{port}" for kind, port in served), tls, uid=APP_UID)
         for pod, name, config_ in ((caller, "client", CALLER), (called, "web", CALLED)):
-            pod.start("proxy", str(told(folder, ca, name, config_)), uid=PROXY_UID)
+            pod.start("proxy", str(told(folder, ca, name, config_)), engine, uid=PROXY_UID)
         caller.redirect("--exclude-outbound-ports", "9090", "--exclude-cidr", "10.99.0.0/16")
         called.redirect("--exclude-inbound", str(EXCLUDED))
-        yield Mesh(around, caller, called, folder / "client.json")
+        yield Mesh(around, caller, called, folder / "client.json", engine)
 
 
 # --- outbound -----------------------------------------------------------------------------------------------------
@@ -241,7 +248,7 @@ def test_the_program_serves_redirected_connections_and_is_ready_when_it_does(mes
 def test_without_its_proxy_only_what_is_excluded_works_and_all_of_it_after_removal(mesh: Mesh) -> None:
     with contextlib.ExitStack() as stack:
         pod = mesh.node.pod(4, stack)
-        proxy = pod.start("proxy", str(mesh.caller_told), uid=PROXY_UID)
+        proxy = pod.start("proxy", str(mesh.caller_told), mesh.engine, uid=PROXY_UID)
         mesh.node.run("ip", "address", "add", "10.99.0.1/32", "dev", "lo")
         for _ in range(2):  # the second time changes nothing
             pod.redirect("--exclude-outbound-ports", "9090", "--exclude-cidr", "10.99.0.0/16,fd99::/16")

@@ -101,13 +101,11 @@ class EnvoyEngine:
     def prepare(self, address: Address) -> None:
         """Take what will be said before `start`, which then opens ports with all of it in force. Makes no file."""
         if self._world is None:
-            folder = Folder(Path(tempfile.gettempdir()) / _folder_name())
-            self._world = World(address=address, folder=folder, roots=system_roots())
+            folder = Folder(_private() / _folder_name())
+            self._world = World(address=address, folder=folder, roots=system_roots(), has_ipv6=has_ipv6())
 
     async def start(self, address: Address) -> None:
         """Raises OSError, and ContentRefused for a config that was given before."""
-        if address.redirected is not None:
-            raise OSError("--engine envoy does not take redirected connections: start it without --intercept")
         binary = process.find_binary(self._environment)
         if not self._beside:
             for host, port in _ports(address):
@@ -210,6 +208,8 @@ class EnvoyEngine:
 
     def addresses(self, services: Mapping[str, Sequence[str]]) -> None:
         """Virtual addresses matter to redirected connections only."""
+        if self.world.address.redirected is not None:
+            self._change(replace(self.world, addresses={name: tuple(each) for name, each in services.items()}))
 
     def key_sets(self, known: Mapping[str, str]) -> None:
         self._change(replace(self.world, key_sets=dict(known)))
@@ -425,6 +425,9 @@ def _ports(address: Address) -> Iterator[tuple[str, int]]:
         yield address.app_host, entry.listen
     if address.outbound:
         yield address.app_host, address.outbound
+    if address.redirected is not None:
+        yield "127.0.0.1", address.redirected.outbound
+        yield "0.0.0.0", address.redirected.inbound  # noqa: S104 - any address of this pod
 
 
 def system_roots() -> str:
@@ -439,6 +442,27 @@ _ROOTS: Final = (
     "/etc/ssl/ca-bundle.pem",  # SUSE
     "/etc/ssl/cert.pem",  # macOS
 )
+
+
+def has_ipv6() -> bool:
+    """Whether this network has the loopback of IPv6."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _private() -> Path:
+    """Where to make the folder: in the memory of a pod whose file system is read-only."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return _MEMORY
+
+
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the folder in it is our own, with a name that nobody can guess
 
 
 def _folder_name() -> str:

@@ -125,6 +125,11 @@ def _threshold(backend: Backend, budget: int) -> Json:
     }
 
 
+def threshold() -> Json:
+    """No limits, where no backend says any."""
+    return _threshold(Backend(service="", port=0), 0)
+
+
 def _balance(backend: Backend) -> Json:
     fields: Json = {"lb_policy": _POLICIES[backend.balance]}
     if backend.balance == "ring_hash":
@@ -186,7 +191,7 @@ def app(port: int, address: Address) -> Json:
         type="STATIC",
         connect_timeout="5s",
         load_assignment={"cluster_name": name, "endpoints": [{"lb_endpoints": [place]}]},
-        circuit_breakers={"thresholds": [_threshold(Backend(service="", port=0), 0)]},
+        circuit_breakers={"thresholds": [threshold()]},
         typed_extension_protocol_options={_HTTP: http_options("plain")},
     )
 

@@ -75,9 +75,16 @@ def gateway_routes(port: int) -> str:
 
 
 def manager(
-    name: str, direction: Direction, ports: Ports, *, connects: bool = False, extra: Json | None = None
+    name: str,
+    direction: Direction,
+    ports: Ports,
+    *,
+    connects: bool = False,
+    noted: Sequence[Json] = (),
+    extra: Json | None = None,
 ) -> Json:
-    """The HTTP side of a port; its routes are a file of their own. `connects`: clients may ask for tunnels."""
+    """The HTTP side of a port; its routes are a file of their own. `connects`: clients may ask for tunnels; `noted`: what is
+    written into a head before routes look at it."""
     http1 = {
         "accept_http_10": True,
         "header_key_format": _preserved_case(),
@@ -105,7 +112,7 @@ def manager(
         "server_header_transformation": "PASS_THROUGH",
         # Nobody is trusted to steer Envoy by x-envoy-* fields.
         "internal_address_config": {"cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]},
-        "early_header_mutation_extensions": [_own_fields_removed(ports.listeners.jwt)],
+        "early_header_mutation_extensions": [_own_fields_removed(ports.listeners.jwt, noted)],
         **_tracing(ports),
         **(_introducing(ports) if direction == "in" else {}),
         "local_reply_config": {"mappers": [*strict.replies(), *_about_tokens(ports), *_refused(), *_said()]},
@@ -202,14 +209,14 @@ def _preserved_case() -> Json:
     return {"stateful_formatter": typed("preserve_case", kind)}
 
 
-def _own_fields_removed(jwt: Jwt | None) -> Json:
+def _own_fields_removed(jwt: Jwt | None, noted: Sequence[Json]) -> Json:
     claims = tokens.own_fields(jwt) if jwt is not None else ""
     pattern = f"{_OWN_FIELDS}|{claims}" if claims else _OWN_FIELDS
     # One expression each: Envoy takes none that makes too long a program.
     mutations = [
         {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": each}}}} for each in (pattern, _ODD_CERTIFICATES)
     ]
-    mutations.append(strict.encoding_noted())
+    mutations += [strict.encoding_noted(), *noted]
     kind = "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
     return typed("envoy.http.early_header_mutation.header_mutation", kind, mutations=mutations)
 

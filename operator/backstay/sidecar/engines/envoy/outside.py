@@ -20,7 +20,7 @@ _TRACER: Final = "envoy.config.trace.v3.OpenTelemetryConfig"
 def by_name(cluster: str, host: str, port: int) -> Json:
     """Fields of a cluster whose only endpoint is a name."""
     place = {"endpoint": {"address": socket_address(host, port)}}
-    kind = "STATIC" if _is_address(host) else "LOGICAL_DNS"
+    kind = "STATIC" if is_address(host) else "LOGICAL_DNS"
     found: Json = {
         "type": kind,
         "load_assignment": {"cluster_name": cluster, "endpoints": [{"lb_endpoints": [place]}]},
@@ -28,7 +28,7 @@ def by_name(cluster: str, host: str, port: int) -> Json:
     return found if kind == "STATIC" else found | {"dns_lookup_family": "V4_PREFERRED"}
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
     try:
         ip_address(host)
     except ValueError:

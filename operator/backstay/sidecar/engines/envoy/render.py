@@ -12,7 +12,17 @@ from backstay.config.match import HostTable, RouteTable, is_let_out
 from backstay.config.model import Authorization, Backend, Config, HostRoutes, Listeners, Rule
 from backstay.config.wire import Endpoint
 from backstay.sidecar.engine import Address
-from backstay.sidecar.engines.envoy import clusters, gateway, listeners, outside, rbac, routes, supported, tls
+from backstay.sidecar.engines.envoy import (
+    clusters,
+    gateway,
+    intercept,
+    listeners,
+    outside,
+    rbac,
+    routes,
+    supported,
+    tls,
+)
 from backstay.sidecar.engines.envoy.api import Json
 from backstay.sidecar.engines.envoy.files import Folder
 from backstay.sidecar.engines.envoy.names import cluster_name
@@ -34,6 +44,9 @@ class World:
     identity: str = ""
     """PEM of the own certificate and key; empty: there is none yet."""
     trust: Mapping[str, str] = field(default_factory=dict)
+    addresses: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Virtual addresses by service, where connections are redirected."""
+    has_ipv6: bool = True
     revoked: tuple[str, ...] = ()
     key_sets: Mapping[str, str] = field(default_factory=dict)
     """Keys of who issues tokens, by their address."""
@@ -106,27 +119,117 @@ def _of(kind: type[_Kind], parts: Iterable[object]) -> "Iterator[_Kind]":
 
 
 def _routes(world: World, parts: Parts, shop: Shop) -> dict[str, Json]:
-    found: dict[str, Sequence[Json]] = {listeners.outbound_routes(): _outbound(parts, shop)}
+    found: dict[str, Sequence[Json]] = {listeners.outbound_routes(): _outbound(world, parts, shop)}
     for entry in world.address.explicit:
         asked = f"{entry.host}:{entry.port}".encode()
         table = parts.hosts.find(asked)
         found[listeners.explicit_routes(entry.listen)] = [_explicit(table, asked, parts, shop)]
-    for port in world.address.inbound:
+    for port in _application_ports(world, parts):
         found[listeners.inbound_routes(port)] = [_inbound(port, world, parts, shop)]
+    redirected = {port: list(_redirected(port, world, parts, shop)) for port in _http_ports(world, parts)}
     for port in parts.gateway_ports:
         found[listeners.gateway_routes(port)] = _gateway(port, world, parts, shop)
     gateways = {listeners.gateway_routes(port) for port in parts.gateway_ports}
-    return {name: routes.configuration(name, hosts, any_port=name in gateways) for name, hosts in found.items()}
+    every = {name: routes.configuration(name, hosts, any_port=name in gateways) for name, hosts in found.items()}
+    for port, hosts in redirected.items():
+        name = intercept.redirected_routes(port)
+        every[name] = routes.configuration(name, hosts, any_port=True, removed=[intercept.DESTINATION])
+    return every
 
 
-def _outbound(parts: Parts, shop: Shop) -> list[Json]:
+def _application_ports(world: World, parts: Parts) -> list[int]:
+    named = [port.port for port in parts.listeners.inbound] if world.address.redirected is not None else []
+    return sorted({*world.address.inbound, *named})
+
+
+def _http_ports(world: World, parts: Parts) -> list[int]:
+    """At which connections are looked into that the kernel redirected."""
+    return sorted({table.routes.port for table in parts.hosts.tables}) if world.address.redirected is not None else []
+
+
+def _redirected(port: int, world: World, parts: Parts, shop: Shop) -> list[Json]:
+    services = ((name, parts.hosts.find(f"{name}:{port}".encode())) for name in world.addresses)
+    meant = {address: table for name, table in services if table is not None for address in world.addresses[name]}
+    closed, let_out = parts.listeners.egress == "registry_only", parts.listeners.egress_hosts
+    return intercept.virtual_hosts(port, parts.hosts.tables, meant, let_out, shop, is_closed=closed)
+
+
+def _ways(world: World, parts: Parts, shop: Shop) -> intercept.Ways | None:
+    """None until there is a config: what nobody can decide is not taken."""
+    if world.address.redirected is None or not parts.is_there:
+        return None
+    return intercept.Ways(
+        ports=world.address.redirected,
+        http_ports=tuple(_http_ports(world, parts)),
+        raw=(*_to_services(world, parts, shop), *_to_endpoints(world, parts), *_let_out(parts)),
+        lets_out=parts.listeners.egress != "registry_only",
+        has_ipv6=world.has_ipv6,
+    )
+
+
+def _to_services(world: World, parts: Parts, shop: Shop) -> Iterator[intercept.Raw]:
+    """Virtual addresses of services whose connections nobody reads."""
+    for key, backend in sorted(parts.backends.items()):
+        addresses = tuple(sorted(world.addresses.get(backend.service, ())))
+        if backend.protocol != "tcp" or not addresses:
+            continue
+        table = parts.hosts.find(key.encode())
+        targets = raw_targets(table, parts, shop) if table is not None else []
+        route = table.key if table is not None and targets else key
+        yield intercept.Raw(
+            route=route, addresses=addresses, port=backend.port, targets=targets or [(cluster_name(key, ""), 1)]
+        )
+
+
+def _to_endpoints(world: World, parts: Parts) -> Iterator[intercept.Raw]:
+    """Endpoints with an identity that are asked themselves. An address that several services have belongs to the first."""
+    taken: set[tuple[str, int]] = set()
+    for key in _asked_directly(world, parts):
+        found: dict[int, list[str]] = {}
+        for each in world.endpoints[key]:
+            if each.identity and (each.address, each.port) not in taken:
+                taken.add((each.address, each.port))
+                found.setdefault(each.port, []).append(each.address)
+        for port, addresses in sorted(found.items()):
+            yield intercept.Raw(
+                route=key, addresses=tuple(sorted(addresses)), port=port, targets=[(_direct_cluster(key), 1)]
+            )
+
+
+def _asked_directly(world: World, parts: Parts) -> list[str]:
+    known = parts.backends.items()
+    return sorted(
+        key for key, backend in known if backend.tls == "mesh" and clusters.identities(world.endpoints, key)
+    ) if world.has_identity else []  # fmt: skip
+
+
+def _direct_cluster(key: str) -> str:
+    return f"direct:{key}"
+
+
+def _let_out(parts: Parts) -> Iterator[intercept.Raw]:
+    """Addresses that a closed mesh lets out."""
+    if parts.listeners.egress != "registry_only":
+        return
+    for known in parts.listeners.egress_hosts:
+        name, _, port = known.rpartition(":")
+        if outside.is_address(name):
+            yield intercept.Raw(
+                route=routes.UNKNOWN_ROUTE, addresses=(name,), port=int(port), targets=[(intercept.ONWARD, 1)]
+            )
+
+
+def _outbound(world: World, parts: Parts, shop: Shop) -> list[Json]:
     if not parts.is_there:
         return [routes.not_ready()]
     hosts = [_with_tunnel(host, parts, shop) for host in routes.mesh_hosts(parts.hosts.tables, shop)]
     if any(host["domains"] == ["*"] for host in hosts):
         return hosts
     taken = {domain for host in hosts for domain in host["domains"]}
-    return [*hosts, *routes.let_out(parts.listeners.egress_hosts, taken, shop), _unknown(parts, shop)]
+    own = (world.address.outbound, world.address.redirected.outbound if world.address.redirected is not None else 0)
+    loops = routes.loops([port for port in own if port], taken, shop)
+    taken |= {domain for host in loops for domain in host["domains"]}
+    return [*hosts, *loops, *routes.let_out(parts.listeners.egress_hosts, taken, shop), _unknown(parts, shop)]
 
 
 def _unknown(parts: Parts, shop: Shop) -> Json:
@@ -203,7 +306,9 @@ def _listeners(world: World, parts: Parts, shop: Shop) -> list[Json]:
         key_sets=world.key_sets,
         passing=dict(_passing(parts, shop)),
     )
-    return [*listeners.every(ports), *listeners.inner(ports)]
+    ways = _ways(world, parts, shop)
+    redirected = intercept.both(ways, ports) if ways is not None else []
+    return [*listeners.every(ports), *redirected, *listeners.inner(ports)]
 
 
 def _passing(parts: Parts, shop: Shop) -> Iterator[tuple[tuple[int, str], tuple[str, Sequence[tuple[str, int]]]]]:
@@ -224,7 +329,7 @@ def _passing(parts: Parts, shop: Shop) -> Iterator[tuple[tuple[int, str], tuple[
 
 def _clusters(world: World, parts: Parts) -> list[Json]:
     budgets = routes.budgets(parts.routes)
-    found = [clusters.app(port, world.address) for port in sorted(world.address.inbound)]
+    found = [*_to_application(world, parts)]
     for key, backend in sorted(parts.backends.items()):
         if backend.external is not None:
             name = cluster_name(key, "")
@@ -239,6 +344,18 @@ def _clusters(world: World, parts: Parts) -> list[Json]:
     if tracing is not None and tracing.endpoint:
         found.append(outside.collector(tracing))
     return [*found, clusters.outside(), clusters.inner()]
+
+
+def _to_application(world: World, parts: Parts) -> Iterator[Json]:
+    if world.address.redirected is None:
+        yield from (clusters.app(port, world.address) for port in sorted(world.address.inbound))
+        return
+    ports = {intercept.OTHER_PORT, *_application_ports(world, parts)}
+    yield from (intercept.application(port) for port in sorted(ports))
+    yield intercept.onward()
+    for key in _asked_directly(world, parts):
+        shown = clusters.identities(world.endpoints, key)
+        yield intercept.direct(_direct_cluster(key), tls.to_any(shown, world.folder))
 
 
 def _endpoints(world: World, parts: Parts) -> dict[str, Json]:

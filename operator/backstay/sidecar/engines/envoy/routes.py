@@ -3,7 +3,7 @@
 Every route carries the name under which its requests are counted (`names.py`), those that only refuse as well.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from backstay.config.match import RouteTable
@@ -62,8 +62,8 @@ class Shop:
 # --- route configurations ------------------------------------------------------------------------------------------
 
 
-def configuration(name: str, hosts: Sequence[Json], *, any_port: bool = False) -> Json:
-    """`any_port`: what a request says of the port in its Host counts for nothing."""
+def configuration(name: str, hosts: Sequence[Json], *, any_port: bool = False, removed: Sequence[str] = ()) -> Json:
+    """`any_port`: what a request says of the port in its Host counts for nothing; `removed`: fields that are for routes only."""
     return message(
         _ROUTE_CONFIGURATION,
         name=name,
@@ -71,6 +71,7 @@ def configuration(name: str, hosts: Sequence[Json], *, any_port: bool = False) -
         response_headers_to_remove=[UNDELIVERED],
         max_direct_response_body_size_bytes=1024 * 1024,
         ignore_port_in_host_matching=any_port,
+        **({"request_headers_to_remove": list(removed)} if removed else {}),
     )
 
 
@@ -127,6 +128,16 @@ def outside_host(shop: Shop) -> Json:
         "route": {**onward, "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]},
     }
     return {"name": "unknown", "domains": ["*"], "routes": [connect, plain]}
+
+
+def loops(ports: Iterable[int], taken: Collection[str], shop: Shop) -> list[Json]:
+    """Requests to this proxy for itself, but for names that the mesh routes."""
+    named = [f"{name}:{port}" for port in ports for name in ("127.0.0.1", "localhost", "[::1]")]
+    domains = [name for name in named if name not in taken]
+    answer = {"name": shop.name(UNKNOWN_ROUTE, "loop"), "direct_response": _said(508, "loop")}
+    matches: list[Json] = [{"connect_matcher": {}}, {"prefix": "/"}]
+    found = {"name": "loop", "domains": domains, "routes": [answer | {"match": match} for match in matches]}
+    return [found] if domains else []
 
 
 def let_out(hosts: Sequence[str], taken: Iterable[str], shop: Shop) -> list[Json]:

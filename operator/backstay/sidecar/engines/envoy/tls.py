@@ -4,7 +4,7 @@ A certificate and its key are one file, the trust of the whole mesh another: eac
 by it while nothing else changes. Peers are verified by their trust domain's own roots (Envoy's SPIFFE validator).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from backstay.sidecar.engines.envoy.api import Json, exactly, message, typed, watched
@@ -95,6 +95,14 @@ def to_peer(identity: str, folder: Folder) -> Json:
     return typed(
         "envoy.transport_sockets.tls", f"{_TLS}UpstreamTlsContext", common_tls_context=common, max_session_keys=0
     )
+
+
+def to_any(identities: Sequence[str], folder: Folder) -> Json:
+    """mTLS with one of these peers, where only an address was asked for."""
+    found = to_peer(_NOBODY, folder)
+    context = found["typed_config"]["common_tls_context"]["combined_validation_context"]["default_validation_context"]
+    context["match_typed_subject_alt_names"] = [{"san_type": "URI", "matcher": exactly(each)} for each in identities]
+    return found
 
 
 def to_nobody(folder: Folder) -> Json:
