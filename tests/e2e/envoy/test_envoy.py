@@ -18,6 +18,7 @@ from backstay.config.model import (
     Rule,
     Source,
 )
+from backstay.config.wire import RefusalExpected
 from backstay.sidecar.engine import ContentRefused, settled
 from e2e.engine.mesh import (
     DOMAIN,
@@ -87,6 +88,37 @@ async def test_traffic_over_mtls_is_checked_by_identity_and_counted_on_both_side
         }
         assert (sum(row.attempts for row in out), [row.bad for row in out if row.bad]) == (2, [])
         assert (sum(row.excused for row in into), [row.bad for row in into if row.bad]) == (1, [])
+
+
+async def test_refusals_that_were_announced_are_no_evidence(tmp_path: Path) -> None:
+    ca = Authority(tmp_path)
+    everybody = Policy(name="shop/closed", action="deny", rules=(PolicyRule(),))
+    async with application(replying()) as app, proxy(app) as server, proxy() as client:
+        for side, name in ((server, "web"), (client, "client")):
+            side.engine.identity(ca.issue(spiffe(name)))
+            side.engine.trust({DOMAIN: ca.pem}, [])
+        own = listeners("web", inbound=(InboundPort(port=app),))
+        open_ = config(own, workload="shop/web")
+        closed = config(own, Authorization(policies=(everybody,)), workload="shop/web")
+        announced = [
+            RefusalExpected(source=spiffe("client"), host="web.shop", path="/a*"),
+            RefusalExpected(source="127.0.0.0/8", path="/b"),
+        ]
+        server.engine.apply(open_, closed, 1.0, announced)
+        client.engine.apply(config(*PLAIN), None, 0)
+        client.engine.endpoints({"web.shop:80": [endpoint(server.inbound[app], spiffe("web"))]}, full=True)
+        await settled(server.engine)
+        await settled(client.engine)
+        asked = [
+            (client.outbound, "/a1"),
+            (client.outbound, "/c"),
+            (server.inbound[app], "/b"),
+            (server.inbound[app], "/a1"),
+        ]
+        answers = [await send(port, get(path)) for port, path in asked]
+        assert [answer.status for answer in answers] == [403] * 4
+        rows = await server.counted(lambda rows: sum(row.total for row in rows) == 4)
+        assert (sum(row.excused for row in rows), sum(row.bad.get("denied", 0) for row in rows)) == (2, 2)
 
 
 async def test_an_endpoint_with_another_identity_is_not_asked(tmp_path: Path) -> None:

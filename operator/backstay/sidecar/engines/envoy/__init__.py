@@ -179,8 +179,10 @@ class EnvoyEngine:
         serves_candidate = candidate is not None and share > 0
         config = candidate if serves_candidate and candidate is not None else stable
         known = self.world.config
-        if known is None or (known is not config and known.digest != config.digest):
-            changed = replace(self.world, config=config, slot=self._slots.peek(config.digest))
+        expected = tuple(expect_refused)
+        is_other = known is None or (known is not config and known.digest != config.digest)
+        if is_other or expected != self.world.expected:
+            changed = replace(self.world, config=config, slot=self._slots.peek(config.digest), expected=expected)
             render(changed)  # refuses what cannot be served before anything is changed
             self._slots.take(config.digest)
             self._change(changed)

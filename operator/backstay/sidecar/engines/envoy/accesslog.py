@@ -8,13 +8,14 @@ engine's.
 from typing import Final, Literal
 
 from backstay.config.model import LATENCY_BOUNDS_MS
+from backstay.sidecar.engines.envoy import rbac
 from backstay.sidecar.engines.envoy.api import Json, percent, plain, typed
 from backstay.sidecar.engines.envoy.names import ANY_SLOT, route_name
 
 PREFIX: Final = "backstay"
 REQUESTS: Final = "rq"
-TAGS: Final = ("d", "r", "b", "c", "f", "w", "a", "g")
-"""Direction, route, backend, code, flags, what answered, attempts, gRPC status: short, because they are part of every name."""
+TAGS: Final = ("d", "r", "b", "c", "f", "w", "a", "g", "e")
+"""Direction, route, backend, code, flags, what answered, attempts, gRPC status, whether a refusal was announced: short, because they are part of every name."""
 _LOGGERS: Final = "envoy.extensions.access_loggers."
 _DURATION: Final = "%DURATION%"
 """Whole milliseconds, of requests whose client has gone as well; finer durations are missing there."""
@@ -39,6 +40,7 @@ def _counted(direction: str, route: str, what: str) -> Json:
     values = (
         direction, route, "%UPSTREAM_CLUSTER%", "%RESPONSE_CODE%", "%RESPONSE_FLAGS%", what,
         "%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "%GRPC_STATUS_NUMBER%",
+        f"%DYNAMIC_METADATA({rbac.METADATA}:{rbac.EXPECTED_BY})%",
     )  # fmt: skip
     tags = [{"name": name, "value_format": value} for name, value in zip(TAGS, values, strict=True)]
     histogram = {"stat": {"name": REQUESTS, "tags": tags}, "unit": "Milliseconds", "value_format": _DURATION}

@@ -170,6 +170,7 @@ def http_filters(
         scripts.answers(upgrade),
         strict.http_filter(is_plain=is_plain),
         strict.own_answers_removed(),
+        *([rbac.expected_filter()] if checks else []),
         *read,
         *(rbac.http_filters() if checks else []),
     ]

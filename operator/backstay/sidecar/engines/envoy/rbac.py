@@ -10,7 +10,9 @@ from ipaddress import ip_network
 from typing import Final
 
 from backstay.config.authorize import operation_reads_requests, reads_requests
+from backstay.config.match import aliases
 from backstay.config.model import Authorization, Operation, Policy, PolicyRule, Source
+from backstay.config.wire import RefusalExpected
 from backstay.sidecar.engines.envoy import tokens
 from backstay.sidecar.engines.envoy.api import Json, exactly, message, whole
 from backstay.sidecar.engines.envoy.matching import header_matchers
@@ -18,7 +20,11 @@ from backstay.sidecar.engines.envoy.matching import header_matchers
 DENY: Final = "backstay.deny"
 ALLOW: Final = "backstay.allow"
 AUDIT: Final = "backstay.audit"
-"""Names of the filters; the last only looks. A route carries the rules of its config for each."""
+EXPECTED: Final = "backstay.expected"
+"""Names of the filters; the last two only look. A route carries the rules of its config for each."""
+EXPECTED_BY: Final = "expected_shadow_effective_policy_id"
+"""Key of the metadata that says which announced refusal a request would be."""
+METADATA: Final = "envoy.filters.http.rbac"
 REVOKED: Final = "revoked"
 UNREAD: Final = "unread-address"
 _ODD_ADDRESS: Final = r"([0-9.]+:[0-9]*|\[[^,]*|[0:]*:[fF]{4}:[0-9a-fA-F.:]+)"
@@ -44,6 +50,29 @@ def http_rules(
         shadow = {"shadow_rules": {"action": "ALLOW", "policies": audited}, "shadow_rules_stat_prefix": "audit_"}
         found[AUDIT] = message(f"{_HTTP}RBACPerRoute", rbac=shadow)
     return found
+
+
+def expected_rules(expected: Sequence[RefusalExpected]) -> dict[str, Json]:
+    """Which requests a document wants refused (`rollout.expectRefused`): looked at before anything refuses."""
+    if not expected:
+        return {}
+    policies = {f"expected#{index}": _expected(entry) for index, entry in enumerate(expected)}
+    shadow = {"shadow_rules": {"action": "ALLOW", "policies": policies}, "shadow_rules_stat_prefix": "expected_"}
+    return {EXPECTED: message(f"{_HTTP}RBACPerRoute", rbac=shadow)}
+
+
+def _expected(entry: RefusalExpected) -> Json:
+    wanted = [_path(entry.path)] if entry.path else []
+    if entry.host:
+        spellings = dict.fromkeys((entry.host, *aliases(entry.host, entry.host.partition(".")[2])))
+        wanted.append(_or("rules", [_host(name) for name in spellings]))
+    is_identity = "://" in entry.source
+    source = _principal(entry.source) if is_identity else {"direct_remote_ip": _block(entry.source)}
+    return {"permissions": [_and("rules", wanted)], "principals": [source]}
+
+
+def expected_filter() -> Json:
+    return {"name": EXPECTED, "typed_config": message(f"{_HTTP}RBAC")}
 
 
 def http_filters() -> list[Json]:

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from backstay.config.match import HostTable, RouteTable, is_let_out
 from backstay.config.model import Authorization, Backend, Config, HostRoutes, Listeners, Rule
-from backstay.config.wire import Endpoint
+from backstay.config.wire import Endpoint, RefusalExpected
 from backstay.sidecar.engine import Address
 from backstay.sidecar.engines.envoy import (
     clusters,
@@ -52,6 +52,8 @@ class World:
     """Keys of who issues tokens, by their address."""
     secrets: Mapping[str, str] = field(default_factory=dict)
     """What a gateway shows: PEM by name."""
+    expected: tuple[RefusalExpected, ...] = ()
+    """Refusals that a document has announced."""
     roots: str = "/etc/ssl/certs/ca-certificates.crt"
     """The file of who the system trusts, for hosts outside of the mesh."""
 
@@ -261,7 +263,8 @@ def _inbound(port: int, world: World, parts: Parts, shop: Shop) -> Json:
 
 def _checks(port: int, world: World, parts: Parts) -> dict[str, Json]:
     hops = parts.listeners.trusted_hops
-    return rbac.http_rules(parts.authorization, world.revoked, port, parts.issuers, hops)
+    rules = rbac.http_rules(parts.authorization, world.revoked, port, parts.issuers, hops)
+    return rules | rbac.expected_rules(world.expected)
 
 
 def _gateway(port: int, world: World, parts: Parts, shop: Shop) -> list[Json]:

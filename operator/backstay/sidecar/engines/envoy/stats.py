@@ -13,7 +13,7 @@ import msgspec
 
 from backstay.config.model import LATENCY_BOUNDS_MS
 from backstay.config.wire import PeerRow, Row, add_rows
-from backstay.sidecar.engines.envoy import strict, tokens
+from backstay.sidecar.engines.envoy import accesslog, strict, tokens
 from backstay.sidecar.engines.envoy.names import OUTSIDE, Slots, split_route_name
 
 BUCKETS: Final = len(LATENCY_BOUNDS_MS) + 1
@@ -57,6 +57,8 @@ class Kind(NamedTuple):
     what: str
     attempts: str
     grpc: str
+    expected: str = ""
+    """Which refusal that was announced this request would be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +97,7 @@ def parse(text: str) -> dict[Kind, list[int]]:
 
 
 def _kind(labels: Mapping[str, str]) -> Kind:
-    return Kind(*(labels.get(name, "") for name in ("d", "r", "b", "c", "f", "w", "a", "g")))
+    return Kind(*(labels.get(name, "") for name in accesslog.TAGS))
 
 
 def _unescaped(value: str) -> str:
@@ -161,7 +163,7 @@ def rows(added: Mapping[Kind, list[int]], slots: Slots, excuses: Excuses) -> lis
 
 def _row(kind: Kind, digest: str, route: str, latency: list[int], reason: str, excuses: Excuses) -> Row:
     total = sum(latency)
-    is_excused = reason in _REFUSALS and excuses.covers(reason, route)
+    is_excused = reason in _REFUSALS and (kind.expected not in ("", "-") or excuses.covers(reason, route))
     return Row(
         config=digest,
         direction="in" if kind.direction == "in" else "out",

@@ -30,6 +30,14 @@ def text(labels: str, *cumulative: int) -> str:
     return "# TYPE envoy_backstay_rq histogram\n" + "\n".join(lines) + f"\nenvoy_backstay_rq_count{{{labels}}} 9\n"
 
 
+def test_a_refusal_that_was_announced_is_excused() -> None:
+    denied = Kind("in", "0|inbound:80", "", "403", "-", "rbac_access_denied_matched_policy[none]", "-", "-")
+    excuses = Excuses(everything=False, denials=False)
+    counted = {denied: latency(3), denied._replace(expected="expected#0"): latency(2)}
+    (row,) = rows(counted, slots(), excuses)
+    assert (row.total, row.bad, row.excused) == (5, {"denied": 3}, 2)
+
+
 def slots(digest: str = "d1") -> Slots:
     found = Slots()
     found.take(digest)
