@@ -335,6 +335,8 @@ def _inlined(found: Any, rendered: Rendered) -> Any:
         return [_inlined(each, rendered) for each in found]
     if not isinstance(found, dict):
         return found
+    if "config_discovery" in found:
+        return _untyped([rendered.filters[found["name"]]])[0]
     plain = {name: _inlined(value, rendered) for name, value in found.items() if name != "rds"}
     if "rds" in found:
         plain["route_config"] = _untyped([rendered.routes[found["rds"]["route_config_name"]]])[0]

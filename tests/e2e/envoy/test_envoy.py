@@ -10,8 +10,11 @@ import pytest
 
 from backstay.config.model import (
     Authorization,
+    Config,
     DirectResponse,
     InboundPort,
+    Jwt,
+    JwtProvider,
     Operation,
     Policy,
     PolicyRule,
@@ -20,6 +23,7 @@ from backstay.config.model import (
 )
 from backstay.config.wire import RefusalExpected
 from backstay.sidecar.engine import ContentRefused, settled
+from conformance.security import signing
 from e2e.engine.mesh import (
     DOMAIN,
     LOCALHOST,
@@ -119,6 +123,33 @@ async def test_refusals_that_were_announced_are_no_evidence(tmp_path: Path) -> N
         assert [answer.status for answer in answers] == [403] * 4
         rows = await server.counted(lambda rows: sum(row.total for row in rows) == 4)
         assert (sum(row.excused for row in rows), sum(row.bad.get("denied", 0) for row in rows)) == (2, 2)
+
+
+async def test_keys_and_rules_of_tokens_change_while_connections_stay() -> None:
+    """No listener is changed: one that is closes its connections within some seconds."""
+
+    def served(*required: str) -> Config:
+        provider = JwtProvider(issuer=signing.ISSUER, jwks_uri="https://keys.example")
+        own = listeners("web", inbound=(InboundPort(port=app),), jwt=Jwt(providers=(provider,), required=required))
+        return config(own, workload="shop/web")
+
+    old, new = signing.token({"by": "ec"}), signing.token({"by": "ec2"})
+    async with application(replying()) as app, proxy(app) as server:
+        server.engine.apply(served(), None, 0)
+        await server.engine.settled()
+        modified = await server.asked("/stats?filter=listener_manager.listener_modified")
+        reader, writer = await asyncio.open_connection(LOCALHOST, server.inbound[app])
+        statuses = []
+        for key, required in (("ec", ()), ("ec2", ()), ("ec2", ("/*",))):
+            server.engine.key_sets({"https://keys.example": signing.key_set([key])})
+            server.engine.apply(served(*required), None, 0)
+            await server.engine.settled()
+            for fields in ([f"Authorization: Bearer {old}"], [f"Authorization: Bearer {new}"], []):
+                writer.write(get(headers=fields))
+                statuses.append((await receive(reader)).status)
+        assert statuses == [200, 401, 200, 401, 200, 200, 401, 200, 401]
+        assert await server.asked("/stats?filter=listener_manager.listener_modified") == modified
+        writer.close()
 
 
 async def test_an_endpoint_with_another_identity_is_not_asked(tmp_path: Path) -> None:

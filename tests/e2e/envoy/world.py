@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from backstay.config.wire import Row
 from backstay.sidecar.engine import Address, ExplicitListener
 from backstay.sidecar.engines.envoy import EnvoyEngine
+from backstay.sidecar.engines.envoy.admin import Admin
 from e2e.engine.mesh import LOCALHOST, free_port
 
 PATIENCE = 30.0  # seconds for what a busy machine may take long over
@@ -23,6 +24,10 @@ class Proxy:
     inbound: dict[int, int]
     explicit: int = 0
     rows: list[Row] = field(default_factory=list)
+
+    async def asked(self, path: str) -> str:
+        """What Envoy's admin interface says."""
+        return await Admin(self.engine.world.folder.admin).get(path)
 
     async def counted(self, wanted: Callable[[list[Row]], bool]) -> list[Row]:
         """Rows once they are what is waited for."""

@@ -146,7 +146,7 @@ class EnvoyEngine:
                 said = updates.words(self._process.lines if self._process else ())
                 await self._end()
                 raise ContentRefused("EnvoyRefused", said)
-            if all(updates.is_taken(step, "0", values) for step in waits):
+            if all(updates.is_taken(step, "0", {}, values) for step in waits):
                 return
             await asyncio.sleep(LOOK_SECONDS)
         _log.warning("envoy.slow version=0")
@@ -288,7 +288,7 @@ class EnvoyEngine:
             if updates.rejected(step, before, values):
                 await asyncio.sleep(LOOK_SECONDS)  # its words come by another way than its counters
                 raise ContentRefused("EnvoyRefused", updates.words(self._process.lines if self._process else ()))
-            if updates.is_taken(step, version, values):
+            if updates.is_taken(step, version, before, values):
                 return
             await asyncio.sleep(LOOK_SECONDS)
         _log.warning("envoy.slow version=%s", version)
@@ -315,6 +315,7 @@ class EnvoyEngine:
             (rendered.endpoints, folder.endpoints),
             (rendered.routes, folder.routes),
             (rendered.secrets, folder.secret),
+            (rendered.filters, folder.filter),
         )
         for names, place in kinds:
             kept = {place(name) for name in names}

@@ -15,7 +15,8 @@ from backstay.sidecar.engines.envoy.names import ANY_SLOT, route_name
 PREFIX: Final = "backstay"
 REQUESTS: Final = "rq"
 TAGS: Final = ("d", "r", "b", "c", "f", "w", "a", "g", "e")
-"""Direction, route, backend, code, flags, what answered, attempts, gRPC status, whether a refusal was announced: short, because they are part of every name."""
+"""Direction, route, backend, code, flags, what answered, attempts, gRPC status, whether a refusal was announced: short, because
+they are part of every name."""
 _LOGGERS: Final = "envoy.extensions.access_loggers."
 _DURATION: Final = "%DURATION%"
 """Whole milliseconds, of requests whose client has gone as well; finer durations are missing there."""

@@ -51,6 +51,11 @@ def whole(pattern: str) -> Json:
     return {"safe_regex": {"regex": pattern}}
 
 
+def discovered(name: str, kind: str, path: Path) -> Json:
+    """A filter whose configuration is a file of its own: what changes in it touches no connection."""
+    return {"name": name, "config_discovery": {"config_source": watched(path), "type_urls": [kind]}}
+
+
 def watched(path: Path) -> Json:
     """A source of configuration that Envoy reads again when the file is replaced (moved into its folder)."""
     return {

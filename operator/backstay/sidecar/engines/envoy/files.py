@@ -15,7 +15,7 @@ from backstay.sidecar import files
 from backstay.sidecar.engines.envoy.api import Json
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
-_KINDS: Final = ("routes", "endpoints", "secrets")
+_KINDS: Final = ("routes", "endpoints", "secrets", "filters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,9 @@ class Folder:
 
     def endpoints(self, cluster: str) -> Path:
         return self.path / "endpoints" / f"{file_name(cluster)}.json"
+
+    def filter(self, name: str) -> Path:
+        return self.path / "filters" / f"{file_name(name)}.json"
 
     def secret(self, name: str) -> Path:
         return self.path / "secrets" / f"{file_name(name)}.json"

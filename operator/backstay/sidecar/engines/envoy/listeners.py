@@ -11,7 +11,7 @@ from typing import Final, Literal
 from backstay.config.model import Authorization, GatewayListener, InboundPort, Jwt, Listeners
 from backstay.sidecar.engine import Address
 from backstay.sidecar.engines.envoy import accesslog, actions, clusters, outside, rbac, scripts, strict, tls, tokens
-from backstay.sidecar.engines.envoy.api import Json, message, socket_address, typed, watched, whole
+from backstay.sidecar.engines.envoy.api import Json, discovered, message, socket_address, typed, watched, whole
 from backstay.sidecar.engines.envoy.files import Folder
 from backstay.sidecar.engines.envoy.names import INNER, app_cluster
 from backstay.sidecar.engines.envoy.routes import targets_action
@@ -165,7 +165,7 @@ def http_filters(
     protocol that requests ask for which come this way."""
     router = typed("envoy.filters.http.router", f"{_HTTP}router.v3.Router", suppress_envoy_headers=True)
     jwt = ports.listeners.jwt
-    read = tokens.filters(jwt, ports.key_sets) if jwt is not None and checks else []
+    read = [_of_its_own(each, ports) for each in tokens.filters(jwt, ports.key_sets)] if jwt and checks else []
     before = [
         scripts.answers(upgrade),
         strict.http_filter(is_plain=is_plain),
@@ -184,6 +184,11 @@ def http_filters(
         typed("envoy.filters.http.dynamic_forward_proxy", kind, dns_cache_config=clusters.DNS_CACHE),
         router,
     ]
+
+
+def _of_its_own(found: Json, ports: Ports) -> Json:
+    """Keys and rules of tokens change while connections stay."""
+    return discovered(found["name"], found["typed_config"]["@type"], ports.folder.filter(found["name"]))
 
 
 _REASONS: Final = {

@@ -22,8 +22,9 @@ from backstay.sidecar.engines.envoy import (
     routes,
     supported,
     tls,
+    tokens,
 )
-from backstay.sidecar.engines.envoy.api import Json
+from backstay.sidecar.engines.envoy.api import Json, message
 from backstay.sidecar.engines.envoy.files import Folder
 from backstay.sidecar.engines.envoy.names import cluster_name
 from backstay.sidecar.engines.envoy.routes import Shop
@@ -69,6 +70,8 @@ class Rendered:
     routes: dict[str, Json]
     endpoints: dict[str, Json]
     secrets: dict[str, Json]
+    filters: dict[str, Json]
+    """Those that listeners name and read from a file."""
 
 
 def render(world: World) -> Rendered:
@@ -82,6 +85,7 @@ def render(world: World) -> Rendered:
         routes=_routes(world, parts, shop),
         endpoints=_endpoints(world, parts),
         secrets=_secrets(world),
+        filters=_filters(world, parts),
     )
 
 
@@ -378,6 +382,12 @@ def _endpoints(world: World, parts: Parts) -> dict[str, Json]:
 def _is_reachable(endpoint: Endpoint, backend: Backend, world: World) -> bool:
     """Nobody who has an identity is asked in plaintext, however early it is."""
     return world.has_identity or not endpoint.identity or backend.tls == "disable"
+
+
+def _filters(world: World, parts: Parts) -> dict[str, Json]:
+    jwt = parts.listeners.jwt
+    found = tokens.filters(jwt, world.key_sets) if jwt is not None else []
+    return {each["name"]: message("envoy.config.core.v3.TypedExtensionConfig", **each) for each in found}
 
 
 def _secrets(world: World) -> dict[str, Json]:

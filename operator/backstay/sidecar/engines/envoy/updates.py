@@ -16,9 +16,10 @@ from backstay.sidecar.engines.envoy.render import Rendered
 
 ANSWERS: Final = (
     "/stats?filter=%5E(cluster_manager%5C.cds%5C.%7Clistener_manager%5C.(lds%5C.%7Ctotal_listeners_warming)%7Chttp%5C."
-    ".*%5C.rds%5C.).*(version_text%7Cupdate_rejected%7Cwarming)%24"
+    ".*%5C.rds%5C.%7Cextension_config_discovery%5C.).*(version_text%7Cupdate_rejected%7Cwarming%7Cconfig_reload)%24"
 )
 CLUSTERS: Final = "cluster_manager.cds"
+FILTERS: Final = "extension_config_discovery.http_filter"
 LISTENERS: Final = "listener_manager.lds"
 WARMING: Final = "listener_manager.total_listeners_warming"
 _REJECTED: Final = "config update rejected: "
@@ -49,6 +50,7 @@ def steps(before: Rendered | None, after: Rendered, folder: Folder) -> list[Step
     routes_used = _used(after)
     found = [
         Step(tuple(_changed(before.secrets if before else {}, after.secrets, folder.secret))),
+        Step(tuple(_changed_filters(before, after, folder))),
         Step(tuple(_added(before.endpoints if before else {}, after.endpoints, folder))),
         Step(_one(old_clusters, [*after.clusters, *kept], folder.clusters, CLUSTERS)),
         Step(tuple(_changed_endpoints(before, after, folder))),
@@ -80,6 +82,16 @@ def _changed_endpoints(before: Rendered | None, after: Rendered, folder: Folder)
     known = before.endpoints if before is not None else {}
     staying = {name: found for name, found in after.endpoints.items() if name in known}
     return _changed(known, staying, folder.endpoints)
+
+
+def _changed_filters(before: Rendered | None, after: Rendered, folder: Folder) -> list[Write]:
+    """Waited for where a listener reads them already."""
+    known = before.filters if before is not None else {}
+    return [
+        Write(folder.filter(name), (found,), f"{FILTERS}.{name}" if name in known else "")
+        for name, found in sorted(after.filters.items())
+        if known.get(name) != found
+    ]
 
 
 def _changed_routes(before: Rendered | None, after: Rendered, folder: Folder, used: frozenset[str]) -> list[Write]:
@@ -115,11 +127,18 @@ def encode(write: Write, version: str) -> bytes:
 # --- Envoy's answer ------------------------------------------------------------------------------------------------
 
 
-def is_taken(step: Step, version: str, values: Mapping[str, str]) -> bool:
-    """Envoy serves what this step wrote."""
+def is_taken(step: Step, version: str, before: Mapping[str, str], values: Mapping[str, str]) -> bool:
+    """Envoy serves what this step wrote. `before`: its answers until then."""
     waits = [write.subscription for write in step.writes if write.subscription]
     is_warm = LISTENERS not in waits or values.get(WARMING, "0") == "0"
-    return is_warm and all(values.get(f"{each}.version_text") == version for each in waits)
+    return is_warm and all(_has_read(each, version, before, values) for each in waits)
+
+
+def _has_read(subscription: str, version: str, before: Mapping[str, str], values: Mapping[str, str]) -> bool:
+    if subscription.startswith(FILTERS):  # Envoy tells no version of these
+        count = f"{subscription}.config_reload"
+        return values.get(count, "0") != before.get(count, "0")
+    return values.get(f"{subscription}.version_text") == version
 
 
 def rejected(step: Step, before: Mapping[str, str], values: Mapping[str, str]) -> bool:

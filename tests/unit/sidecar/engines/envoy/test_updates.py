@@ -4,18 +4,33 @@ from pathlib import Path
 
 from backstay.sidecar.engines.envoy.files import Folder, file_name
 from backstay.sidecar.engines.envoy.render import Rendered
-from backstay.sidecar.engines.envoy.updates import CLUSTERS, LISTENERS, Step, Write, is_taken, rejected, steps, words
+from backstay.sidecar.engines.envoy.updates import (
+    CLUSTERS,
+    FILTERS,
+    LISTENERS,
+    Step,
+    Write,
+    is_taken,
+    rejected,
+    steps,
+    words,
+)
 
 FOLDER = Folder(Path("/run/envoy"))
+FILTERED: list[tuple[str, dict[str, str]]] = [("l", {}), ("m", {"f": "one"}), ("m", {"f": "two"})]
+"""Name of the listener, and the filters that it reads from files."""
 
 
-def rendered(*clusters: str, route: str = "one", listener: str = "l") -> Rendered:
+def rendered(
+    *clusters: str, route: str = "one", listener: str = "l", filters: dict[str, str] | None = None
+) -> Rendered:
     return Rendered(
         listeners=[{"name": listener, "rds": {"route_config_name": "outbound"}}],
         clusters=[{"name": name} for name in clusters],
         routes={"outbound": {"name": "outbound", "to": route}},
         endpoints={name: {"cluster_name": name} for name in clusters},
         secrets={},
+        filters={name: {"name": name, "typed_config": config} for name, config in (filters or {}).items()},
     )
 
 
@@ -43,12 +58,21 @@ def test_routes_that_somebody_reads_are_waited_for() -> None:
     assert [write.subscription for write in step.writes] == ["http.outbound.rds.outbound"]
 
 
+def test_a_filters_file_is_there_before_listeners_name_it_and_then_changes_alone() -> None:
+    none, one, other = (rendered("a", listener=name, filters=each) for name, each in FILTERED)
+    assert order(none, one) == [["filters/f.json"], ["listeners.json"]]
+    (step,) = steps(one, other, FOLDER)
+    assert [(write.path, write.subscription) for write in step.writes] == [(FOLDER.filter("f"), f"{FILTERS}.f")]
+    before = {f"{FILTERS}.f.config_reload": "1"}
+    assert [is_taken(step, "2", before, {f"{FILTERS}.f.config_reload": count}) for count in "12"] == [False, True]
+
+
 def test_an_update_is_taken_when_its_version_is_served_and_nothing_warms() -> None:
     step = Step((Write(FOLDER.listeners, (), LISTENERS), Write(FOLDER.clusters, (), CLUSTERS)))
     taken = {f"{LISTENERS}.version_text": "2", f"{CLUSTERS}.version_text": "2"}
-    assert is_taken(step, "2", taken)
-    assert not is_taken(step, "3", taken)
-    assert not is_taken(step, "2", taken | {"listener_manager.total_listeners_warming": "1"})
+    assert is_taken(step, "2", {}, taken)
+    assert not is_taken(step, "3", {}, taken)
+    assert not is_taken(step, "2", {}, taken | {"listener_manager.total_listeners_warming": "1"})
 
 
 def test_an_update_is_refused_when_the_count_of_refusals_grows() -> None:
