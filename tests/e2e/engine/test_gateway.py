@@ -1,8 +1,11 @@
 """A gateway on real sockets: hosts, certificates by SNI, redirects, passed-through TLS, ports that come and go."""
 
 import asyncio
+import contextlib
+import logging
 import socket
 import ssl
+import struct
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from backstay.config.model import Authorization, GatewayListener, HostRoutes, Match, PathMatch, Policy, Rule
 from backstay.sidecar.engine import ContentRefused
+from backstay.sidecar.engines.python.ingress import GatewayAcceptor
 
 from .mesh import (
     LOCALHOST,
@@ -34,6 +38,7 @@ from .mesh import (
 )
 
 WEB = backend()
+PATIENCE = 60.0  # seconds, on a machine that is busy with other tests
 
 
 def at_gateway(port: int, *rules: Rule, host: str = "shop.example.com") -> HostRoutes:
@@ -289,3 +294,58 @@ async def test_a_port_that_is_taken_refuses_the_config_and_changes_nothing() -> 
         assert (await send(good, get(host="shop.example.com"))).status == 200
         with pytest.raises(ConnectionRefusedError):
             await send(free, get())
+
+
+async def test_callers_who_reset_before_a_handshake_are_counted_and_the_log_does_not_fill(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, pem = free_port(), self_signed(tmp_path, "shop.example.com", "shop")
+    caplog.set_level(logging.INFO)
+    async with application(replying(b"shop")) as app, proxy() as edge, asyncio.timeout(PATIENCE):
+        https = listener(port, "https", hosts=("shop.example.com",), secret="edge/shop")
+        edge.engine.secrets({"edge/shop": pem})
+        edge.engine.apply(config(listeners("edge", gateway=gateway(https)), at_gateway(port), WEB), None, 0)
+        edge.engine.endpoints({"web.shop:80": [endpoint(app)]}, full=True)
+        refused = edge.engine.server.ledger.refused
+        await asyncio.to_thread(reset, port, 100)
+        while refused.get((port, "handshake-refused"), 0) < 100:
+            await asyncio.sleep(0.01)
+        assert (await ask_tls(port, trusting(pem), "shop.example.com", get(host="shop.example.com")))[0].body == b"shop"
+    lines = [record for record in caplog.records if record.name == "backstay.sidecar.python"]
+    assert 0 < len(lines) < 100
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+def reset(port: int, times: int) -> None:
+    """Connections that are gone, some with bytes unread, before anybody looks at them."""
+    for number in range(times):
+        with socket.create_connection((LOCALHOST, port)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if number % 2:
+                sock.sendall(b"\x16\x03\x01\x02\x00")
+
+
+async def test_half_a_greeting_is_looked_at_seldom_and_none_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[float] = []
+    original = GatewayAcceptor._look_again
+
+    def look_again(self: GatewayAcceptor, sock: socket.socket, address: str, draw: float, pause: float) -> None:
+        looked.append(pause)
+        original(self, sock, address, draw, pause)
+
+    monkeypatch.setattr(GatewayAcceptor, "_look_again", look_again)
+    port = free_port()
+    async with proxy() as edge, asyncio.timeout(PATIENCE):
+        bank = HostRoutes(host="bank.example.com", port=port, rules=(to("bank.shop:443"),), gateway=True)
+        parts = (bank, backend("bank.shop", 443, protocol="tcp"))
+        edge.engine.apply(config(listeners("edge", gateway=gateway(listener(port, "tls"))), *parts), None, 0)
+        silent = await asyncio.open_connection(LOCALHOST, port)
+        _, half = await asyncio.open_connection(LOCALHOST, port)
+        half.write(b"\x16\x03\x01\x02\x00\x01")
+        while len(looked) < 4:
+            await asyncio.sleep(0.01)
+        assert looked[:4] == [0.01, 0.02, 0.04, 0.08]
+        silent[1].write(b"no greeting at all")
+        with contextlib.suppress(ConnectionResetError):  # closed with bytes unread
+            assert await silent[0].read() == b""
+        half.close()

@@ -124,7 +124,7 @@ class Acceptor:
     def _take(self, sock: socket.socket, address: str) -> None:
         listener = self._listener.taking(sock)
         if listener is None:
-            _log.info("accept.not-redirected address=%s", address)
+            self._server.remark("accept.not-redirected address=%s", address)
             sock.close()
         elif listener.looks:
             self._look(sock, address, listener)
@@ -266,7 +266,7 @@ class Acceptor:
                 downstream.identity = check_peer(wrapped, contexts)
             except (OSError, ValueError) as problem:  # ssl.SSLError and TimeoutError are OSErrors
                 why = clean(str(problem))
-                _log.info("handshake.refused address=%s error=%s", address, why)
+                self._server.remark("handshake.refused address=%s error=%s", address, why)
                 count_refusal(self._server, listener.port, draw, "handshake-refused", address, whoever=True, error=why)
                 transport.abort()
                 return

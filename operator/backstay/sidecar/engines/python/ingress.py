@@ -191,21 +191,25 @@ class GatewayAcceptor(Acceptor):
         context = self._server.secrets.get((listener.secret, listener.min_tls)) if listener is not None else None
         if context is None:
             why = "no listener" if listener is None else f"secret {listener.secret} is not there"
-            _log.warning("gateway.no-certificate name=%r why=%s", name, why)
+            self._server.remark("gateway.no-certificate name=%r why=%s", name, why)
             return int(ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
         sock.context = context
         return None
 
     def _end_tls(self, sock: socket.socket, address: str, port: GatewayPort, draw: float) -> None:
-        wrapped = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        try:
+            wrapped = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        except (OSError, ValueError) as error:  # the caller has gone already
+            self._refuse_handshake(address, str(error))
+            sock.close()
+            return
         self._ports[wrapped] = port
 
         def ready(transport: TlsTransport, error: Exception | None) -> None:
             self._shaking.discard(transport)
             self._ports.pop(wrapped, None)
             if error is not None or _is_below(wrapped):
-                _log.info("handshake.failed address=%s error=%s", address, clean(str(error or "version")))
-                self._server.ledger.note_refused(self._ingress.port, "handshake-refused")
+                self._refuse_handshake(address, str(error or "version"))
                 transport.abort()
                 return
             downstream = self._downstream(address, self._ingress, draw)
@@ -216,21 +220,26 @@ class GatewayAcceptor(Acceptor):
         self._shaking.add(transport)
         transport.start()
 
+    def _refuse_handshake(self, address: str, why: str) -> None:
+        self._server.remark("handshake.failed address=%s error=%s", address, clean(why))
+        self._server.ledger.note_refused(self._ingress.port, "handshake-refused")
+
     # --- TLS that passes through ---
 
-    def _peek(self, sock: socket.socket, address: str, draw: float) -> None:
-        """Read the name in the ClientHello without taking it, now or when it is there."""
+    def _peek(self, sock: socket.socket, address: str, draw: float, pause: float = 0.0) -> None:
+        """Read the name in the ClientHello without taking it, now or when it is there. `pause`: how long it was waited for."""
         loop = self._server.loop
         try:
             hello = sock.recv(HELLO_BYTES, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
-            hello = b" "
+            self._await_first_byte(sock, address, draw)
+            return
         except OSError:
             self._drop(sock)
             return
-        name = server_name(hello) if hello != b" " else None
+        name = server_name(hello)
         if name is None and hello:
-            self._await_hello(sock, address, draw)
+            self._await_hello(sock, address, draw, min(max(HELLO_LOOK, 2 * pause), HELLO_LOOK_MOST))
             return
         self._forget(sock)
         if not hello:
@@ -239,21 +248,28 @@ class GatewayAcceptor(Acceptor):
         listener = Passthrough(self._server, self._ingress.port, name or b"")
         loop.call_soon(self._serve, sock, address, listener, draw)
 
-    def _await_hello(self, sock: socket.socket, address: str, draw: float) -> None:
-        """Look again in a moment: bytes that are not taken wake nobody a second time."""
+    def _await_first_byte(self, sock: socket.socket, address: str, draw: float) -> None:
+        if sock not in self._waiting:
+            self._waiting[sock] = self._server.loop.call_later(HELLO_WITHIN, self._drop, sock)
+            self._server.loop.add_reader(sock.fileno(), self._peek, sock, address, draw)
+
+    def _await_hello(self, sock: socket.socket, address: str, draw: float, pause: float) -> None:
+        """Look again in a moment: bytes that are not taken wake nobody a second time. Each time the moment is twice as long:
+        a thousand callers with half a greeting would keep a core busy otherwise."""
         loop = self._server.loop
         if sock not in self._waiting:
             self._waiting[sock] = loop.call_later(HELLO_WITHIN, self._drop, sock)
         loop.remove_reader(sock.fileno())
-        loop.call_later(HELLO_LOOK, self._look_again, sock, address, draw)
+        loop.call_later(pause, self._look_again, sock, address, draw, pause)
 
-    def _look_again(self, sock: socket.socket, address: str, draw: float) -> None:
+    def _look_again(self, sock: socket.socket, address: str, draw: float, pause: float) -> None:
         if sock in self._waiting:
-            self._peek(sock, address, draw)
+            self._peek(sock, address, draw, pause)
 
 
 HELLO_WITHIN: Final = 10.0  # seconds, as for a request's head
 HELLO_LOOK: Final = 0.01  # a ClientHello nearly always comes in one segment; the few others wait this long
+HELLO_LOOK_MOST: Final = 1.0
 
 
 def _is_below(sock: ssl.SSLSocket) -> bool:

@@ -46,6 +46,8 @@ OPEN_TOLD_EVERY: Final = 600.0
 """Seconds between notes of open plaintext connections: who asks for the last day needs no better."""
 MANY_DEADLINES: Final = 64
 """Different time limits from which on those that no config has any more are looked for. Meshes have a handful at a time."""
+MOST_REMARKS: Final = 5
+"""Lines of the log about strangers in one sweep: a port scan, or an attack, must not become a flood of the log."""
 MAX_EXTERNAL: Final = 1024  # hosts outside of the mesh whose connections are kept
 _LOCAL_NAMES: Final = frozenset(("localhost", "127.0.0.1", "::1", "0.0.0.0"))  # noqa: S104 - compared, not bound
 
@@ -133,6 +135,7 @@ class Server:
         self.outside = Outside()
         self.checks = Checks(self)
         self._open_told_at = self.now
+        self._remarks = 0
         self._tide = Tide()
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
@@ -239,6 +242,17 @@ class Server:
 
     # --- care ------------------------------------------------------------------------------------------------------
 
+    def remark(self, text: str, *values: object) -> None:
+        """Log what a stranger did, unless others did as much in the same half second; counters know of all."""
+        self._remarks += 1
+        if self._remarks <= MOST_REMARKS:
+            _log.info(text, *values)
+
+    def _tell_remarks_left_out(self) -> None:
+        if self._remarks > MOST_REMARKS:
+            _log.info("connections.more-refused not-shown=%d", self._remarks - MOST_REMARKS)
+        self._remarks = 0
+
     def note_connect_failure(self, pool: Pool | None, error: Exception) -> None:
         if pool is not None:
             _log.debug(
@@ -257,6 +271,7 @@ class Server:
         for pool in self.every_pool():
             close_all(pool.stale(now))
         self.log.flush()
+        self._tell_remarks_left_out()
         self.spans.sweep(now)
         if self._tide.has_ebbed(len(self.downstreams) + len(self.upstreams)):
             give_back()
