@@ -4,6 +4,7 @@ import ast
 import base64
 import hashlib
 import importlib.util
+import json
 import re
 import sys
 import zipfile
@@ -65,6 +66,20 @@ def test_the_operators_user_has_a_name() -> None:
 def test_the_sidecars_image_has_no_shell() -> None:
     (removed,) = [rest for word, rest in instructions("sidecar") if word == "RUN" and rest.startswith('["rm"')]
     assert {"/bin/sh", "/bin/bash", "/bin/dash"} <= set(re.findall(r'"(/[^"]+)"', removed))
+
+
+def test_the_sidecars_image_writes_bytecode_of_modules_that_exist() -> None:
+    """Its user may not, and its base has none; a name that is gone would end the build of the image."""
+    (run,) = [rest for word, rest in instructions("sidecar") if word == "RUN" and '"import ' in rest]
+    statement = ast.parse(json.loads(run)[2]).body
+    assert [type(each) for each in statement] == [ast.Import]
+    names = sorted(imports_of(statement[0]))
+    assert [name for name in names if importlib.util.find_spec(name) is None] == []
+    assert {"backstay.sidecar.__main__", "backstay.sidecar.program", "uvloop"} <= set(names)
+
+
+def imports_of(statement: ast.stmt) -> set[str]:
+    return {alias.name for alias in statement.names} if isinstance(statement, ast.Import) else set()
 
 
 def pinned(name: str) -> dict[str, str]:
