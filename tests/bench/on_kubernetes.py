@@ -18,8 +18,13 @@ inject_p99_ms             what injection adds to the creation of a pod: the slow
                           of as many without
 inject_p50_ms             likewise, the median
 
-The last line is one JSON object; full runs keep it in docs/benchmarks/. QUICK=1 is a tenth of it, ONLY=objects or
-ONLY=injection one of the two.
+sidecar_start_s           from the start of a proxy's process to its first 200 on its health port; one pod, median of ten
+pod_start_added_s         how much later a pod is Ready for it: median of ten, over the median of ten without
+push_to_ready_s           from the end of `git push` to Ready=True with 20 injected pods, no soak; median of ten
+push_to_ready_most_s      the slowest of them; git is looked at once a second
+
+The last line is one JSON object; full runs keep it in docs/benchmarks/. QUICK=1 is a tenth of it, ONLY=objects,
+ONLY=injection or ONLY=pods one of the three.
 """
 
 import asyncio
@@ -61,6 +66,7 @@ from backstay.sidecar.identity import make_key
 from bench.support.injection import Pods, injection
 from bench.support.operators import OperatorProcess, until_live
 from bench.support.results import QUICK, finish, say
+from bench.support.starts import Field, pushes, starts
 from cluster.lifecycle import Level
 from cluster.reach import NoCluster, Reach, at_least
 from e2e.kubernetes.operators import install
@@ -75,7 +81,7 @@ REST: Final = 10 if QUICK else 60
 PUSHES: Final = 3 if QUICK else 5
 AT_ONCE: Final = 16
 ONLY: Final = os.environ.get("ONLY", "")
-"""`objects` or `injection`: half of it, for looking; not kept."""
+"""`objects`, `injection` or `pods`: a part of it, for looking; not kept."""
 CLASS: Final = "backstay.dev/operator-class"
 
 
@@ -354,8 +360,11 @@ async def _push(bench: Bench, git: Repository, number: int) -> float:
 async def bench_on(api: Reach, folder: Path, git: Forge) -> dict[str, float]:
     client = ApiClient.connect(api.kubeconfig)
     try:
-        objects = {} if ONLY == "injection" else await _with_objects(Bench(api, client, folder, git))
-        return {**objects, **(await _with_injection(Pods(api, client, folder)) if _injects(api) else {})}
+        figures = await _with_objects(Bench(api, client, folder, git)) if ONLY in ("", "objects") else {}
+        if ONLY != "objects" and _runs_pods(api):
+            figures |= await _with_injection(Pods(api, client, folder)) if ONLY in ("", "injection") else {}
+            figures |= await _with_pods(api, client, folder) if ONLY in ("", "pods") else {}
+        return figures
     finally:
         await client.close()
 
@@ -370,17 +379,24 @@ async def _with_objects(bench: Bench) -> dict[str, float]:
                 await bench.client.delete(f"/api/v1/namespaces/{name}")
 
 
-def _injects(api: Reach) -> bool:
-    """The API server has to reach an operator on this machine: that of its own cluster can."""
-    injects = ONLY != "objects" and api.ours is not None and api.ours.level() is Level.WHOLE
-    if not injects:
-        say("no figures of injection: that needs the test cluster (make cluster)")
-    return injects
+def _runs_pods(api: Reach) -> bool:
+    """The API server has to reach an operator on this machine, and images the node: in its own cluster."""
+    runs = api.ours is not None and api.ours.level() is Level.WHOLE
+    if not runs:
+        say("no figures of injection and of pods: that needs the test cluster (make cluster)")
+    return runs
 
 
 async def _with_injection(pods: Pods) -> dict[str, float]:
     async with pods.ready():
         return await injection(pods)
+
+
+async def _with_pods(api: Reach, client: ApiClient, folder: Path) -> dict[str, float]:
+    assert api.ours is not None
+    field = Field(api, api.ours, client, folder)
+    async with field.ready():
+        return {**await starts(field), **await pushes(field)}
 
 
 @contextlib.contextmanager

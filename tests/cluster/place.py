@@ -131,6 +131,9 @@ def _make_cgroups() -> None:
         if tree.name == "cpuset":
             for name in ("cpuset.cpus", "cpuset.mems"):  # version 1 starts a new group with none
                 (tree / CGROUP / name).write_text((tree / name).read_text(encoding="ascii"), encoding="ascii")
+        if tree.name == "cpu":
+            # A machine weighs as many busy processes as it has cores, not as one.
+            (tree / CGROUP / "cpu.shares").write_text(str(1024 * (os.cpu_count() or 1)), encoding="ascii")
 
 
 def _remove_cgroups() -> None:

@@ -523,6 +523,10 @@ class Shop:
         fields = self.system(f"exec {pod} -- cat /proc/1/stat").rpartition(") ")[2].split()
         return (int(fields[11]) + int(fields[12])) / 100  # the kernel tells in hundredths whatever its own tick is
 
+    def said_of(self, pod: str, text: str) -> int:
+        """How often an operator's log has this text."""
+        return self.system(f"logs {pod} --tail=-1").count(text)
+
     async def leader(self) -> str:
         """The pod that leads; empty: nobody does."""
         path = f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/backstay-operator"
