@@ -1,7 +1,8 @@
 """An engine that serves nothing and writes down what it was told, so that the agent can be tested as a real process.
 
 Run with `--engine recording_engine:RecordingEngine`; the log is `$RECORDING`, one JSON object a line. A candidate that
-has a route `crash.shop` kills the process, one with `refuse.shop` is refused: bad configs as real engines meet them.
+has a route `crash.shop` kills the process, one with `refuse.shop` is refused, under one with `deadly.shop` a process of
+the engine's own dies between any two reports: bad configs as real engines meet them.
 """
 
 import json
@@ -24,6 +25,8 @@ class RecordingEngine:
         self._log = Path(os.environ["RECORDING"])
         self._serving: dict[str, float] = {}
         self._identities = 0
+        self._is_deadly = False
+        self.deaths = 0
 
     def _write(self, what: str, **fields: object) -> None:
         with self._log.open("a") as log:
@@ -40,6 +43,7 @@ class RecordingEngine:
             raise ContentRefused("MissingBackend", "route refuse.shop names no backend")
         self._write("apply", stable=stable.digest, candidate=candidate.digest if candidate else "", share=share)
         self._serving = {stable.digest: 1.0 - share} | ({candidate.digest: share} if candidate else {})
+        self._is_deadly = "routes/deadly.shop:80" in newest.parts
         if "routes/crash.shop:80" in newest.parts:
             os._exit(70)
 
@@ -70,6 +74,7 @@ class RecordingEngine:
         self._write("sample", most=most)
 
     def collect(self) -> Observed:
+        self.deaths += self._is_deadly
         digest = next(iter(self._serving), "")
         rows = [Row(digest, "in", "inbound:80", "", 1, {}, 0, 0, [], [])] if digest else []
         return Observed(rows=rows, peers=[], serving=dict(self._serving), open_requests=0)

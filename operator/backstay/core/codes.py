@@ -1209,7 +1209,7 @@ _PROXIES: Final = (
         "BS4003",
         "Restarts",
         "A proxy left the candidate after restarts",
-        "It restarted twice within a minute under the candidate.",
+        "It, or the Envoy that it drives, restarted twice within a minute under the candidate.",
         "",
         "Look at the sidecar's log; what makes a sidecar exit is a bug worth reporting.",
     ),

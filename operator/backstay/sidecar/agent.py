@@ -62,7 +62,7 @@ from backstay.sidecar.connect import (
     OperatorUnreachable,
     ask_certificate,
 )
-from backstay.sidecar.engine import ContentRefused, Engine, IdentityFiles, settled
+from backstay.sidecar.engine import ContentRefused, Engine, IdentityFiles, deaths, settled
 from backstay.sidecar.files import Outlives
 from backstay.sidecar.lease import Lease, Reason
 from backstay.sidecar.reports import ReportRing
@@ -137,6 +137,9 @@ class Agent:
         self._obtaining = asyncio.Lock()
         """A one-time token is good for one of two that want a certificate at once."""
         self._lease_written = 0.0
+        self._deaths_seen = 0
+        self._engine_deaths: tuple[float, ...] = ()
+        """When the engine's process died under this candidate, by the boot clock."""
         self._refusals = 0
         self._pause = 0.0
         """Seconds the operator has asked us to stay away."""
@@ -604,6 +607,8 @@ class Agent:
             return
         if begun is not None:  # served from now on: another engine may have needed its time to start
             begun = lease.begin(candidate_digest, assign.lease_s, clock.now(), before=self.lease)
+        if candidate_digest != before.candidate:
+            self._engine_deaths, self._deaths_seen = (), deaths(self.engine)
         self.stable, self.candidate, self.lease = stable, candidate, begun
         self._lease_written = now.since_boot
         self._send(Ack(serial=assign.serial, stable=saved.stable, candidate=saved.candidate, share=saved.share))
@@ -704,6 +709,18 @@ class Agent:
         async with self._applying:
             if self.lease is not None and lease.is_over(self.lease, clock.now()):
                 self.go_back(lease.why_it_ended(self.lease, connected=self.connected))
+            self._look_after_engine(clock.now())
+
+    def _look_after_engine(self, now: clock.Instant) -> None:
+        """An engine's process that dies under a candidate counts as we do when we die under one."""
+        seen, self._deaths_seen = self._deaths_seen, deaths(self.engine)
+        died = max(self._deaths_seen - seen, 0)  # another engine counts anew
+        if not died:
+            return
+        _log.error("engine.died times=%d", died)
+        self._engine_deaths = lease.after_deaths(self._engine_deaths, died, now) if self.candidate is not None else ()
+        if len(self._engine_deaths) >= lease.RESTARTS_TO_GO_BACK:
+            self.go_back("Restarts")
 
     def go_back(self, reason: Reason) -> None:
         """Serve only stable again, by ourselves, and say so."""
@@ -712,7 +729,7 @@ class Agent:
         left = self.candidate.digest
         _log.warning("agent.went-back reason=%s candidate=%s", reason, left[:12])
         self.engine.apply(self.stable, None, 0.0, self.store.saved.expect_refused)
-        self.candidate, self.lease = None, None
+        self.candidate, self.lease, self._engine_deaths = None, None, ()
         changed = _left(self.store.saved, reason)
         if not self._try_disk("state", lambda: self.store.save(changed)):
             self.store.saved = changed

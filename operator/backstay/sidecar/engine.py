@@ -86,6 +86,8 @@ class Observed:
     open_requests: int
     samples: Sequence[Sample] = ()
     plaintext: Sequence[PlaintextRow] = ()
+    missing_keys: Sequence[str] = ()
+    """Addresses of key sets without the key that a token named."""
 
 
 class Engine(Protocol):
@@ -145,6 +147,19 @@ class Confirming(Protocol):
     async def settled(self) -> None:
         """Wait until what was given last is in force. Raises ContentRefused if it was refused; then what was served before is
         served on."""
+
+
+@runtime_checkable
+class Mortal(Protocol):
+    """An engine whose traffic is another process's, which is started again whenever it dies."""
+
+    @property
+    def deaths(self) -> int:
+        """How often that process has died so far."""
+
+
+def deaths(engine: Engine) -> int:
+    return engine.deaths if isinstance(engine, Mortal) else 0
 
 
 async def settled(engine: Engine) -> None:

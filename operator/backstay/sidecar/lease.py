@@ -75,6 +75,11 @@ class Start:
     """Boot clock times of the latest unclean starts with a candidate, this one included."""
 
 
+def after_deaths(before: Sequence[float], count: int, now: Instant) -> tuple[float, ...]:
+    """Boot clock times of the latest deaths of an engine's process under a candidate, with `count` more now."""
+    return (*(at for at in before if now.since_boot - at < RESTART_WINDOW), *[now.since_boot] * count)
+
+
 def at_start(*, candidate: str, lease: Lease | None, restarts: Sequence[float], was_clean: bool, now: Instant) -> Start:
     """Decide at process start. A start after an orderly end is not counted: the platform wanted it."""
     if not candidate:

@@ -9,7 +9,7 @@ import msgspec
 from backstay.sidecar import clock
 from backstay.sidecar.admin import JSON, OPENMETRICS, PROMETHEUS, TEXT, Act, AdminServer, Answer, Asked, Page, Pages
 from backstay.sidecar.agent import Agent
-from backstay.sidecar.engine import Engine
+from backstay.sidecar.engine import Engine, deaths
 from backstay.sidecar.settings import Settings
 
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -164,7 +164,7 @@ def _lease(agent: Agent) -> dict[str, Any] | None:
 
 
 def engine_metrics(engine: Engine, *, exemplars: bool = False) -> bytes:
-    """The engine's own Prometheus text; an engine without one (Envoy has its own port) adds nothing."""
+    """The engine's own Prometheus text; an engine without one (Envoy) adds nothing."""
     metrics: Callable[..., str | bytes] | None = getattr(engine, "metrics", None)
     text = (metrics(exemplars=True) if exemplars else metrics()) if metrics else b""
     return text.encode() if isinstance(text, str) else text
@@ -181,6 +181,7 @@ def agent_metrics(agent: Agent) -> bytes:
         ("reports_pending", "gauge", "Reports the operator has not counted yet.", float(len(agent.ring))),
         ("reports_lost_total", "counter", "Reports given up after two minutes.", float(agent.ring.lost)),
         ("reconnects_total", "counter", "Control streams that ended.", float(agent.reconnects)),
+        ("engine_deaths_total", "counter", "Deaths of the engine's process.", float(deaths(agent.engine))),
         ("store_damaged_total", "counter", "Objects found damaged on disk.", float(agent.store.objects.dropped)),
     )
     lines = (

@@ -39,6 +39,7 @@ class ReportRing:
             open_requests=observed.open_requests,
             samples=list(observed.samples),
             plaintext=list(observed.plaintext),
+            missing_keys=list(observed.missing_keys),
         )
         self._next += 1
         self._kept.append((now, report))

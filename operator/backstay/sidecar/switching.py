@@ -18,7 +18,7 @@ from typing import Final, Protocol, runtime_checkable
 from backstay.config.model import Config, Listeners
 from backstay.config.wire import Endpoint, RefusalExpected
 from backstay.redact import clean
-from backstay.sidecar.engine import Address, ContentRefused, Engine, IdentityFiles, Observed, settled
+from backstay.sidecar.engine import Address, ContentRefused, Engine, IdentityFiles, Observed, deaths, settled
 from backstay.tasks import spawn, stop
 
 __all__ = ["Make", "Switching", "engine_wanted"]
@@ -131,6 +131,10 @@ class Switching:
     @property
     def capabilities(self) -> tuple[str, ...]:
         return self.current.capabilities
+
+    @property
+    def deaths(self) -> int:
+        return deaths(self.current)
 
     @property
     def _serving(self) -> list[Engine]:

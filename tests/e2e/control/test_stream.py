@@ -170,6 +170,18 @@ async def test_a_second_restart_within_a_minute_leaves_the_candidate(world: Worl
     assert sidecar.recorded("apply")[-1]["candidate"] == ""
 
 
+async def test_a_candidate_under_which_the_engines_process_dies_twice_is_left(world: World) -> None:
+    operator = await world.operator()
+    sidecar = await world.sidecar()
+    stable, deadly = config(1), config(1, extra="deadly")
+    operator.server.assign("logic-1", *assignment(stable))
+    await operator.until(lambda: operator.said(Ack))
+    operator.server.assign("logic-1", *assignment(stable, deadly))
+    left = await operator.until(lambda: operator.said(WentBack))
+    assert [(each.candidate, each.reason) for each in left] == [(config_digest(deadly[0]), "Restarts")]
+    assert sidecar.recorded("apply")[-1]["candidate"] == ""
+
+
 async def test_a_dead_operator_means_stable_when_the_lease_ends(world: World) -> None:
     operator = await world.operator()
     sidecar = await world.sidecar()

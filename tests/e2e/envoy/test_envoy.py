@@ -227,6 +227,7 @@ async def test_envoy_is_started_again_and_serves_what_it_served() -> None:
         await eventually(lambda: client.engine.pid not in (0, first))
         await client.engine.alive()
         assert (await send(client.outbound, get())).body == b"fine"
+        assert client.engine.deaths == 1  # the agent tells: tests/e2e/control/test_stream.py
 
 
 async def test_a_missing_backend_is_refused_before_anything_changes() -> None:

@@ -1,5 +1,6 @@
 """Rollouts over proxies of both engines: whole Envoys take the candidate, and what harms is taken back."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -43,6 +44,17 @@ def test_a_harmless_change_passes_over_envoys_and_fails_no_request(mesh: LiveMes
     mesh.settle()
     assert mesh.versions_since(mesh.wait_seconds(2)).keys() == {"v2"}
     assert mesh.harm_since(mark) == {}
+
+
+def test_configs_and_routes_are_shown_as_with_the_other_engine(mesh: LiveMesh) -> None:
+    live = mesh.run("proxy", "config", "web-0", "--part", "routes/", "-o", "json")
+    disk = mesh.folder_state / "instances" / "web-0" / "sidecar"
+    kept = mesh.run("proxy", "config", "--state-dir", str(disk), "-o", "json")
+    routed = mesh.run("route", "test", "GET", "http://api/", "--from", "shop/web", "--live")
+    assert (live.returncode, kept.returncode, routed.returncode) == (0, 0, 0), live.stderr + kept.stderr + routed.stderr
+    assert json.loads(live.stdout)["digest"] == json.loads(kept.stdout)["digest"]
+    assert "shop/api.yaml:" in json.dumps(json.loads(live.stdout)["parts"][0]["origins"])
+    assert "v2" in routed.stdout  # what the change before has made of it
 
 
 def test_a_harmful_change_is_rolled_back_from_what_envoys_count(mesh: LiveMesh) -> None:

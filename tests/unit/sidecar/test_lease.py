@@ -1,13 +1,31 @@
 from dataclasses import replace
 
 from backstay.sidecar.clock import Instant
-from backstay.sidecar.lease import Start, at_start, begin, is_over, outlives_restart, renew, why_it_ended
+from backstay.sidecar.lease import (
+    RESTART_WINDOW,
+    Start,
+    after_deaths,
+    at_start,
+    begin,
+    is_over,
+    outlives_restart,
+    renew,
+    why_it_ended,
+)
 
 NOW = Instant(since_boot=1000.0, wall=5_000_000.0, boot="b1")
 
 
 def later(seconds: float, *, wall: float | None = None) -> Instant:
     return replace(NOW, since_boot=NOW.since_boot + seconds, wall=NOW.wall + (seconds if wall is None else wall))
+
+
+def test_deaths_of_an_engines_process_count_for_a_minute() -> None:
+    first = after_deaths((), 1, NOW)
+    soon, late = later(RESTART_WINDOW - 1), later(RESTART_WINDOW)
+    assert first == (NOW.since_boot,)
+    assert after_deaths(first, 2, soon) == (NOW.since_boot, soon.since_boot, soon.since_boot)
+    assert after_deaths(first, 1, late) == (late.since_boot,)
 
 
 def test_a_lease_ends_after_its_length_unless_it_is_renewed() -> None:

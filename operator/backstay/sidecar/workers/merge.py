@@ -22,6 +22,7 @@ def observed(found: Sequence[Observed]) -> Observed:
         open_requests=sum(each.open_requests for each in found),
         samples=_added((row for each in found for row in each.samples), _sample_key, _add_counts),
         plaintext=_added((row for each in found for row in each.plaintext), _plaintext_key, _add_counts),
+        missing_keys=sorted({address for each in found for address in each.missing_keys}),
     )
 
 
@@ -66,7 +67,7 @@ def _add_counts(one: Any, other: Any) -> Any:
 
 
 assert {field.name for field in fields(Observed)} == {  # noqa: S101 - a field that is not added up here would be lost
-    "rows", "peers", "serving", "open_requests", "samples", "plaintext",
+    "rows", "peers", "serving", "open_requests", "samples", "plaintext", "missing_keys",
 }  # fmt: skip
 
 

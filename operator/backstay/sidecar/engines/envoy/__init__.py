@@ -93,6 +93,11 @@ class EnvoyEngine:
         """Of Envoy; 0 while there is none."""
         return self._process.pid if self._process is not None else 0
 
+    @property
+    def deaths(self) -> int:
+        """How often Envoy has died and was started again."""
+        return self._process.restarts if self._process is not None else 0
+
     # --- start -----------------------------------------------------------------------------------------------------
 
     def share_ports(self) -> None:

@@ -282,8 +282,13 @@ class PythonEngine:
         server.tell_open_plaintext()
         return Observed(
             rows=rows, peers=peers, serving=serving, open_requests=open_requests, samples=samples,
-            plaintext=server.ledger.take_plaintext(),
+            plaintext=server.ledger.take_plaintext(), missing_keys=self._missing_keys(),
         )  # fmt: skip
+
+    def _missing_keys(self) -> list[str]:
+        runtimes = (runtime for runtime in (self.server.stable, self.server.candidate) if runtime is not None)
+        verifiers = [runtime.tokens for runtime in runtimes if runtime.tokens is not None]
+        return sorted({address for verifier in verifiers for address in verifier.take_missing()})
 
     def sample(self, most: int) -> None:
         self.server.sampler.allow(most)

@@ -26,6 +26,7 @@ from backstay.redact import clean
 MAX_REMEMBERED: Final = 4096  # tokens; about 2 KiB each with their claims
 REMEMBER_SECONDS: Final = 300.0  # ecosystem's habit: Envoy's jwt_cache_config goes by exp alone
 _NO_KEYS: Final = KeySet(())
+_UNKNOWN_KEY: Final = "unknown key"
 _HASHES: Final[Mapping[str, hashes.HashAlgorithm]] = {
     "256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512(),
 }  # fmt: skip
@@ -62,6 +63,7 @@ class Verifier:
         self._fetched: Mapping[str, str] = {}
         self._loaded: dict[str, KeySet] = {}
         self._remembered: OrderedDict[bytes, tuple[float, Mapping[str, Any]]] = OrderedDict()
+        self._missing: set[str] = set()
 
     def judge(self, fields: Headers, path: bytes, query: bytes, fetched: Mapping[str, str], now: float) -> Verdict:
         """`fetched` are key sets by their address, `now` is Unix time."""
@@ -79,6 +81,11 @@ class Verifier:
         except _Refused as refused:
             return Verdict(found, None, "bad-token", str(refused))
         return Verdict(found, claims[0])
+
+    def take_missing(self) -> set[str]:
+        """Addresses of key sets that since the last call had no key of the name that a token gave."""
+        missing, self._missing = self._missing, set()
+        return missing
 
     def _take_keys(self, fetched: Mapping[str, str]) -> None:
         """Key sets have changed: nothing verified with the old ones counts any more."""
@@ -109,7 +116,10 @@ class Verifier:
             raise _Refused("unknown issuer")
         keys = self._keys_of(provider)
         if not any(is_signed(token, key) for key in fitting(keys, token.algorithm, token.kid)):
-            raise _Refused(f"{provider.issuer}: {_why_unsigned(token, keys)}")
+            why = _why_unsigned(token, keys)
+            if why == _UNKNOWN_KEY and provider.jwks_uri:
+                self._missing.add(provider.jwks_uri)
+            raise _Refused(f"{provider.issuer}: {why}")
         wrong = complaint(token.claims, provider, now)
         if wrong:
             raise _Refused(f"{provider.issuer}: {wrong}")
@@ -126,7 +136,7 @@ def _why_unsigned(token: Token, keys: KeySet) -> str:
     if not keys.keys:
         return "no keys"
     if token.kid is not None and all(key.kid != token.kid for key in keys.keys):
-        return "unknown key"
+        return _UNKNOWN_KEY
     return "algorithm" if not list(fitting(keys, token.algorithm, token.kid)) else "signature"
 
 
