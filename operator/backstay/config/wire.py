@@ -304,6 +304,8 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
     open_requests: int = 0
     samples: list[Sample] = []
     plaintext: list[PlaintextRow] = []
+    missing_keys: list[str] = []
+    """Addresses of key sets without the key that a token named: it may have been rotated in since they were fetched."""
 
 
 class WentBack(Message, frozen=True, kw_only=True, tag="went-back"):

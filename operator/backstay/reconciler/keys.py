@@ -7,7 +7,7 @@ us must not be able to keep a withdrawn key alive for ever.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,9 @@ _log: Final = logging.getLogger("backstay.reconciler")
 LOOK_SECONDS: Final = 1.0  # between looks at what documents name and at what is due
 FRESH_SECONDS: Final = 300.0
 """Between fetches. Envoy's default for the same; Istio asks every 20 minutes, and a withdrawn key stays good as long."""
+ASKED_SECONDS: Final = 30.0
+"""The least between fetches where proxies meet tokens with keys that nobody has: anybody can write such a token, and an issuer
+must not be asked once a token. A new key that is used at once is known within this time."""
 FIRST_RETRY: Final = 1.0  # seconds; doubles
 LONGEST_RETRY: Final = 60.0
 STALE_SECONDS: Final = 24 * 3600.0
@@ -78,6 +81,15 @@ class KeysWatch:
                     await self.look()
             except TimeoutError:
                 _log.warning("keys.slow seconds=%g", PREPARE_SECONDS)
+
+    def missed(self, addresses: Iterable[str]) -> None:
+        """Proxies have met tokens whose keys these sets do not hold: fetch them early. Of others' addresses nothing is known
+        here, and one that fails is asked as often as it is."""
+        now = self._clock.monotonic()
+        for address in addresses:
+            known = self._keys.get(address)
+            if known is not None and not known.is_failing:
+                known.due = min(known.due, max(now, known.good_at + ASKED_SECONDS))
 
     async def look(self) -> None:
         """Fetch everything that is due, together."""

@@ -318,6 +318,8 @@ class Reconciler:
             text = f"{issued.proxy} got a certificate as {issued.identity}"
             note("certificate", "CertificateIssued", text, subject=issued.proxy)
         self._note_turned_away(heard)
+        if self._keys is not None:
+            self._keys.missed(address for _, _, report in heard.reports for address in report.missing_keys)
         for item in heard.went_back:
             text = f"{item.proxy} went back to stable by itself: {item.reason}"
             note("proxy", "WentBack", text, subject=item.proxy, warning=True)

@@ -67,3 +67,16 @@ def check_forwarded(got: tuple[str, dict[str, str]], case: dict[str, Any]) -> No
 def test_there_are_as_many_cases_as_promised() -> None:
     found = list(cases())
     assert len({case.id for case in found}) == len(found) >= 80
+
+
+async def test_a_key_that_was_not_fetched_is_reported_once_and_nothing_else_is(authority: Authority) -> None:
+    """Only for the bundled engine: Envoy tells nobody of single tokens."""
+    group: dict[str, Any] = {"provider": {"jwks": "", "jwksUri": FETCHED}}
+    fetched = {FETCHED: signing.key_set(["rsa"])}
+    async with world(intents(group), authority, "python", prepare=lambda made: made.key_sets(fetched)) as running:
+        for said in ({}, {"claims": {"aud": "other", "exp": 1}}, {"by": "ec"}):
+            send = {"headers": [["Authorization", f"Bearer {signing.token(said)}"]]}
+            await running.ask(send)
+            missing = list(running.engine.collect().missing_keys)
+            assert missing == ([FETCHED] if "by" in said else [])
+        assert list(running.engine.collect().missing_keys) == []

@@ -108,3 +108,31 @@ async def test_nothing_is_fetched_that_no_document_names_any_more() -> None:
     world.documents = []
     await world.at(1000)
     assert world.source.asked == [ADDRESS]
+
+
+async def test_a_key_that_proxies_miss_is_fetched_at_once_but_not_with_every_token() -> None:
+    world = World()
+    await world.at(0)
+    world.source.answer = "second"
+    world.watch.missed([ADDRESS])
+    await world.at(29)
+    assert world.source.asked == [ADDRESS]
+    await world.at(1)
+    assert (world.source.asked, world.told) == ([ADDRESS] * 2, [keys("first"), keys("second")])
+    for _ in range(60):
+        world.watch.missed([ADDRESS])
+        await world.at(1)
+    assert len(world.source.asked) == 4
+
+
+async def test_missed_keys_of_strangers_and_of_addresses_that_fail_change_nothing() -> None:
+    world = World()
+    world.source.answer = ""
+    times = []
+    for second in range(70):
+        before = len(world.source.asked)
+        world.watch.missed(["https://elsewhere.example/keys", ADDRESS])
+        await world.at(1)
+        if len(world.source.asked) > before:
+            times.append(second)
+    assert (times, set(world.source.asked)) == ([0, 1, 3, 7, 15, 31, 63], {ADDRESS})

@@ -40,3 +40,9 @@ def test_numbers_go_on_after_losses() -> None:
     ring = filled(int(KEEP) + 2)
     ring.acked(10_000)
     assert ring.add(NOTHING, at=0.0, now=500.0).sequence == int(KEEP) + 3
+
+
+def test_a_report_tells_of_keys_that_were_missed() -> None:
+    seen = Observed(rows=[], peers=[], serving={}, open_requests=0, missing_keys=["https://issuer.example/keys"])
+    report = ReportRing("boot").add(seen, at=5000.0, now=0.0)
+    assert report.missing_keys == ["https://issuer.example/keys"]

@@ -43,7 +43,9 @@ def test_every_call_of_an_engine_can_be_made() -> None:
 
 
 def test_answers_arrive_as_they_were_given() -> None:
-    observed = Observed(rows=[], peers=[], serving={"c": 1.0}, open_requests=3, samples=[], plaintext=[])
+    observed = Observed(
+        rows=[], peers=[], serving={"c": 1.0}, open_requests=3, samples=[], plaintext=[], missing_keys=[]
+    )
     answer = Answer(observed=observed, text="t", refused="r", failed="f")
     assert calls.decode_answer(calls.encode(answer)) == answer
     last = Last(observed, "m")

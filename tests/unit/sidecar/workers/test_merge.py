@@ -70,3 +70,8 @@ def test_what_is_gone_is_added_to_openmetrics_too_and_exemplars_are_the_last_one
     first = '# TYPE a counter\na_total 3 # {trace_id="x"} 1.0\n# EOF\n'
     second = '# TYPE a counter\na_total 4 # {trace_id="y"} 2.0\n# EOF\n'
     assert shown(gone, first, second) == '# TYPE a counter\na_total 9 # {trace_id="y"} 2.0\n# EOF\n'
+
+
+def test_keys_that_several_miss_are_missed_once() -> None:
+    found = observed([seen(missing_keys=["b", "a"]), seen(missing_keys=["b"]), seen()])
+    assert found.missing_keys == ["a", "b"]
