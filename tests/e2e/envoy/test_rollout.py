@@ -71,7 +71,11 @@ def test_an_engine_is_chosen_by_commit_and_changes_under_traffic(mesh: LiveMesh)
     chosen = [{"workloads": ["shop/web"], "engine": "python"}]
     times = {"deadline": "30s", "confirmWithin": "60s"}  # Envoys take their time to start where others want the cores
     sha = mesh.push({"mesh.yaml": mesh_document(times, engine="envoy", engines=chosen)})
-    mesh.wait(sha, "live", timeout=180)
+    if mesh.wait(sha, "live", "rolled-back", timeout=180) != "live":
+        # Processes that start took the cores from those that had changed already: slow is what these were, and nothing else.
+        assert "requests were slow" in mesh.revision(sha)["status"]["sentence"]
+        mesh.act("retry")
+        mesh.until(lambda: mesh.state(sha) == "live", "the other engines to be live", 180)
     mesh.settle()
     engines = {proxy["metadata"]["name"]: proxy["spec"]["engine"] for proxy in mesh.proxies()}
     assert {engines[f"web-{number}"] for number in range(3)} == {"python"}
