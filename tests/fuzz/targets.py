@@ -34,11 +34,18 @@ def requests(data: bytes, cuts: Sequence[int] = ()) -> None:
 
 
 def is_alike(whole: tuple[list[Request], list[int]], pieces: tuple[list[Request], list[int]]) -> bool:
-    """The same requests and answers. Of a request that is bad in its body and asks for what there is not, the first refusal is
-    told, and which that is depends on what was read with the head; it is the last of its connection."""
+    """The same requests and answers up to the first refusal. Which refusal a request gets that is bad twice, and whether the
+    connection goes on behind it, depends on how much of its body was there; whoever it goes on for gets what it asks for."""
     (asked, said), (asked_too, said_too) = whole, pieces
-    ends_alike = said[-1:] == said_too[-1:] or min(said[-1], said_too[-1]) >= FIRST_ERROR
-    return asked == asked_too and len(said) == len(said_too) and said[:-1] == said_too[:-1] and ends_alike
+    end, end_too = first_refusal(said), first_refusal(said_too)
+    most = min(len(asked), len(asked_too))
+    is_same_so_far = said[:end] == said_too[:end_too] and asked[:most] == asked_too[:most]
+    return is_same_so_far and (end < len(said)) == (end_too < len(said_too)) and (end < len(said) or asked == asked_too)
+
+
+def first_refusal(statuses: Sequence[int]) -> int:
+    """Its index; the number of answers if there is none."""
+    return next((at for at, status in enumerate(statuses) if status >= FIRST_ERROR), len(statuses))
 
 
 def _requests(pieces: Sequence[bytes]) -> tuple[list[Request], list[int]]:
