@@ -1,14 +1,50 @@
-"""The leader is killed while a change is taken back; and a Deployment of one replica has a canary all the same."""
+"""The leader is killed at every moment of a rollout; and a Deployment of one replica has a canary all the same."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import pytest
 
 from e2e.kubernetes.operators import conditions
-from e2e.kubernetes.stage import MOVING, RATE, Shop
+from e2e.kubernetes.stage import LIVE, MOVING, RATE, Shop
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900, func_only=True)]
 LONGER: Final = 240.0
+SLOWER: Final = ("soak: 3s", "soak: 6s")
+"""There are some waves left when both replicas are there again."""
+WIDER: Final = ("serviceAccounts: [sa-webapp]", "serviceAccounts: [sa-webapp, ingress]")
+"""In a document of its own: what widens goes out first, as a stage of its own."""
+
+
+async def test_a_leader_killed_at_every_moment_of_a_good_rollout_is_replaced_each_time(mesh: Shop) -> None:
+    mark = mesh.mark()
+    with mesh.stage.edited("shop/security.yaml", *WIDER), mesh.stage.edited("mesh.yaml", *SLOWER):
+        await killed_on_the_way(mesh)
+    mesh.nobody_harmed_since(mark)
+
+
+async def killed_on_the_way(mesh: Shop) -> None:
+    leader = await mesh.leader()
+    sha = mesh.push_other_version()
+    await mesh.until_repository(lambda _, status: str(status.get("desiredRevision", "")).endswith(sha))
+    leader = await mesh.replaced(leader)  # while it plans, or hands out the first configurations
+    found = await moving(mesh, sha, lambda status: status.get("phase") == "shifting")
+    assert found["status"]["stages"] >= 2, found["status"]
+    leader = await mesh.replaced(leader)  # in a wave
+    await moving(mesh, sha, lambda status: status.get("stageNumber") == 2)
+    leader = await mesh.replaced(leader)  # between two stages
+    await moving(mesh, sha, lambda status: status.get("stageNumber") == 2 and status["wave"] > 1)
+    await mesh.replaced(leader)  # between two waves
+    await mesh.until_live(sha, LONGER)
+    await mesh.until_programmed()
+    ended = await mesh.until_rollout(sha, lambda status: status["phase"] in LIVE)
+    assert ended["metadata"]["name"] == found["metadata"]["name"]
+
+
+async def moving(mesh: Shop, sha: str, true: Callable[[Mapping[str, Any]], object]) -> dict[str, Any]:
+    found = await mesh.at_moment(sha, true, LONGER)
+    assert found["status"]["phase"] in MOVING, f"too late: {found['status']['phase']}"
+    return found
 
 
 async def test_a_leader_killed_while_it_takes_a_change_back_leaves_the_rest_to_the_next(mesh: Shop) -> None:
