@@ -7,7 +7,9 @@ import socket
 import ssl
 import struct
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from cryptography import x509
@@ -17,7 +19,8 @@ from cryptography.x509.oid import NameOID
 
 from backstay.config.model import Authorization, GatewayListener, HostRoutes, Match, PathMatch, Policy, Rule
 from backstay.sidecar.engine import ContentRefused
-from backstay.sidecar.engines.python.ingress import GatewayAcceptor
+from backstay.sidecar.engines.python import ingress
+from backstay.sidecar.engines.python.hello import server_name
 
 from .mesh import (
     LOCALHOST,
@@ -327,13 +330,12 @@ def reset(port: int, times: int) -> None:
 
 async def test_half_a_greeting_is_looked_at_seldom_and_none_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[float] = []
-    original = GatewayAcceptor._look_again
 
-    def look_again(self: GatewayAcceptor, sock: socket.socket, address: str, draw: float, pause: float) -> None:
-        looked.append(pause)
-        original(self, sock, address, draw, pause)
+    def look(hello: bytes) -> bytes | None:
+        looked.append(monotonic())
+        return server_name(hello)
 
-    monkeypatch.setattr(GatewayAcceptor, "_look_again", look_again)
+    monkeypatch.setattr(ingress, "server_name", look)
     port = free_port()
     async with proxy() as edge, asyncio.timeout(PATIENCE):
         bank = HostRoutes(host="bank.example.com", port=port, rules=(to("bank.shop:443"),), gateway=True)
@@ -342,9 +344,10 @@ async def test_half_a_greeting_is_looked_at_seldom_and_none_not_at_all(monkeypat
         silent = await asyncio.open_connection(LOCALHOST, port)
         _, half = await asyncio.open_connection(LOCALHOST, port)
         half.write(b"\x16\x03\x01\x02\x00\x01")
-        while len(looked) < 4:
+        while len(looked) < 5:
             await asyncio.sleep(0.01)
-        assert looked[:4] == [0.01, 0.02, 0.04, 0.08]
+        gaps = [after - before for before, after in pairwise(looked)]
+        assert all(gap > least for gap, least in zip(gaps, (0.008, 0.018, 0.038, 0.078), strict=False))
         silent[1].write(b"no greeting at all")
         with contextlib.suppress(ConnectionResetError):  # closed with bytes unread
             assert await silent[0].read() == b""
