@@ -30,6 +30,7 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import ssl
 import statistics
 import subprocess
@@ -80,12 +81,11 @@ SMALL_RATE: Final = 20
 SMALL_CPU: Final = 0.2
 ROOT: Final = Path(__file__).resolve().parents[2]
 COMPILED: Final = ROOT / "build" / "compiled"
-FEW: Final = 32
-FEW_WARM_SECONDS: Final = 1
-MANY_WARM_SECONDS: Final = 6
-"""Until as many connections to the server's proxy are open as there are clients: ours opens sixty to a hundred a second. What
-is measured is requests on connections that are kept; what new ones cost is a figure of its own."""
-LAST_SECONDS: Final = 1  # of load, that end after the measuring did
+STEADY_SECONDS: Final = 1.5
+"""Without a new connection, before requests are counted. Ours opens sixty to a hundred a second to the server's proxy until
+there are as many as clients. What is measured is requests on connections that are kept; what new ones cost is a figure of its
+own, and Envoy opens all of them in the first second."""
+MOST_WARM_SECONDS: Final = 30.0
 LATENCY_WARM_SECONDS: Final = 1.0
 """Whose requests are not counted: callers and connections of the load before left with answers on their way, which closes
 connections between proxies, so the first requests would measure handshakes."""
@@ -121,21 +121,32 @@ def pss_kib(*processes: subprocess.Popen[bytes]) -> int:
 
 
 @contextmanager
-def load(port: int, seconds: float, connections: int, path: str, token: str) -> Iterator[None]:
-    """Requests by `wrk` for so long. Any that is not answered 200 ends the benchmark, because then nothing is comparable."""
+def load(port: int, connections: int, path: str, token: str) -> Iterator[None]:
+    """Requests by `wrk` meanwhile. Any that is not answered 200 ends the benchmark, because then nothing is comparable."""
     command = [
-        "wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-H", "Host: web.shop",
+        "wrk", "-t1", f"-c{connections}", "-d600s", "--timeout", "30s", "-H", "Host: web.shop",
         *(("-H", f"Authorization: Bearer {token}") if token else ()), f"http://{HOST}:{port}{path}",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield
-        out, _ = process.communicate()
+        process.send_signal(signal.SIGINT)  # it says then what it has seen
+        out, _ = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    if process.returncode or "Non-2xx" in out or "Socket errors" in out:
+    if process.returncode or "requests in" not in out or "Non-2xx" in out or "Socket errors" in out:
         raise SystemExit(f"requests failed:\n{out}")
+
+
+def wait_until_steady(*processes: subprocess.Popen[bytes]) -> None:
+    """Until these have opened no more connections for a while."""
+    ends, most, since = time.monotonic() + MOST_WARM_SECONDS, 0, time.monotonic()
+    while time.monotonic() < min(ends, since + STEADY_SECONDS):
+        now_open = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for each in processes for pid in family(each.pid))
+        if now_open > most:
+            most, since = now_open, time.monotonic()
+        time.sleep(0.1)
 
 
 def answered(app: int) -> int:
@@ -154,9 +165,8 @@ def per_cpu_second(
 ) -> tuple[float, float]:
     """(requests per CPU second of these processes, requests per second) in the midst of a load: each connection of its end
     that had a request under way is a new handshake when the next begins."""
-    warm = FEW_WARM_SECONDS if connections <= FEW else MANY_WARM_SECONDS
-    with load(port, warm + SECONDS + LAST_SECONDS, connections, path, token):
-        time.sleep(warm)
+    with load(port, connections, path, token):
+        wait_until_steady(*processes)
         count, before, began = answered(app), cpu_seconds(*processes), time.perf_counter()
         time.sleep(SECONDS)
         count, used, took = answered(app) - count, cpu_seconds(*processes) - before, time.perf_counter() - began

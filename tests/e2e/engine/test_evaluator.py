@@ -281,10 +281,11 @@ def _endpoints(known: Registry, inbound: Mapping[str, int]) -> dict[str, list[En
 
 
 def test_strategies_reach_every_kind_of_answer() -> None:
-    """The property above would hold of requests that all end in 404 as well."""
+    """The property above would hold of requests that all end in 404 as well. The rarest answer is one in forty, so what is
+    drawn is the same each time."""
     seen: set[str] = set()
 
-    @settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(documents=repositories(), request=requests())
     def look(documents: list[Json], request: Request) -> None:
         trace = compiled(documents).trace(CALLER, request)
