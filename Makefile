@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := operator tests example-repo
 
 .DEFAULT_GOAL := help
-.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster test-envoy check lock wheel clean fuzz fuzz-engines soak compiled test-compiled bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
+.PHONY: help images demo test gitea cluster cluster-build cluster-down test-cluster test-envoy test-long check lock wheel clean fuzz fuzz-engines soak compiled test-compiled bench-verdict bench-safety bench-push bench-swap bench-proxy bench-sidecar bench-review bench-startup bench-kubernetes
 
 help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test-cluster: $(VENV)/.stamp-dev ## The long scenarios on KUBECONFIG or on that 
 
 test-envoy: $(VENV)/.stamp-dev ## Rollouts and conformance over Envoys.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m long tests/e2e/envoy tests/conformance/envoy $(ARGS)
+
+test-long: $(VENV)/.stamp-dev ## The long scenarios on this machine alone: the operator killed in each phase that waits.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m long tests/e2e/operator $(ARGS)
 
 check: $(VENV)/.stamp-dev ## Format, lint, types, layers, schema drift.
 	$(BIN)/ruff format --check $(SOURCES)

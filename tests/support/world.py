@@ -5,7 +5,7 @@ which content fails how often), and go back to stable when their lease ends. Tim
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from backstay.config.model import LATENCY_BOUNDS_MS, Manifest, config_digest
 from backstay.config.wire import Ack, Hello, Live, Report, Row, WentBack
@@ -250,14 +250,17 @@ class World:
         answers: int = 0,
         answering: Badness = denies_callers,
     ) -> None:
-        """`answers`: requests a second that each proxy of workload b gets; 0: b has no proxies."""
+        """`answers`: requests a second that each proxy of workload b gets; 0: b is outside the mesh, as c is."""
         self.clock = FakeClock()
         self.repo = FakeRepo()
         self.disk = FakeDisk()
         self.fleet = SimFleet(badness, answering)
-        self.platform = FakePlatform(
-            registry(("a", "b", "c"), [workload("a", "a"), workload("b", "b"), workload("c", "c")], replicas=callers)
+        found = registry(
+            ("a", "b", "c"), [workload("a", "a"), workload("b", "b"), workload("c", "c")], replicas=callers
         )
+        inside = {"shop/a", "shop/b"} if answers else {"shop/a"}
+        instances = {key: replace(item, meshed=item.workload in inside) for key, item in found.instances.items()}
+        self.platform = FakePlatform(replace(found, instances=instances))
         self.reconciler: Reconciler
         self.operator_up = False
         self._store: FakeStore

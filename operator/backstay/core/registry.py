@@ -137,6 +137,11 @@ def under_way(registry: Registry, now: float) -> dict[str, str]:
     }
 
 
+def running(registry: Registry) -> frozenset[str]:
+    """Workloads with an instance that is ready and has a proxy."""
+    return frozenset(item.workload for item in registry.instances.values() if item.ready and item.meshed)
+
+
 DOUBT_FROM: Final = 4
 """Instances below which a loss of half is an ordinary event: one of two restarting."""
 

@@ -17,7 +17,7 @@ from backstay.core.diff import PartChange, new_engines, sides
 from backstay.core.documents import parse
 from backstay.core.held import changed_documents
 from backstay.core.ports import Clock, SourceRefused, SourceRepo, SourceUnavailable
-from backstay.core.registry import Registry
+from backstay.core.registry import Registry, running, under_way
 from backstay.core.rollout import decide, evidence, phases, plan
 from backstay.core.rollout.model import (
     Cause,
@@ -337,10 +337,8 @@ class Conductor:
             return Settings().warm_up
         return settings_for(mesh_rollout(stable, self._rollout_defaults), ()).warm_up
 
-    def roll(
-        self, heard: Heard, views: Mapping[str, ProxyView], elapsed: float, updating: Mapping[str, str] = {}
-    ) -> None:
-        """`updating`: workloads whose own rollout progresses, and how far it is."""
+    def roll(self, heard: Heard, views: Mapping[str, ProxyView], elapsed: float, registry: Registry) -> None:
+        """One look at the rollout, if there is one."""
         blocks = self.folder.blocks(self._clock.monotonic(), views)
         if blocks:
             self._keeper.change(counted=msgspec.Raw(evidence.encode(self.folder.export())))
@@ -349,9 +347,10 @@ class Conductor:
         resumed, self._resumed = self._resumed, False
         if rollout is None:
             return
+        now = self._clock.wall()
         seen = Observation(
             elapsed=elapsed,
-            now=self._clock.wall(),
+            now=now,
             proxies=dict(views),
             blocks=tuple(blocks),
             nacks=heard.nacks,
@@ -359,7 +358,8 @@ class Conductor:
             orders=orders,
             second=int(self._clock.monotonic()),
             resumed=resumed,
-            updating=dict(updating),
+            updating=under_way(registry, now),
+            running=running(registry),
             origins=self._places(),
         )
         after, commands = decide.decide(rollout, seen, stable=self.stable())

@@ -30,7 +30,7 @@ from backstay.core.ports import (
     TlsSecrets,
 )
 from backstay.core.problems import Problem, Severity
-from backstay.core.registry import Registry, has_lost_half, under_way
+from backstay.core.registry import Registry, has_lost_half
 from backstay.core.rollout.model import ProxyView
 from backstay.core.snapshot import Document, Snapshot
 from backstay.core.tenancy import Scope
@@ -265,11 +265,10 @@ class Reconciler:
         await self._look_at_registry()
         heard = self._look_at_fleet()
         self._look_at_git()
-        now = self._clock.wall()
-        young_after = now - self._conductor.warm_up()
+        young_after = self._clock.wall() - self._conductor.warm_up()
         views = self._book.views(self._registry, self._clock.monotonic(), young_after=young_after)
         self._conductor.fold(heard)
-        self._conductor.roll(heard, views, elapsed, under_way(self._registry, now))
+        self._conductor.roll(heard, views, elapsed, self._registry)
         await self._conductor.hold()
         if self._conductor.replan:
             if self._keys is not None:

@@ -2,10 +2,12 @@
 
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-from support.live import LiveMesh, route, shop_documents
+from backstay.cli.exits import Failed
+from support.live import LiveMesh, route, shop, shop_documents
 
 pytestmark = pytest.mark.xdist_group("mesh-b")
 
@@ -75,6 +77,75 @@ def test_killed_while_it_rolls_back_it_finishes_the_rollback_and_holds(mesh: Liv
     harmed = mesh.failures_since(mark)
     assert 0 < harmed < 0.5 * 0.5 * 100 * 60, "the candidate had half of the traffic at most, and failed half of it"
     assert {item["status"].get("candidate", "") for item in mesh.proxies()} == {""}
+
+
+@pytest.mark.long  # `make test-long`
+def test_killed_while_it_is_paused_it_stays_paused_until_a_person_resumes_it() -> None:
+    moments = ["saved@paused:1", "told@paused:1"]
+    with LiveMesh(documents=shop_documents(rollout={**PATIENT, "soak": "6s"})) as mesh:
+        mesh.kill_operator()
+        mesh.restart_operator(BACKSTAY_FAILPOINT=moments[0])
+        mark = mesh.mark()
+        sha = mesh.push({"shop/api.yaml": route("api", {"v2": 100})})
+        mesh.wait_phase(sha, "shifting")
+        with suppress(Failed):  # it dies over the order, which is durable by then
+            mesh.act("pause", why="let me look first")
+        dies_at(mesh, moments[0])
+        mesh.start(environment={"BACKSTAY_FAILPOINT": moments[1]})
+        dies_at(mesh, moments[1])
+        mesh.restart_operator()
+        mesh.wait_phase(sha, "paused")
+        alone = mesh.wait_seconds(8)  # longer than the soak it would have passed
+        assert (mesh.phase(sha), mesh.wave(sha)) == ("paused", 1)
+        assert mesh.versions_since(alone).keys() == {"v1", "v2"}, "the half that has it keeps it"
+        mesh.act("resume", why="looks well")
+        rollout = mesh.wait_ended(sha, timeout=60)
+        assert (rollout["status"]["id"], rollout["status"]["phase"]) == ("r1", "succeeded")
+        assert mesh.harm_since(mark) == {}
+
+
+@pytest.mark.long  # `make test-long`
+def test_killed_while_it_holds_for_want_of_traffic_it_holds_on_and_goes_live_when_there_is_some() -> None:
+    moments = ["saved@holding:1", "told@holding:1"]
+    with LiveMesh(documents=shop_documents(rollout={**PATIENT, "deadline": "3s"})) as mesh:
+        mesh.kill_operator()
+        mesh.restart_operator(BACKSTAY_FAILPOINT=moments[0])
+        mesh.kill("client-0", "app", signal.SIGSTOP)
+        sha = mesh.push({"shop/api.yaml": route("api", {"v2": 100}, rollout={"onNoTraffic": "hold"})})
+        dies_at(mesh, moments[0])
+        mesh.start(environment={"BACKSTAY_FAILPOINT": moments[1]})
+        dies_at(mesh, moments[1])
+        mesh.restart_operator()
+        assert mesh.phase(sha) == "holding"
+        wants = "holding: too little traffic to judge shop/web by the deadline"
+        mesh.until(lambda: mesh.rollout(sha)["status"]["sentence"] == wants, "it to say what it waits for", 20)
+        mesh.kill("client-0", "app", signal.SIGCONT)
+        rollout = mesh.wait_ended(sha, timeout=60)
+        assert (rollout["status"]["id"], rollout["status"]["phase"]) == ("r1", "succeeded")
+        mesh.wait_steady()
+
+
+@pytest.mark.long  # `make test-long`
+def test_killed_while_it_tests_a_suspicion_it_ends_the_test_and_takes_the_change_back() -> None:
+    """One proxy that gets everything at once has nothing beside it to be compared with: the wave is taken back, given again
+    and taken back once more before anybody is blamed."""
+    some = shop(callers=1, versions={"v1": {}, "v2": {}, "v3": {"fail": 20}})
+    with LiveMesh(some, shop_documents(rollout={**PATIENT, "shares": [100]})) as mesh:
+        moments = ["saved@suspecting:1", "told@suspecting:1"]
+        mesh.kill_operator()
+        mesh.restart_operator(BACKSTAY_FAILPOINT=moments[0])
+        sha = mesh.push({"shop/api.yaml": route("api", {"v3": 100})})
+        dies_at(mesh, moments[0])
+        mesh.start(environment={"BACKSTAY_FAILPOINT": moments[1]})
+        dies_at(mesh, moments[1])
+        mesh.restart_operator()
+        mesh.wait(sha, "rolled-back", timeout=60)
+        rollout = mesh.wait_ended(sha, timeout=60)
+        assert (rollout["status"]["id"], rollout["status"]["phase"]) == ("r1", "failed")
+        assert mesh.held() == ["Route/shop/api"]
+        said = [reason for reason in mesh.reasons() if reason.startswith("Harm")]
+        assert said == ["HarmSuspected", "HarmConfirmed", "HarmSuspected"]
+        mesh.wait_steady()
 
 
 def test_an_operator_that_is_killed_by_chance_is_no_event_for_traffic(mesh: LiveMesh) -> None:

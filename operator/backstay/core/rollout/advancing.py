@@ -35,7 +35,8 @@ def doubt_about(look: Look) -> str:
         views = look.views(name)
         if views and not state.seats and all(view.id in look.memo.left_out for view in views):
             return f"all proxies of {name} are left out"
-        if views and not look.rollout.settings.immediate and not any(view.connected for view in views):
+        there = bool(views) or name in look.seen.running
+        if there and not look.rollout.settings.immediate and not any(view.connected for view in views):
             # They run somewhere and would all get it at once when they come back, untried; Immediate asks for just that.
             return f"no proxy of {name} is connected"
     return ""
@@ -57,8 +58,13 @@ def _active(look: Look) -> list[WorkloadKey]:
     ]
 
 
-def all_passed(look: Look) -> bool:
-    return all(look.rollout.workloads[name].passed for name in _active(look) if look.views(name))
+def unproven(look: Look) -> list[WorkloadKey]:
+    """Workloads of the current wave that have not passed and have somebody who could."""
+    return [name for name in _active(look) if look.views(name) and not look.rollout.workloads[name].passed]
+
+
+def too_little_for(names: list[WorkloadKey]) -> str:
+    return f"too little traffic to judge {', '.join(names)} by the deadline"
 
 
 def maybe_advance(look: Look) -> None:
@@ -67,7 +73,7 @@ def maybe_advance(look: Look) -> None:
     look.remember(empty_for=look.memo.empty_for + look.seen.elapsed if nobody else 0.0)
     if look.rollout.wave_elapsed < settings.soak or (nobody and look.memo.empty_for < LOST_S):
         return
-    open_ = [name for name in active if not look.rollout.workloads[name].passed and name not in nobody]
+    open_ = unproven(look)
     any_passed = any(look.rollout.workloads[name].passed for name in active)
     if not open_ or (any_passed and all(_is_thin(look, name) for name in open_)):
         _pass_wave(look, open_)
@@ -110,12 +116,11 @@ def raise_thin(look: Look) -> None:
 
 
 def _run_out(look: Look, open_: list[WorkloadKey], any_passed: bool) -> None:
-    names = ", ".join(open_)
+    said = too_little_for(open_)
     if any_passed or look.rollout.settings.on_no_traffic == "proceed":
-        look.tell("NoTraffic", f"too little traffic to judge {names} by the deadline; proceeding", warning=True)
+        look.tell("NoTraffic", f"{said}; proceeding", warning=True)
         _pass_wave(look, open_)
         return
-    said = f"too little traffic to judge {names} by the deadline"
     look.moved = True
     look.change(sentence=f"holding: {said}")
     look.go(Event.RAN_OUT)

@@ -12,7 +12,7 @@ from typing import Final
 
 from backstay.core.rollout import memo as memory
 from backstay.core.rollout import phases, plan
-from backstay.core.rollout.advancing import all_passed, doubt_about, hold_for, maybe_advance, raise_thin
+from backstay.core.rollout.advancing import doubt_about, hold_for, maybe_advance, raise_thin, too_little_for, unproven
 from backstay.core.rollout.baking import baking
 from backstay.core.rollout.failing import rolling_back
 from backstay.core.rollout.judging import judge, sentence_of
@@ -106,8 +106,11 @@ def _holding(look: Look) -> None:
     if doubt:
         look.change(sentence=f"holding: {doubt}")
         return
-    ran_out = look.rollout.wave_elapsed >= look.rollout.settings.deadline and not all_passed(look)
-    if not ran_out and seats_acked(look):
+    open_ = unproven(look)
+    if open_ and look.rollout.wave_elapsed >= look.rollout.settings.deadline:
+        look.change(sentence=f"holding: {too_little_for(open_)}")  # it may have held for another reason meanwhile
+        return
+    if seats_acked(look):
         look.change(sentence="")
         look.go(Event.MEASURED)
 

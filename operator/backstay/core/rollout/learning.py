@@ -57,7 +57,9 @@ def _learn_block(look: Look, block: Block, state: WorkloadRollout) -> None:
     after = verdict.observe(before, block, candidate, stable, rollout.settings, gaining=rollout.gaining, side=side)
     _count_harm(look, view, after)
     _note_first(look, block.second, before, after)
-    _remember_recent(look, _newly_seen(block.workload, before, after))
+    newly = _newly_seen(block.workload, before, after)
+    _remember_recent(look, newly)
+    _test_suspicion(look, block.second, newly)
     evidence = _added(state.evidence, view, after)
     look.decoded[block.workload] = (evidence.tests, after)
     look.change(workloads={**rollout.workloads, block.workload: msgspec.structs.replace(state, evidence=evidence)})
@@ -128,9 +130,15 @@ def _remember_recent(look: Look, seen: Mapping[str, tuple[int, int]]) -> None:
         n, k = recent.get(subject, (0.0, 0.0))
         recent[subject] = (n * RECENT + total, k * RECENT + bad)
     look.remember(recent=recent)
+
+
+def _test_suspicion(look: Look, second: int, seen: Mapping[str, tuple[int, int]]) -> None:
+    """Only seconds count in which nobody served any more what was taken back, however late they are reported."""
     suspect = look.memo.suspect
-    if suspect is not None and suspect.settled:
-        total, bad = seen.get(subject_of(suspect.subject, suspect.outcome), (0, 0))
+    if suspect is None or not suspect.settled or second < suspect.since:
+        return
+    total, bad = seen.get(subject_of(suspect.subject, suspect.outcome), (0, 0))
+    if total:
         look.remember(suspect=msgspec.structs.replace(suspect, total=suspect.total + total, bad=suspect.bad + bad))
 
 
@@ -154,7 +162,13 @@ def _watch_destinations(look: Look) -> None:
     if look.rollout.phase not in phases.MOVING:
         return
     watch = dict(look.memo.watch)
-    destinations = _destinations(look)
+    destinations: dict[str, tuple[int, int]] = {}
+    for block in look.seen.blocks:
+        asked = _destinations(look, block)
+        _test_suspicion(look, block.second, asked)
+        for destination, (total, bad) in asked.items():
+            n, k = destinations.get(destination, (0, 0))
+            destinations[destination] = (n + total, k + bad)
     if destinations:
         _remember_recent(look, destinations)
     for destination, (total, bad) in destinations.items():
@@ -164,14 +178,13 @@ def _watch_destinations(look: Look) -> None:
     look.remember(watch=watch)
 
 
-def _destinations(look: Look) -> dict[str, tuple[int, int]]:
+def _destinations(look: Look, block: Block) -> dict[str, tuple[int, int]]:
     sums: dict[str, tuple[int, int]] = {}
-    for block in look.seen.blocks:
-        tried = plan.candidates(look.rollout).get(block.workload, "")
-        for config, counts in block.cohorts.items():
-            if config == tried:
-                continue
-            for destination, (total, bad) in counts.by_destination.items():
-                n, k = sums.get(destination, (0, 0))
-                sums[destination] = (n + total, k + bad)
+    tried = plan.candidates(look.rollout).get(block.workload, "")
+    for config, counts in block.cohorts.items():
+        if config == tried:
+            continue
+        for destination, (total, bad) in counts.by_destination.items():
+            n, k = sums.get(destination, (0, 0))
+            sums[destination] = (n + total, k + bad)
     return sums

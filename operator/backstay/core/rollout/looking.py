@@ -163,16 +163,21 @@ def seated_proxies(rollout: Rollout) -> frozenset[ProxyId]:
 def seats_acked(look: Look) -> bool:
     """All seated proxies that are here serve what their seat says, and at least one does (or there is nobody)."""
     here = False
-    for name, state in look.rollout.workloads.items():
+    for state in look.rollout.workloads.values():
         for proxy in state.seats:
             view = look.fleet.get(proxy)
             if view is None or not view.connected:
                 continue
-            wanted = plan.target(look.rollout, name, proxy, look.stable)
-            if view.candidate != wanted.candidate or abs(view.share - wanted.share) > plan.EPSILON:
+            if not serves_target(look, view):
                 return False
             here = True
     return here or not seated_proxies(look.rollout)
+
+
+def serves_target(look: Look, view: ProxyView) -> bool:
+    """Whether a proxy has acked what the rollout wants of it now."""
+    wanted = plan.target(look.rollout, view.workload, view.id, look.stable)
+    return view.candidate == wanted.candidate and abs(view.share - wanted.share) <= plan.EPSILON
 
 
 def left_out_of(look: Look) -> list[ProxyId]:

@@ -26,7 +26,9 @@ class Suspect(State, frozen=True, kw_only=True):
     needed: int = 2
     """Confirmations that make it a fail."""
     settled: bool = False
-    """The seats taken back have been acked; from now on requests count."""
+    """The wave taken back has been acked by everybody it was taken from."""
+    since: int = -1
+    """The first second that counts: wholly after that."""
     elapsed: float = 0.0
     total: int = 0
     bad: int = 0

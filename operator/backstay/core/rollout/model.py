@@ -386,6 +386,8 @@ class Observation(State, frozen=True, kw_only=True):
     """The operator has just taken this rollout up from its memory: until now everybody was cut off from it."""
     updating: dict[WorkloadKey, str] = {}
     """Workloads whose own rollout progresses -> how far it is, for people."""
+    running: frozenset[WorkloadKey] = frozenset()
+    """Workloads that the platform has ready instances of with a proxy, whether any of them has connected or not."""
     origins: dict[WorkloadKey, dict[str, str]] = {}
     """Workload -> route (as in Row.route) -> `file:line`, for the sentence that names a cause; may be incomplete."""
 

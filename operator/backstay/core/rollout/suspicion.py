@@ -12,18 +12,20 @@ from backstay.core.rollout import plan, verdict
 from backstay.core.rollout.failing import blame, fail
 from backstay.core.rollout.judging import judge, sentence_of
 from backstay.core.rollout.learning import subject_of
-from backstay.core.rollout.looking import Look, seated_proxies, seats_acked
+from backstay.core.rollout.looking import LOST_S, Look, seated_proxies, serves_target
 from backstay.core.rollout.memo import Suspect
 from backstay.core.rollout.model import (
     Phase,
+    ProxyView,
     WorkloadKey,
 )
 from backstay.core.rollout.phases import Event
 
 TEST_LEAST_S: Final = 3.0
-TEST_MOST_S: Final = 15.0
 TEST_REQUESTS: Final = 30
-"""After a wave was taken back: requests, and seconds, to see whether failures fall."""
+"""After a wave was taken back: seconds, and requests, to see whether failures fall."""
+TEST_MOST_S: Final = 15.0
+"""What proxies get to take the wave back, and what a test lasts that gets few requests, at least."""
 CONFIRMATIONS: Final = 2
 """DESIGN 6: twice so, fail."""
 
@@ -34,25 +36,46 @@ def suspecting(look: Look) -> None:
         return
     suspect = msgspec.structs.replace(suspect, elapsed=suspect.elapsed + look.seen.elapsed)
     look.remember(suspect=suspect)
-    if _is_tested(suspect):
+    if _is_tested(look, suspect):
         _conclude(look, suspect)
 
 
 def is_settled(look: Look, suspect: Suspect) -> bool:
-    """Whether the seats of the test are taken; evidence counts from then on, what came before mixes both."""
-    if not suspect.settled and (seats_acked(look) or look.memo.waited >= TEST_MOST_S):
+    """Whether what the test asks is served; evidence counts from then on, what came before mixes both."""
+    if not suspect.settled and _is_served(look):
         workloads = {
             name: msgspec.structs.replace(state, evidence=plan.renewed(state.evidence))
             for name, state in look.rollout.workloads.items()
         }
         look.change(workloads=workloads)
-        look.remember(suspect=msgspec.structs.replace(suspect, settled=True))
+        # The last ack came within this second, so the one after the next is the first that it preceded whole.
+        look.remember(suspect=msgspec.structs.replace(suspect, settled=True, since=look.memo.newest + 2))
     return suspect.settled
 
 
-def _is_tested(suspect: Suspect) -> bool:
-    enough = suspect.elapsed >= TEST_LEAST_S and suspect.total >= TEST_REQUESTS
-    return enough or suspect.elapsed >= TEST_MOST_S
+def _is_served(look: Look) -> bool:
+    """Everybody of the affected workloads serves what the test asks, or has had the time to.
+
+    Proxies that a new operator has not met yet go on with what the last one told them: they get the time to come back.
+    """
+    if look.memo.cut_off_ago < LOST_S:
+        return False
+    return look.memo.waited >= TEST_MOST_S or all(
+        _serves(look, view) for view in look.fleet.values() if view.workload in look.rollout.workloads
+    )
+
+
+def _serves(look: Look, view: ProxyView) -> bool:
+    if not view.connected:
+        return view.silent_for >= look.rollout.settings.confirm_within  # its lease has ended
+    return serves_target(look, view)
+
+
+def _is_tested(look: Look, suspect: Suspect) -> bool:
+    """No requests are no answer, few are one only when a wave would not wait for more either."""
+    if suspect.total >= TEST_REQUESTS:
+        return suspect.elapsed >= TEST_LEAST_S
+    return suspect.total > 0 and suspect.elapsed >= max(TEST_MOST_S, look.rollout.settings.deadline)
 
 
 def fell(suspect: Suspect) -> bool:

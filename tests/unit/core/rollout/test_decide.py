@@ -353,10 +353,10 @@ def test_an_inbound_change_is_judged_by_what_is_answered() -> None:
     assert story.rollout.sentence.endswith("Cause: denied, requests to port 8080.")
 
 
-def answering_badly(digest: str) -> Block:
+def answering_badly(digest: str, second: int) -> Block:
     return Block(
         workload=WEB,
-        second=0,
+        second=second,
         cohorts={digest: verdict.added(FINE, ANSWERED_BADLY)},
         share=1.0 if digest == "new" else 0.0,
         directions={
@@ -376,7 +376,7 @@ def test_a_bad_answering_last_wave_of_a_single_instance_is_tested_once_and_dismi
         before={WEB: calm(50, both_ways=True)},
     )
     for _ in range(60):
-        story.look(blocks=(answering_badly("new" if story.on_candidate else "old"),))
+        story.look(blocks=(answering_badly("new" if story.on_candidate else "old", story.second),))
     assert story.reasons == ["RolloutStarted", "HarmSuspected", "HarmDismissed"]
 
 
@@ -495,6 +495,16 @@ def test_proxies_that_are_all_away_are_not_handed_untried_what_nobody_has_tried(
     assert story.stable["shop/far"] == "old"
 
 
+def test_proxies_that_no_operator_of_today_has_met_are_not_handed_what_nobody_has_tried() -> None:
+    """After a restart the platform knows who runs, before anybody has come back."""
+    stages = (stage(web="new", far="new"),)
+    story = play(8, stages=stages, stable={WEB: "old", "shop/far": "old"}, settings=replaced(deadline=10.0))
+    story.looks(60, GOOD, GOOD, running=frozenset({WEB, "shop/far"}))
+    assert (story.phase, story.rollout.sentence) == (Phase.HOLDING, "holding: no proxy of shop/far is connected")
+    # They are scaled to zero: there is nobody to wait for any more.
+    assert story.until(Phase.BAKING, GOOD, GOOD, limit=80, running=frozenset({WEB})).stable["shop/far"] == "new"
+
+
 def test_immediate_waits_for_nobody_who_is_away() -> None:
     away = fleet(3, "shop/far", connected=False, silent_for=20.0)
     story = play(
@@ -523,6 +533,20 @@ def test_thin_traffic_keeps_a_waves_own_share_until_its_first_second_is_judged_t
     assert shares == [0.05, 0.05, 0.05, 0.05, 0.1, 0.1, 0.2, 0.248, 0.248, 0.248]
 
 
+def test_what_holds_for_want_of_traffic_says_so_again_after_it_held_for_another_reason() -> None:
+    story = play(settings=replaced(deadline=10.0, on_no_traffic="hold")).until(Phase.HOLDING, (0, 0), (1, 0), limit=40)
+    said = "holding: too little traffic to judge shop/web by the deadline"
+    assert story.rollout.sentence == said
+    seated = list(story.on_candidate)
+    for proxy in seated:
+        story.view(proxy, silent_for=6.0)
+    assert story.looks(2).rollout.sentence == "holding: no proxy of shop/web that serves the candidate reports"
+    for proxy in seated:
+        story.view(proxy, silent_for=0.0)
+    assert (story.looks(2, (0, 0), (1, 0)).phase, story.rollout.sentence) == (Phase.HOLDING, said)
+    assert story.until(Phase.BAKING, GOOD, GOOD, limit=40).stable == {WEB: "new"}
+
+
 # --- shared harm ------------------------------------------------------------------------------------------------------
 
 LOGIC = "logic.shop:80"
@@ -544,6 +568,47 @@ def test_harm_that_falls_each_time_the_wave_is_taken_back_is_a_fail() -> None:
     assert story.rollout.suspicions == 2
     assert story.rollout.sentence.startswith(f"failures towards {LOGIC} over all callers rose from 0 % to ")
     assert "they fell each time the wave was taken back" in story.rollout.sentence
+
+
+def suspected() -> Play:
+    """A shared harm has just been seen, and nobody has been told yet that the wave is taken back."""
+    story = play(settings=replaced(soak=600.0, deadline=2000.0), before={WEB: calm(destination=LOGIC)})
+    story.looks(5, None, towards(950, 0))
+    story.acks = False
+    return story.until(Phase.SUSPECTING, (50, 15), towards(950, 285), limit=20)
+
+
+def test_requests_from_before_all_proxies_took_the_wave_back_say_nothing_about_the_suspicion() -> None:
+    story = suspected().looks(6, (50, 15), towards(950, 285))
+    assert story.phase is Phase.SUSPECTING
+    story.acks = True
+    story.ack().look((50, 15), towards(950, 285))
+    story.looks(6, None, towards(950, 0))
+    assert story.reasons == ["RolloutStarted", "HarmSuspected", "HarmConfirmed"]
+
+
+def test_an_operator_that_dies_over_a_suspicion_hears_of_the_time_without_it_and_does_not_count_it() -> None:
+    """The proxies went on with the candidate until the next operator met them; their reports of that come late."""
+    story = suspected()
+    here = dict(story.proxies)
+    story.proxies.clear()
+    story.look(resumed=True).looks(3)
+    story.proxies.update(here)
+    harmed = tuple(
+        Block(workload=WEB, second=second, cohorts={"old": towards(950, 285)}) for second in range(story.second)
+    )
+    story.ack().look(blocks=harmed)
+    story.acks = True
+    story.ack().looks(30, None, towards(950, 0))
+    assert story.reasons[:3] == ["RolloutStarted", "HarmSuspected", "HarmConfirmed"]
+
+
+def test_a_suspicion_is_not_settled_by_silence() -> None:
+    story = suspected()
+    story.acks = True
+    story.ack().looks(100, None, None)
+    assert (story.phase, story.reasons[-1]) == (Phase.SUSPECTING, "HarmSuspected")
+    assert story.until(Phase.PREPARING, None, towards(950, 0), limit=10).reasons[-1] == "HarmConfirmed"
 
 
 def test_harm_that_does_not_fall_is_not_ours_and_the_rollout_goes_on() -> None:
