@@ -296,11 +296,26 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"{process.args!r} does not listen on {port}")
 
 
+ENVOYS_CIPHER: Final = """
+openssl_conf = default_conf
+[default_conf]
+ssl_conf = ssl_sect
+[ssl_sect]
+system_default = system_default_sect
+[system_default_sect]
+Ciphersuites = TLS_AES_128_GCM_SHA256
+"""
+"""The one that Envoys agree upon; two OpenSSLs would choose AES-256, and Python's ssl has no word for suites of TLS 1.3."""
+
+
 def own_command(python: Path) -> "Command":
     """Proxies of ours that this interpreter runs, with its own packages and nothing of the benchmark's environment."""
 
     def command(role: str, ports: Ports, folder: Path, hosts: int) -> list[str]:
-        return [str(python), "-I", str(SERVING), role, ",".join(map(str, ports)), str(folder), str(hosts)]
+        library = folder / "openssl.cnf"
+        library.write_text(ENVOYS_CIPHER)
+        asked = [str(python), "-I", str(SERVING), role, ",".join(map(str, ports)), str(folder), str(hosts)]
+        return ["env", f"OPENSSL_CONF={library}", *asked]
 
     return command
 
