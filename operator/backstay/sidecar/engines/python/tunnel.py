@@ -18,11 +18,19 @@ UNTAKEN_SECONDS: Final = 60.0
 QUIET_SECONDS: Final = 300
 """After so long without a byte the kernel asks whether the other end is still there: machines vanish without a word, and a
 tunnel has no other limit. Linux asks after two hours unless told."""
+_TCP_OPTIONS: Final = {
+    "TCP_KEEPIDLE": QUIET_SECONDS,
+    "TCP_KEEPALIVE": QUIET_SECONDS,  # the same on macOS
+    "TCP_KEEPINTVL": 15,
+    "TCP_KEEPCNT": 4,
+}
 _KEEPALIVE: Final = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, QUIET_SECONDS),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in _TCP_OPTIONS.items()
+        if hasattr(socket, name)
+    ),
 )
 
 
