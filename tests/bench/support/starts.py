@@ -59,8 +59,9 @@ MESH: Final = """\
 apiVersion: backstay.dev/v1alpha1
 kind: Mesh
 metadata: {name: mesh}
-spec: {rollout: {soak: 0s, bakeTime: 1s}}
+spec: {rollout: {soak: 0s, deadline: 100ms, warmUp: 0s, bakeTime: 1s}}
 """
+"""Nobody asks these pods for anything: with another deadline that is what would be waited for."""
 ROUTE: Final = """\
 apiVersion: backstay.dev/v1alpha1
 kind: Route
