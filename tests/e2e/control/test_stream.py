@@ -1,5 +1,6 @@
 """The control channel from end to end: a real server, real sidecar processes, sockets, signals and disks."""
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -7,19 +8,31 @@ import signal
 import stat
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
-from backstay.config.model import assemble, config_digest
+from backstay.config.model import (
+    DirectResponse,
+    HostRoutes,
+    Listeners,
+    Manifest,
+    Rule,
+    assemble,
+    config_digest,
+    digest_of,
+    encode_part,
+)
 from backstay.config.standalone import ConfigFile
 from backstay.config.wire import Ack, Endpoint, Live, Nack, Report, WentBack
 from backstay.core.ports import Joined, Left
 from backstay.sidecar.store import read_live, read_state
-from support.control_world import IDENTITY, World, assignment, config
+from support.control_world import IDENTITY, World, assignment, config, free_port
 
 
 def endpoints(*names: str) -> dict[str, list[Endpoint]]:
@@ -168,6 +181,34 @@ async def test_a_second_restart_within_a_minute_leaves_the_candidate(world: Worl
     joined = await operator.until(lambda: [e for e in operator.events if isinstance(e, Joined) and e.hello.went_back])
     assert (joined[0].hello.went_back, joined[0].hello.went_back_from) == ("Restarts", config_digest(crashing[0]))
     assert sidecar.recorded("apply")[-1]["candidate"] == ""
+
+
+async def test_several_processes_are_one_proxy_with_one_stream_and_one_set_of_counters(world: World) -> None:
+    operator = await world.operator()
+    port = free_port()
+    sidecar = await world.sidecar("logic-1", *("--engine", "python", "--concurrency", "2", "--outbound", str(port)))
+    answers = HostRoutes(host="here.shop", port=80, rules=(Rule(name="all", direct=DirectResponse(status=200)),))
+    own = Listeners(namespace="shop", identity=IDENTITY, trust_domain="backstay.local")
+    encoded = {part.key: encode_part(part) for part in (own, answers)}
+    manifest = Manifest(workload="shop/logic", parts={key: digest_of(data) for key, data in encoded.items()})
+    operator.server.assign("logic-1", *assignment((manifest, {digest_of(data): data for data in encoded.values()})))
+    await operator.until(lambda: operator.said(Ack), within=60)
+
+    def ask() -> int:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": "here.shop"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return int(answer.status)
+
+    def working() -> int:
+        return len(psutil.Process(sidecar.process.pid).children()) if sidecar.process is not None else 0
+
+    await sidecar.until(lambda: working() >= 2, within=60)
+    assert [await asyncio.to_thread(ask) for _ in range(40)] == [200] * 40
+    counted = lambda: sum(row.total for report in operator.said(Report) for row in report.rows)  # noqa: E731
+    await operator.until(lambda: counted() >= 40, within=30)
+    assert counted() == 40
+    assert [event.proxy for event in operator.events if isinstance(event, Joined)] == ["logic-1"]
+    assert [ack.serial for ack in operator.said(Ack)] == [1]
 
 
 async def test_a_candidate_under_which_the_engines_process_dies_twice_is_left(world: World) -> None:
