@@ -312,7 +312,7 @@ class Backend(Base, frozen=True, kw_only=True, tag="backend", tag_field="part"):
     slow_start_ms: int = 0
     """An endpoint that is new gets its full share only after this time."""
     same_zone_first: bool = False
-    """Endpoints of the proxy's own zone as long as one of them is well."""
+    """Endpoints of the proxy's own zone first, others for what it has lost."""
     tls: Literal["mesh", "disable"] = "mesh"
     """`mesh`: mTLS wherever the endpoint carries an identity. `disable`: plaintext always."""
     external: External | None = None

@@ -681,7 +681,10 @@ class LoadBalancing(Node, frozen=True, kw_only=True):
         Meta(description="A new instance gets its full share after this time (LeastRequest, RoundRobin, Random)."),
     ] = "0s"
     same_zone_first: Annotated[
-        bool, Meta(description="Instances of the caller's zone as long as one of them is well, then all others.")
+        bool,
+        Meta(
+            description="Instances of the caller's zone, and others for what too few of them that are well cannot take."
+        ),
     ] = False
 
 

@@ -204,7 +204,10 @@ async def test_several_processes_are_one_proxy_with_one_stream_and_one_set_of_co
 
     await sidecar.until(lambda: working() >= 2, within=60)
     assert [await asyncio.to_thread(ask) for _ in range(40)] == [200] * 40
-    counted = lambda: sum(row.total for report in operator.said(Report) for row in report.rows)  # noqa: E731
+
+    def counted() -> int:
+        return sum(row.total for report in operator.said(Report) for row in report.rows)
+
     await operator.until(lambda: counted() >= 40, within=30)
     assert counted() == 40
     assert [event.proxy for event in operator.events if isinstance(event, Joined)] == ["logic-1"]

@@ -6,7 +6,7 @@ identity.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from backstay.config.model import Backend, HealthCheck, Outlier
 from backstay.config.wire import Endpoint
@@ -22,8 +22,6 @@ MIN_RETRIES_IN_FLIGHT: Final = 3
 IDLE_S: Final = {"mesh": "60s", "plain": "4s"}
 """Below what our own listeners (75 s) and common servers (5 s) keep, as in the other engine."""
 RING_SIZE: Final = 1024
-OWN_ZONE_ONLY: Final = 100_000
-"""Overprovisioning so large that one healthy endpoint of a hundred keeps a priority in use."""
 _CLUSTER: Final = "envoy.config.cluster.v3.Cluster"
 _HTTP: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _POLICIES: Final = {
@@ -248,10 +246,7 @@ def assignment(name: str, endpoints: Iterable[Endpoint], backend: Backend, zone:
         {"priority": priority, "lb_endpoints": [_place(endpoint, backend) for endpoint in level]}
         for priority, level in enumerate(levels)
     ]
-    found: dict[str, Any] = {"cluster_name": name, "endpoints": places}
-    if backend.same_zone_first:
-        found["policy"] = {"overprovisioning_factor": OWN_ZONE_ONLY}
-    return message("envoy.config.endpoint.v3.ClusterLoadAssignment", **found)
+    return message("envoy.config.endpoint.v3.ClusterLoadAssignment", cluster_name=name, endpoints=places)
 
 
 def _place(endpoint: Endpoint, backend: Backend) -> Json:

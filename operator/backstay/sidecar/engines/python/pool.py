@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from backstay.sidecar.engines.python.upstream import Upstream
 
 LEAST_SHARE: Final = 0.1  # of its share, for an endpoint that is new: Envoy's and Istio's least weight
+OVERPROVISION: Final = 1.4
+"""Instances of a zone take on so much more than their own part before others are asked: Envoy's overprovisioning_factor."""
+ZONE_GRAIN: Final = 1000  # parts into which hashes are divided between the own zone and the others
 MAX_PENDING: Final = 1024  # requests waiting for a connection of a full backend; Envoy's max_pending_requests
 COLD_CONNECTS: Final = 4
 """Connections opened at a time to one endpoint. Envoy opens one for every waiting request, but a handshake costs us 1 to 2 ms
@@ -229,7 +232,10 @@ class Group:
         "_by_hash",
         "_choose",
         "_clock",
+        "_far",
+        "_far_by_hash",
         "_maglev",
+        "_near_part",
         "_random",
         "_slow_start",
         "active",
@@ -285,6 +291,10 @@ class Group:
         """All endpoints of the subset."""
         self.members: tuple[Pool, ...] = ()
         """Those that get requests now: not ejected, not unhealthy, of the own zone where that comes first."""
+        self._far: tuple[Pool, ...] = ()
+        """Those of other zones that get the rest, while the own zone has lost too many."""
+        self._near_part = 1.0
+        self._far_by_hash: Ring[Pool] | Maglev[Pool] | None = None
         self.active = 0
         self.retries = 0
         """Requests in flight, and those among them that are a second or later try: the retry budget compares them."""
@@ -319,13 +329,19 @@ class Group:
         """The endpoint that a hash stands for."""
         if not self.members:
             return None
+        if self._far and (point % ZONE_GRAIN) / ZONE_GRAIN >= self._near_part:
+            if self._far_by_hash is None:
+                self._far_by_hash = self._hashed(self._far)
+            return self._far_by_hash.choose(point, tried)
         if self._by_hash is None:
-            named = [
-                (pool.key.id.encode() or b"%b:%d" % (pool.key.address.encode(), pool.key.port), pool)
-                for pool in self.members
-            ]
-            self._by_hash = Maglev(named) if self._maglev else Ring(named)
+            self._by_hash = self._hashed(self.members)
         return self._by_hash.choose(point, tried)
+
+    def _hashed(self, pools: Sequence[Pool]) -> Ring[Pool] | Maglev[Pool]:
+        named = [
+            (pool.key.id.encode() or b"%b:%d" % (pool.key.address.encode(), pool.key.port), pool) for pool in pools
+        ]
+        return Maglev(named) if self._maglev else Ring(named)
 
     def note(self, pool: Pool, status: int, now: float) -> None:
         """What one of its endpoints answered; perhaps it is left out from now on."""
@@ -344,18 +360,36 @@ class Group:
     def settle(self, now: float) -> None:
         """Find out anew who gets requests."""
         inside = tuple(pool for pool in self.everyone if not pool.health.is_out(now))
+        far: tuple[Pool, ...] = ()
+        self._near_part = 1.0
         if self.same_zone_first:
             near = tuple(pool for pool in inside if pool.is_near)
-            inside = near or inside
+            if near:
+                self._near_part = self._part_of_near(near, len(inside) - len(near))
+                far = tuple(pool for pool in inside if not pool.is_near) if self._near_part < 1 else ()
+                inside = near
         if inside != self.members:
             self.members = inside
             self._by_hash = None
+        if far != self._far:
+            self._far = far
+            self._far_by_hash = None
+
+    def _part_of_near(self, near: Sequence[Pool], far: int) -> float:
+        """The own zone's part of the requests: what it has lost goes to the others before the rest of it is overrun."""
+        zone = sum(pool.is_near for pool in self.everyone)
+        others = len(self.everyone) - zone
+        well = min(1.0, OVERPROVISION * len(near) / zone)
+        spare = min(1.0, OVERPROVISION * far / others) if others else 0.0
+        return well / min(1.0, well + spare)
 
     def choose(self, tried: Sequence[Pool] = ()) -> Pool | None:
         """The endpoint for the next try; None if there is none at all."""
         members = self.members
         if not members:
             return None
+        if self._far and self._random() >= self._near_part:
+            members = self._far
         if tried:
             return self._choose(untried(members, tried))
         return members[0] if len(members) == 1 else self._choose(members)

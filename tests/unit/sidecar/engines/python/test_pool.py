@@ -1,10 +1,14 @@
-"""A limit of connections holds for a service, over all its subsets."""
+"""Whose connections count against which limit, and which endpoints get how much."""
 
-from collections import deque
+import random
+from collections import Counter, deque
+from typing import Any
 
-from backstay.config.model import Backend, Subset
+import pytest
+
+from backstay.config.model import Backend, Outlier, Subset
 from backstay.config.wire import Endpoint
-from backstay.sidecar.engines.python.pool import Group, Pools
+from backstay.sidecar.engines.python.pool import Group, Pool, PoolKey, Pools
 
 V1, V2 = (("version", "v1"),), (("version", "v2"),)
 BACKEND = Backend(
@@ -87,3 +91,38 @@ def test_an_equal_backend_makes_the_same_group() -> None:
     first: Group = made.group(BACKEND, V1)
     assert made.group(Backend(service="web.shop", port=80, max_connections=2), V1) is first
     assert made.group(Backend(service="web.shop", port=80, max_connections=3), V1) is not first
+
+
+def zoned(near: int, far: int, *, out: int, **fields: Any) -> Group:
+    """A group whose own zone has lost `out` of its `near` endpoints."""
+    draw = random.Random(7).random
+    group = Group(Backend(service="web.shop", port=80, same_zone_first=True, **fields), (), draw, None, lambda: 0.0)
+    rule = Outlier(consecutive_5xx=1, base_ms=60_000)
+    pools = [
+        Pool(PoolKey(f"{where}-{n}", "10.0.0.1", n, ""))
+        for where, count in (("near", near), ("far", far))
+        for n in range(count)
+    ]
+    for pool in pools:
+        pool.is_near = pool.key.id.startswith("near")
+    for pool in pools[:out]:
+        pool.health.eject(rule, 0.0)
+    group.everyone = tuple(pools)
+    group.settle(0.0)
+    return group
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "out", "part"),
+    [(7, 3, 0, 1.0), (7, 3, 2, 1.0), (10, 5, 5, 0.7), (10, 5, 9, 0.14), (10, 0, 9, 1.0), (3, 3, 3, 0.0)],
+)
+def test_the_own_zone_keeps_what_its_endpoints_that_are_well_can_take(
+    near: int, far: int, out: int, part: float
+) -> None:
+    for fields in ({"balance": "random"}, {"balance": "ring_hash"}):
+        group, seen = zoned(near, far, out=out, **fields), Counter[str]()
+        for number in range(5000):
+            chosen = group.choose() if fields["balance"] == "random" else group.choose_for(number * 7919)
+            assert chosen is not None
+            seen[chosen.key.id.partition("-")[0]] += 1
+        assert seen["near"] / 5000 == pytest.approx(part, abs=0.03), fields
