@@ -41,7 +41,7 @@ test-cluster: $(VENV)/.stamp-dev ## The long scenarios on KUBECONFIG or on that 
 test-envoy: $(VENV)/.stamp-dev ## Rollouts and conformance over Envoys.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m long tests/e2e/envoy tests/conformance/envoy $(ARGS)
 
-test-long: $(VENV)/.stamp-dev ## The long scenarios on this machine alone: the operator killed in each phase that waits.
+test-long: $(VENV)/.stamp-dev ## The long scenarios on this machine alone: the operator killed in each phase.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m long tests/e2e/operator $(ARGS)
 
 check: $(VENV)/.stamp-dev ## Format, lint, types, layers, schema drift.

@@ -9,7 +9,7 @@ import pytest
 from backstay.cli.exits import Failed
 from support.live import LiveMesh, route, shop, shop_documents
 
-pytestmark = pytest.mark.xdist_group("mesh-b")
+pytestmark = [pytest.mark.xdist_group("mesh-b"), pytest.mark.long]  # `make test-long`
 
 PATIENT = {"confirmWithin": "40s", "deadline": "20s"}
 """Leases outlast the pauses between a kill and a start on a slow machine; what happens when they do not is another test."""
@@ -79,7 +79,6 @@ def test_killed_while_it_rolls_back_it_finishes_the_rollback_and_holds(mesh: Liv
     assert {item["status"].get("candidate", "") for item in mesh.proxies()} == {""}
 
 
-@pytest.mark.long  # `make test-long`
 def test_killed_while_it_is_paused_it_stays_paused_until_a_person_resumes_it() -> None:
     moments = ["saved@paused:1", "told@paused:1"]
     with LiveMesh(documents=shop_documents(rollout={**PATIENT, "soak": "6s"})) as mesh:
@@ -104,7 +103,6 @@ def test_killed_while_it_is_paused_it_stays_paused_until_a_person_resumes_it() -
         assert mesh.harm_since(mark) == {}
 
 
-@pytest.mark.long  # `make test-long`
 def test_killed_while_it_holds_for_want_of_traffic_it_holds_on_and_goes_live_when_there_is_some() -> None:
     moments = ["saved@holding:1", "told@holding:1"]
     with LiveMesh(documents=shop_documents(rollout={**PATIENT, "deadline": "3s"})) as mesh:
@@ -125,7 +123,6 @@ def test_killed_while_it_holds_for_want_of_traffic_it_holds_on_and_goes_live_whe
         mesh.wait_steady()
 
 
-@pytest.mark.long  # `make test-long`
 def test_killed_while_it_tests_a_suspicion_it_ends_the_test_and_takes_the_change_back() -> None:
     """One proxy that gets everything at once has nothing beside it to be compared with: the wave is taken back, given again
     and taken back once more before anybody is blamed."""
