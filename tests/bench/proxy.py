@@ -346,12 +346,22 @@ def matrix(own: Command, app: int, folder: Path, token: str) -> Cells:
         ):
             planes = {"ours": ours, "envoy": envoys}
             for _ in range(ROUNDS):
-                measure(cells, planes, hosts, app, nginx, nginx_process, token)
-                tell(cells)
+                one: Cells = {}
+                measure(one, planes, hosts, app, nginx, nginx_process, token)
+                keep(cells, one)
             if hosts == HOSTS[0]:
-                connections(cells, planes, folder)
-                tell(cells)
+                one = {}
+                connections(one, planes, folder)
+                keep(cells, one)
     return cells
+
+
+def keep(cells: Cells, one: Cells) -> None:
+    """Tell of a round and add it to the others."""
+    tell(one)
+    for figure, rows in one.items():
+        for name, values in rows.items():
+            cells.setdefault(figure, {}).setdefault(name, []).extend(values)
 
 
 def tell(cells: Cells) -> None:
