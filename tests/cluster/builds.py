@@ -24,8 +24,9 @@ from cluster import build
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BASE: Final = "docker.io/library/python:3.11-slim-bookworm"
-BASE_PACKAGES: Final = ("python3", "python3-venv", "git", "openssh-client", "ca-certificates", "iptables")
-"""What the Dockerfiles would install on top where they can, and the interpreter that the real base has."""
+BASE_PACKAGES: Final = ("python3", "python3-venv", "git", "openssh-client", "ca-certificates", "iptables", "libstdc++6")
+"""What the Dockerfiles would install on top where they can, and what the real base has: the interpreter, and the library
+that regular expressions of routes (google-re2) are linked with."""
 PROGRAMS: Final = {"buildah": "buildah", "mmdebstrap": "mmdebstrap"}
 STEP_S: Final = 900
 
