@@ -3,6 +3,8 @@
 import asyncio
 import importlib
 import logging
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
@@ -45,6 +47,14 @@ class Replaceable(Protocol):
     async def replace(self, timeout: float) -> None: ...
 
 
+@runtime_checkable
+class Listening(Protocol):
+    """An engine of this process, whose sockets another can go on with."""
+
+    @property
+    def ports(self) -> Mapping[tuple[str, int], socket.socket]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Events:
     """What signals ask for."""
@@ -69,7 +79,18 @@ def _one_engine(name: str, settings: Settings, *, beside: bool) -> Engine:
         return make_engine(name, beside=beside)
     from backstay.sidecar.workers.parent import Workers, workers_wanted  # noqa: PLC0415 - most proxies have none
 
-    return Workers(workers_wanted(settings.concurrency), log_level=settings.log_level)
+    return Workers(workers_wanted(settings.concurrency), log_level=settings.log_level, beside=beside)
+
+
+def _heir(engine: Engine) -> Engine:
+    """A process of its own that goes on with an engine's sockets; from then on this one carries no traffic. Raises ValueError,
+    OSError."""
+    if not isinstance(engine, Listening):
+        raise ValueError(f"{engine.name} does not hand its ports over")
+    from backstay.sidecar.workers.parent import Workers  # noqa: PLC0415 - few proxies are ever replaced
+
+    level = logging.getLevelName(logging.getLogger().level)
+    return Workers(1, log_level=level, inherited={place: sock.dup() for place, sock in engine.ports.items()})
 
 
 async def run(settings: Settings, events: Events) -> None:
@@ -153,7 +174,8 @@ async def _replace_when_asked(settings: Settings, engine: Switching, asked: asyn
     while True:
         await asked.wait()
         asked.clear()
-        if isinstance(engine.current, Replaceable):
-            await engine.current.replace(settings.drain_s)
+        current = engine.current
+        if isinstance(current, Replaceable):
+            await current.replace(settings.drain_s)
         else:
-            _log.warning("workers.none reason=one process serves all; --concurrency makes more, which can be replaced")
+            await engine.replace(_heir)

@@ -221,8 +221,39 @@ class Switching:
         self._applied = wanted
         _log.info("engine.changed engine=%s", name)
         if overlaps:
-            self._leaving = old
-            self._draining = spawn(self._leave(old), name="engine-leaves")
+            self._see_off(old)
+
+    async def replace(self, make: Callable[[Engine], Engine]) -> None:
+        """Have another engine, made of the current one, go on in its place with the same sockets; the current one finishes
+        what it has begun. One that does not come up changes nothing. `make` may raise ValueError, OSError."""
+        while self._changing is not None and not self._changing.done():
+            await asyncio.wait([self._changing])
+        self._changing = spawn(self._replace(make), name="engine-replace")
+        await asyncio.wait([self._changing])
+
+    async def _replace(self, make: Callable[[Engine], Engine]) -> None:
+        if self._draining is not None:
+            await asyncio.wait([self._draining])
+        if self._applied is None:
+            _log.warning("engine.not-replaced reason=nothing is served yet")
+            return
+        old = self.current
+        try:
+            new = self._coming = make(old)
+            await self._begin(new, self._applied)
+        except (OSError, ValueError, ContentRefused) as error:
+            _log.error("engine.not-replaced error=%s", clean(str(error)))
+        else:
+            self.current = new
+            _log.info("engine.replaced by=%r", new)
+            self._see_off(old)
+        finally:
+            self._coming = None
+        await self._change()  # to what was asked for meanwhile
+
+    def _see_off(self, old: Engine) -> None:
+        self._leaving = old
+        self._draining = spawn(self._leave(old), name="engine-leaves")
 
     async def _begin(self, engine: Engine, given: Applied) -> None:
         """Ports open with everything known: nobody meets an engine that has no config."""

@@ -16,8 +16,9 @@ import pytest
 
 from backstay.config.model import Config, GatewayListener
 from backstay.config.standalone import ConfigFile
-from backstay.sidecar.engine import Address, ContentRefused
-from backstay.sidecar.engines.python import new_event_loop
+from backstay.sidecar.engine import Address, ContentRefused, Engine, deaths, settled
+from backstay.sidecar.engines.python import PythonEngine, new_event_loop
+from backstay.sidecar.switching import Switching
 from backstay.sidecar.workers.parent import Workers
 from e2e.engine.mesh import (
     LOCALHOST,
@@ -130,7 +131,7 @@ async def test_a_process_that_dies_has_a_successor_and_its_counts_stay() -> None
         await until(lambda: len(running.engine.processes) == 2)
         assert other in running.engine.processes
         assert victim not in running.engine.processes
-        assert (running.engine.restarts, running.total) == (1, 40)
+        assert (running.engine.restarts, deaths(running.engine), running.total) == (1, 1, 40)
 
 
 async def test_processes_are_replaced_under_traffic_and_no_request_fails() -> None:
@@ -178,6 +179,41 @@ async def test_a_gateways_port_is_opened_in_all_and_closed_again() -> None:
             await send(port, get(host="any.example"))
 
 
+async def test_another_engine_and_workers_take_over_from_each_other_under_traffic() -> None:
+    def make(name: str, beside: bool) -> Engine:
+        return Workers(2, beside=beside) if name == "python" else PythonEngine(log=len, beside=beside)
+
+    engine, outbound, gateway = Switching("python", make, drain_s=WITHIN), free_port(), free_port()
+    ingress = msgspec.structs.replace(routes(to("web.shop:80"), host="*", port=gateway), gateway=True)
+
+    def asking(name: str) -> Config:
+        listening = listeners(engine=name, gateway=(GatewayListener(name="shop/gw/http", port=gateway),))
+        return config(listening, ingress, routes(to("web.shop:80")), backend())
+
+    done, answers = asyncio.Event(), Counter[int]()
+
+    async def client(port: int) -> None:
+        while not done.is_set():
+            answers[(await send(port, get(host="web.shop"))).status] += 1
+
+    async with application(replying(b"hello")) as app:
+        await engine.start(Address(host=LOCALHOST, inbound={}, outbound=outbound))
+        try:
+            engine.endpoints({"web.shop:80": [endpoint(app)]}, full=True)
+            engine.apply(asking("python"), None, 0.0)
+            clients = [asyncio.ensure_future(client(port)) for port in (outbound, gateway)]
+            kinds = []
+            for name in ("envoy", "python"):
+                engine.apply(asking(name), None, 0.0)
+                await settled(engine)
+                kinds.append(type(engine.current))
+            done.set()
+            await asyncio.gather(*clients)
+        finally:
+            await engine.drain(0)
+    assert (kinds, set(answers)) == ([PythonEngine, Workers], {200})
+
+
 async def test_a_port_of_another_process_is_not_shared_with_it() -> None:
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -215,6 +251,62 @@ async def test_the_program_runs_with_workers_and_ends_with_them(tmp_path: Path) 
                 assert await process.wait() == 0
             with pytest.raises(ConnectionError):
                 await send(outbound, get(host="web.shop"))
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def test_one_process_hands_its_sockets_over_under_traffic_and_no_request_fails(tmp_path: Path) -> None:
+    """By SIGUSR2, twice: what was one process is a parent and its only worker, and then another worker."""
+    async with application(replying(b"hello")) as app:
+        path, gateway, outbound, admin = tmp_path / "config.json", free_port(), free_port(), free_port()
+        ingress = msgspec.structs.replace(routes(to("web.shop:80"), host="*", port=gateway), gateway=True)
+        listening = listeners(gateway=(GatewayListener(name="shop/gw/http", port=gateway),))
+        found = ConfigFile(
+            workload="shop/client",
+            parts=[listening, ingress, routes(to("web.shop:80")), backend()],
+            endpoints={"web.shop:80": [endpoint(app)]},
+        )
+        path.write_bytes(msgspec.json.encode(found))
+        command = [
+            *("--config", str(path), "--outbound", str(outbound), "--admin-port", str(admin)),
+            *("--health-port", "0", "--prometheus-port", "0"),
+        ]
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "backstay.sidecar", *command)
+        done, answers = asyncio.Event(), Counter[int]()
+
+        async def client(port: int) -> None:
+            while not done.is_set():  # each time over a new connection: those meet the handover
+                answers[(await send(port, get(host="web.shop"))).status] += 1
+
+        async def worker(*, other_than: str = "") -> str:
+            async with asyncio.timeout(WITHIN):
+                while True:
+                    line = (await send(admin, get("/clusters"))).body.decode().partition("\n")[0]
+                    if line.startswith("worker::") and line != other_than:
+                        return line
+                    await asyncio.sleep(0.02)
+
+        try:
+            await until(lambda: is_open(admin))
+            clients = [asyncio.ensure_future(client(port)) for port in (gateway, outbound)]
+            process.send_signal(signal.SIGUSR2)
+            first = await worker()
+            process.send_signal(signal.SIGUSR2)
+            await worker(other_than=first)
+            done.set()
+            await asyncio.gather(*clients)
+            assert answers.keys() == {200}
+            path.write_bytes(msgspec.json.encode(msgspec.structs.replace(found, endpoints={})))
+            async with asyncio.timeout(WITHIN):
+                while (await send(outbound, get(host="web.shop"))).status != 503:
+                    await asyncio.sleep(0.02)
+            process.terminate()
+            async with asyncio.timeout(WITHIN):
+                assert await process.wait() == 0
+            assert not is_open(outbound)
+            assert not is_open(gateway)
         finally:
             if process.returncode is None:
                 process.kill()

@@ -108,9 +108,20 @@ class Workers:
     name = "python"
     capabilities: tuple[str, ...] = ("split",)
 
-    def __init__(self, count: int, *, log_level: str = "info") -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        log_level: str = "info",
+        beside: bool = False,
+        inherited: Mapping[Place, socket.socket] | None = None,
+    ) -> None:
+        """`beside`: its first ports are another engine's as well, which it takes over from. `inherited`: one process goes on
+        with these listening sockets of another engine, so that not even what waits in their queues is lost."""
         self._slots = [Slot(number) for number in range(count)]
+        self._slots[0].ports.update(inherited or {})
         self._level = log_level
+        self._is_beside = beside
         self._address: Address | None = None
         self._state: dict[str, tuple[object, ...]] = {}
         """The last arguments of each call that a new worker must be told of, in the order they are told."""
@@ -132,29 +143,47 @@ class Workers:
         return [slot.worker for slot in self._slots if slot.worker is not None]
 
     @property
+    def deaths(self) -> int:
+        """A candidate that kills processes has to be left, whoever starts them again."""
+        return self.restarts
+
+    @property
     def processes(self) -> list[int]:
         """Process ids of those that take traffic."""
         return [worker.process.pid for worker in self._here]
 
     # --- start and end ---
 
+    def prepare(self, address: Address) -> None:
+        """What is told before `start` is kept for it."""
+
+    def share_ports(self) -> None:
+        for sock in (sock for slot in self._slots for sock in slot.ports.values()):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # inherited ones may not have it
+
     async def start(self, address: Address) -> None:
         self._address = address
         try:
             for host, port in places(address):
-                self._open(host, port, optional=is_optional(address, host))
-            workers = await asyncio.gather(*(self._launch(slot) for slot in self._slots))
-        except OSError:
+                if (host, port) not in self._slots[0].ports:
+                    self._open(host, port, optional=is_optional(address, host))
+            stable, candidate, *_ = self._state.get("apply", (None, None))
+            self._open_gateway_ports(stable, candidate)  # type: ignore[arg-type]  # as `apply` was given them
+            await asyncio.gather(*(self._fill(slot) for slot in self._slots))
+        except BaseException:
             self._close_ports()
+            for worker in self._here:
+                worker.kill()
             raise
-        for slot, worker in zip(self._slots, workers, strict=True):
-            slot.worker = worker
+        self._is_beside = False
+        for slot in self._slots:
             slot.keeper = spawn(self._keep(slot), name=f"worker-{slot.number}")
 
     def _open(self, host: str, port: int, *, optional: bool = False) -> None:
         """One socket of this place for each slot. Raises OSError, also where another process has the port."""
         try:
-            bind(host, port).close()  # with SO_REUSEPORT two sidecars of one user would share a port unnoticed
+            if not self._is_beside:
+                bind(host, port).close()  # with SO_REUSEPORT two sidecars of one user would share a port unnoticed
             found = [bind(host, port, shared=True) for _ in self._slots]
         except OSError as error:
             if optional:
@@ -168,8 +197,11 @@ class Workers:
         for slot in self._slots:
             slot.close(list(slot.ports))
 
+    async def _fill(self, slot: Slot) -> None:
+        slot.worker = await self._launch(slot)  # at once: what is told from now on it must hear
+
     async def _launch(self, slot: Slot) -> Worker:
-        """A process that serves what all others serve. Raises OSError."""
+        """A process that serves what all others serve. Raises OSError, ContentRefused."""
         ours, theirs = socket.socketpair()
         ours.settimeout(ANSWER_WITHIN)
         with theirs:
@@ -182,6 +214,8 @@ class Workers:
         except (WorkerLost, ContentRefused) as error:
             worker.kill()
             await process.wait()
+            if isinstance(error, ContentRefused):
+                raise
             raise OSError(f"a worker did not start: {error}") from error
         _log.info("worker.started slot=%d pid=%d", slot.number, process.pid)
         return worker
@@ -216,7 +250,7 @@ class Workers:
             await asyncio.sleep(slot.backoff.next())
             try:
                 slot.worker = await self._launch(slot)
-            except OSError as error:
+            except (OSError, ContentRefused) as error:
                 _log.error("worker.start-failed slot=%d error=%s", slot.number, clean(str(error)))
 
     def _gone(self, worker: Worker) -> None:
@@ -232,7 +266,7 @@ class Workers:
             former = slot.worker
             try:
                 fresh = await self._launch(slot)
-            except OSError as error:
+            except (OSError, ContentRefused) as error:
                 _log.error("worker.not-replaced slot=%d error=%s", slot.number, clean(str(error)))
                 continue
             slot.worker = fresh
@@ -275,8 +309,11 @@ class Workers:
     def apply(
         self, stable: Config, candidate: Config | None, share: float, expect_refused: Sequence[RefusalExpected] = ()
     ) -> None:
-        opened = self._open_gateway_ports(stable, candidate)
         arguments = (stable, candidate, share, list(expect_refused))
+        if self._address is None:
+            self._state["apply"] = arguments
+            return
+        opened = self._open_gateway_ports(stable, candidate)
         former = self._state.get("apply")
         done: list[Worker] = []
         for worker in self._here:

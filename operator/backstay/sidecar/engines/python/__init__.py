@@ -82,7 +82,8 @@ class PythonEngine:
     ) -> None:
         """`log` takes lines of the access log; standard output if there is none. `open_port` makes listening sockets.
         `beside`: its ports are another engine's as well, which it takes over from."""
-        self._open_port = partial(bind, shared=True) if beside else open_port
+        self._make_port = partial(bind, shared=True) if beside else open_port
+        self._opened: dict[tuple[str, int], socket.socket] = {}
         self._log_to = log or StdoutSink()
         self._random = random
         self._acceptors: list[Acceptor] = []
@@ -98,6 +99,15 @@ class PythonEngine:
         if self._server is None:
             raise RuntimeError("the engine was not started")
         return self._server
+
+    @property
+    def ports(self) -> dict[tuple[str, int], socket.socket]:
+        """What it listens on."""
+        return {place: sock for place, sock in self._opened.items() if sock.fileno() >= 0}
+
+    def _open_port(self, host: str, port: int) -> socket.socket:
+        self._opened[host, port] = sock = self._make_port(host, port)
+        return sock
 
     async def start(self, address: Address) -> None:
         server = Server(address, AccessLog(self._log_to), self._random)

@@ -6,6 +6,7 @@ an answer would tell a stranger that something is there. The caller's address is
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -90,6 +91,8 @@ class Acceptor:
         """Accept nothing new; connections that have not said anything yet may still."""
         if self._sock.fileno() < 0:
             return
+        with contextlib.suppress(OSError):  # it ends anyway
+            self._accept()  # what the kernel has taken already it would reset
         if self._resume is not None:
             self._resume.cancel()
         self._server.loop.remove_reader(self._sock.fileno())
