@@ -220,7 +220,7 @@ class Conductor:
             self._keeper.change(queued=state.desired_revision)
             return
         if running is not None:
-            self._supersede(running, f"superseded by {state.desired_revision}")
+            self._supersede(running, _why_anew(running, state.desired_revision))
         self._keeper.keep_configs(staged.manifests.values(), made.parts)
         rollout, commands = plan.begin(
             id=f"r{state.next_rollout}",
@@ -516,3 +516,10 @@ def _routes_of(change: PartChange, origins: Origins, ports: Sequence[int]) -> di
 def _inbound_ports(made: MeshPlan, workload: str) -> list[int]:
     listeners = decode_part(made.parts[made.target[workload].parts["listeners"]])
     return [item.port for item in listeners.inbound] if isinstance(listeners, Listeners) else []
+
+
+def _why_anew(running: Rollout, revision: str) -> str:
+    """What a person has to know who sees the same commit twice: nobody has pushed."""
+    if running.cause.revision == revision:
+        return "begun anew: Services, or what else configurations are made of, have changed meanwhile"
+    return f"superseded by {revision}"

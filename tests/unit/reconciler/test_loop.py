@@ -287,6 +287,21 @@ async def test_a_change_of_the_registry_that_fails_is_not_tried_again_until_some
     assert await world.seconds(60, until=lambda: world.view.state.workloads["shop/a"].stable != before)
 
 
+async def test_a_rollout_that_begins_anew_for_another_registry_does_not_say_that_somebody_pushed() -> None:
+    world = await world_with(route("1s"), route("1s", "c"))
+    sha = world.push(route("2s"), route("1s", "c"))
+    assert await world.seconds(10, until=lambda: moving(world))
+    opaque = service("c", protocol="tcp")
+    found = world.platform.now
+    world.platform.now = dataclasses.replace(found, services={**found.services, opaque.key: opaque})
+    world.reconciler._registry_changed = True
+    assert await world.seconds(10, until=lambda: bool(world.view.state.history))
+    [ended] = world.view.state.history
+    assert (ended.phase, ended.cause.revision[-40:]) == (Phase.SUPERSEDED, sha)
+    assert ended.sentence == "begun anew: Services, or what else configurations are made of, have changed meanwhile"
+    assert await world.seconds(90, until=lambda: world.outcome(sha) == "live")
+
+
 async def test_an_upgrade_that_compiles_something_else_is_named_as_the_cause() -> None:
     world = await world_with(route("1s"))
     world.kill()
