@@ -65,7 +65,6 @@ from backstay.tasks import spawn, stop
 HELLO_WITHIN: Final = 10.0  # seconds after the upgrade; a proxy sends it at once
 HANDSHAKE_WITHIN: Final = 10.0  # seconds; asyncio's 60 would let strangers hold sockets
 CLOSE_WITHIN: Final = 3.0  # seconds a proxy may take to answer a close
-SILENT_AFTER: Final = 20.0  # seconds without any frame; a live proxy reports every second, so this is a dead peer
 MAX_BODY: Final = 64 * 1024  # an enrolment with the longest ServiceAccount token is under 16 KiB
 MAX_EVENTS: Final = 65_536  # 50 proxies, 20 minutes of a stuck reconciler; reports are kept by the proxies as well
 RETRY_AFTER_NACK: Final = 5.0  # seconds; an environment (full disk) may recover without anything changing here
@@ -73,7 +72,7 @@ GATHER: Final = 0.1  # seconds of reports and acks that make one look: fifty pro
 GATHER_EACH: Final = (
     0.0005  # seconds more for each proxy: a look at a thousand takes 50 ms, ten a second would be half a core
 )
-HOUSEKEEPING_EVERY: Final = 1.0  # seconds; certificates, trust and cut-offs are due to the second
+HOUSEKEEPING_EVERY: Final = 1.0  # seconds; certificates, trust, cut-offs and dead peers are due to the second
 FORGET_AFTER: Final = 3600.0  # seconds a proxy may be away before it is a new one
 DEFAULT_SAMPLES: Final = 5
 """Requests a second that each proxy may tell of for reviews: half a kilobyte, and an hour of it shows 18,000."""
@@ -371,7 +370,6 @@ class ControlServer:
             max_msg_size=MAX_MESSAGE_BYTES,
             compress=False,
             timeout=CLOSE_WITHIN,
-            receive_timeout=SILENT_AFTER,
             decode_text=False,
         )
         await socket.prepare(request)
@@ -449,11 +447,12 @@ class ControlServer:
                 if frame.type is not WSMsgType.TEXT:
                     link.cut("ProtocolMismatch", "expected text frames only")
                     return
+                link.heard_at = time.monotonic()
                 self._hear(link, decode_to_operator(frame.data))
         except msgspec.DecodeError as error:
             link.cut("ProtocolMismatch", clean(str(error), limit=200))
-        except (TimeoutError, ConnectionError):
-            _log.info("proxy.silent proxy=%s", link.record.proxy)
+        except ConnectionError as error:
+            _log.info("proxy.lost proxy=%s error=%s", link.record.proxy, clean(str(error)))
         if link.socket.close_code == CLOSE_FENCED:
             self.fenced = True
             _log.error("control.fenced epoch=%d proxy=%s", self._epoch, link.record.proxy)
@@ -587,6 +586,7 @@ class ControlServer:
 
     async def _keep_house(self) -> None:
         while True:
+            due = time.monotonic() + HOUSEKEEPING_EVERY
             await asyncio.sleep(HOUSEKEEPING_EVERY)
             now = self._wall()
             if self._tls.refresh(now):
@@ -594,6 +594,10 @@ class ControlServer:
             for link in self._links.values():
                 if now > link.valid_until:
                     link.cut("CertificateExpired", "the stream's certificate has ended")
+                overdue = link.overdue(due)  # not by the time in which this process itself stood still
+                if overdue:
+                    _log.warning("proxy.silent proxy=%s reason=%s", link.record.proxy, overdue)
+                    link.abort()  # its reader sees the end and cleans up
 
     def _cut_revoked(self) -> None:
         for link in self._links.values():

@@ -65,12 +65,15 @@ class SharedFleet:
         """`unclaimed` is called when something waits that is in nobody's share."""
         self._server = server
         self._shares: list[Share] = []
+        self._claimed: frozenset[str] = frozenset()
+        """Namespaces of all shares."""
         self._unclaimed = unclaimed
 
     def share(self, namespaces: frozenset[str], wake: Callable[[], None]) -> Share:
         """A fleet of these namespaces' proxies, which are made to connect anew."""
         share = Share(self._server, namespaces, wake, self._revoked)
         self._shares.append(share)
+        self._claim()
         self._server.recall(share.owns)
         return share
 
@@ -81,9 +84,13 @@ class SharedFleet:
         """Nobody listens for this share any more; its proxies keep what they have."""
         if share in self._shares:
             self._shares.remove(share)
+            self._claim()
+
+    def _claim(self) -> None:
+        self._claimed = frozenset().union(*(share.namespaces for share in self._shares))
 
     def is_claimed(self, workload: str) -> bool:
-        return any(share.owns(workload) for share in self._shares)
+        return namespace_of(workload) in self._claimed
 
     def drain_unclaimed(self) -> Sequence[FleetEvent]:
         """What was heard of workloads that are in nobody's share."""
@@ -92,10 +99,8 @@ class SharedFleet:
     def woken(self) -> None:
         """Something waits: tell those it is for."""
         namespaces = {namespace_of(workload) for workload in self._server.waiting()}
-        claimed: set[str] = set()
         for share in self._shares:
             if share.namespaces & namespaces:
-                claimed |= share.namespaces
                 share.wake()
-        if namespaces - claimed:
+        if namespaces - self._claimed:
             self._unclaimed()

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-import sys
+import os
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import psutil
 from backstay.adapters.kubernetes.client import ApiClient
 from backstay.core.resources import MESH_REPOSITORY
 from backstay.settings import KubernetesSettings
+from bench.support.image import ROOT, interpreter
 
 
 class OperatorProcess:
-    """`backstay operator` with these settings."""
+    """`backstay operator` with these settings, by an interpreter that is built like its image's: with optimization."""
 
     def __init__(self, settings: KubernetesSettings, log: Path) -> None:
         self.settings = settings
@@ -30,7 +32,7 @@ class OperatorProcess:
         }  # fmt: skip
         process = await asyncio.create_subprocess_exec(
             *(
-                sys.executable,
+                interpreter(),
                 "-m",
                 "backstay.cli.main",
                 "operator",
@@ -44,6 +46,7 @@ class OperatorProcess:
             *("--host", found.host, "--log-level", "warning"),
             *(text for name, port in ports.items() for text in (f"--{name}-port", str(port))),
             stderr=self.log.open("wb"),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "operator"), sysconfig.get_path("purelib")])},
         )
         self.process = psutil.Process(process.pid)
 

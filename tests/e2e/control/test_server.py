@@ -307,6 +307,28 @@ async def test_a_proxy_that_does_not_read_is_cut_and_the_others_go_on(
     assert operator.server.connected() == ["good"]
 
 
+async def test_a_proxy_of_which_nothing_is_heard_is_cut_and_the_others_go_on(
+    operator: Operator, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "SILENT_AFTER", 1.5)
+    silent, good = await client.join("silent"), await client.join("good")
+    await operator.until(lambda: operator.server.connected() == ["good", "silent"])
+
+    async def report() -> None:
+        sequence = 0
+        while True:
+            good.send(Report(boot="b", sequence=(sequence := sequence + 1), at=0.0))
+            await asyncio.sleep(0.1)
+
+    reporting = asyncio.create_task(report())
+    left = await operator.until(lambda: [event for event in operator.events if isinstance(event, Left)])
+    reporting.cancel()
+    with pytest.raises(ChannelClosed):
+        await heard(silent, Assign)
+    assert left == [Left(proxy="silent", workload="shop/logic", draining=False)]
+    assert operator.server.connected() == ["good"]
+
+
 @pytest.mark.parametrize("rubbish", [b"", b"{}", b'{"type":"assign"}', b"\xff\xfe", b"[" * 100_000])
 async def test_rubbish_ends_that_stream_only(operator: Operator, client: Client, rubbish: bytes) -> None:
     good = await client.join("good")
