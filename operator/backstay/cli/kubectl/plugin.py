@@ -82,15 +82,30 @@ def command_lines() -> list[str]:
 
 def knows_option(arguments: Sequence[str], option: str) -> bool:
     """Whether the command that these words name has that option itself."""
-    command: click.Command | None = program.cli
+    command, _ = _command(arguments)
+    return any(option in parameter.opts for parameter in command.params)
+
+
+def in_namespace(arguments: Sequence[str], namespace: str) -> tuple[str, ...]:
+    """These words, with the repository's namespace for names that come without one; a person's own `-n` comes later and
+    wins."""
+    _, words = _command(arguments)
+    if not knows_option(arguments, "--namespace"):
+        return tuple(arguments)
+    return (*arguments[:words], "--namespace", namespace, *arguments[words:])
+
+
+def _command(arguments: Sequence[str]) -> tuple[click.Command, int]:
+    """The command that these words name, and how many of them do."""
+    command: click.Command = program.cli
     context = click.Context(program.cli)
-    for word in arguments:
+    for number, word in enumerate(arguments):
         if not isinstance(command, click.Group):
-            break
+            return command, number
         if (found := command.get_command(context, word)) is None:
-            break
+            return command, number
         command = found
-    return command is not None and any(option in parameter.opts for parameter in command.params)
+    return command, len(arguments)
 
 
 # --- where it runs ----------------------------------------------------------------------------------------------------
@@ -111,7 +126,8 @@ def _tunnel(call: Call) -> int:
 
     target = asyncio.run(cluster.find(call.where))
     with tunnel.opened(target) as state_dir:
-        program.main(("--state-dir", str(state_dir), "--actor", target.user, *call.arguments))
+        arguments = in_namespace(call.arguments, target.namespace)
+        program.main(("--state-dir", str(state_dir), "--actor", target.user, *arguments))
 
 
 def _in_the_pod(call: Call) -> int:

@@ -64,3 +64,16 @@ def test_without_a_cluster_a_verb_for_one_says_so(
 )
 def test_options_of_verbs_are_known(words: Sequence[str], option: str, knows: bool) -> None:
     assert plugin.knows_option(words, option) is knows
+
+
+@pytest.mark.parametrize(
+    ("typed", "run"),
+    [
+        (("plan", "mesh"), ("plan", "--namespace", "shop", "mesh")),
+        (("plan", "-n", "other"), ("plan", "--namespace", "shop", "-n", "other")),
+        (("auth", "can-i", "x"), ("auth", "can-i", "--namespace", "shop", "x")),
+        (("support-bundle",), ("support-bundle",)),
+    ],
+)
+def test_names_without_a_namespace_are_of_the_repositorys(typed: Sequence[str], run: Sequence[str]) -> None:
+    assert plugin.in_namespace(typed, "shop") == run
