@@ -21,6 +21,7 @@ from backstay.sidecar.engines.python.framing import (
     MAX_HEAD_BYTES,
     Fields,
     Refusal,
+    check_connect,
     connection_options,
     read_request,
     wants_websocket,
@@ -291,17 +292,24 @@ class Downstream(asyncio.Protocol):
             self.answer(exchange, exchange.broken, "bad-request")
             return
         if exchange.method == b"CONNECT":
-            self.listener.connect(exchange)
+            refusal = check_connect(exchange.target, exchange.version, exchange.fields)
+            if refusal is None:
+                self.listener.connect(exchange)
+            else:
+                self._turn_away(exchange, refusal)
             return
         head = read_request(exchange.method, exchange.target, exchange.version, exchange.fields, self.authority)
         if isinstance(head, Refusal):
-            exchange.keep_alive = False
-            exchange.broken = head.status
-            self.answer(exchange, head.status, head.reason)
+            self._turn_away(exchange, head)
             return
         exchange.head = head
         exchange.upgrade = head.upgrade
         self.listener.admit(exchange)
+
+    def _turn_away(self, exchange: Exchange, refusal: Refusal) -> None:
+        exchange.keep_alive = False
+        exchange.broken = refusal.status
+        self.answer(exchange, refusal.status, refusal.reason)
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """The response is written."""

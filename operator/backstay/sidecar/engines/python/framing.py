@@ -206,6 +206,20 @@ def read_request(
     return _frame(head, scan, version) or _finish(head, cleaned, sent)
 
 
+def check_connect(target: bytes, version: str, fields: Fields) -> Refusal | None:
+    """Judge the head of a CONNECT, of which nothing is forwarded. What follows it is the tunnel (RFC 9110, 9.3.6): a sender who
+    says how long a body is means something else, and so may whoever reads this connection before us."""
+    refusal = _limits(target, version, fields)
+    if refusal is not None:
+        return refusal
+    _, scan = _sort(fields)
+    if len(scan.host) > 1 or not (is_authority(scan.host[0]) if scan.host else version == "1.0"):
+        return Refusal(status=400, reason="bad-host")
+    if body_length(scan.length, scan.encoding, version) != NO_BODY:
+        return Refusal(status=400, reason="bad-framing")
+    return None
+
+
 def _limits(target: bytes, version: str, fields: Fields) -> Refusal | None:
     if version not in ("1.1", "1.0"):
         return Refusal(status=505, reason="bad-version")

@@ -6,25 +6,41 @@ Only what stands before the name is parsed; a hello that is cut short or is none
 from typing import Final
 
 HELLO_BYTES: Final = 16 * 1024 + 5  # one TLS record; hellos have 0.3 to 2 KiB, with post-quantum keys
-_HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME, _HOST_NAME = 0x16, 0x01, 0x0000, 0x00
+_CLIENT_HELLO: Final = b"\x01"
+_SERVER_NAME, _HOST_NAME = 0x0000, 0x00
 _MAX_RECORD: Final = 16 * 1024 + 256
 
 
 def server_name(data: bytes) -> bytes | None:
     """The name in lower case, `b""` where there is none or this is no TLS; None while more bytes must come."""
-    if not data.startswith(b"\x16\x03"[: len(data)]):
-        return b""
-    if len(data) < 5:
-        return None
-    size = int.from_bytes(data[3:5], "big")
-    if size > _MAX_RECORD:
-        return b""
-    if len(data) < 5 + size:
-        return None
+    hello, at = b"", 0
+    while not _is_whole(hello):
+        head = data[at : at + 5]
+        if not head.startswith(b"\x16\x03"[: len(head)]) or not hello.startswith(_CLIENT_HELLO[: len(hello)]):
+            return b""
+        if len(head) < 5:
+            return None
+        size = int.from_bytes(head[3:], "big")
+        if not 0 < size <= _MAX_RECORD or _says(hello) > HELLO_BYTES:
+            return b""
+        if len(data) < at + 5 + size:
+            return None
+        hello += data[at + 5 : at + 5 + size]
+        at += 5 + size
     try:
-        return _name(data[5 : 5 + size])
+        return _name(hello)
     except IndexError:
         return b""
+
+
+def _says(hello: bytes) -> int:
+    """The size of a hello as it says itself, once that is there."""
+    return 4 + int.from_bytes(hello[1:4], "big") if len(hello) >= 4 else 4
+
+
+def _is_whole(hello: bytes) -> bool:
+    """A hello may come in several records (RFC 8446, 5.1), as some clients send it to hide the name from simpler readers."""
+    return len(hello) >= _says(hello)
 
 
 class _Reader:
@@ -53,9 +69,9 @@ class _Reader:
         return self._at < len(self._data)
 
 
-def _name(record: bytes) -> bytes:
-    reader = _Reader(record)
-    if reader.number(1) != _CLIENT_HELLO:
+def _name(message: bytes) -> bytes:
+    reader = _Reader(message)
+    if reader.take(1) != _CLIENT_HELLO:
         return b""
     hello = _Reader(reader.block(3))
     hello.take(2 + 32)  # version and random

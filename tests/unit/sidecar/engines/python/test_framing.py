@@ -6,8 +6,10 @@ from backstay.sidecar.engines.python.framing import (
     CHUNKED,
     NO_BODY,
     UNTIL_CLOSE,
+    Fields,
     Refusal,
     ResponseHead,
+    check_connect,
     is_authority,
     read_request,
     read_response,
@@ -123,3 +125,24 @@ def test_the_head_of_an_upgrade() -> None:
     assert upgrade_head(b"HTTP/1.1 101 Switching Protocols\r\n", fields) == (
         b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "fields", "reason"),
+    [
+        ("1.1", [(b"Host", b"web:80"), (b"Proxy-Connection", b"keep-alive"), (b"Content-Length", b"0")], ""),
+        ("1.0", [], ""),
+        ("1.1", [], "bad-host"),
+        ("1.1", [(b"Host", b"web"), (b"Host", b"web")], "bad-host"),
+        ("1.1", [(b"Host", b"")], "bad-host"),
+        ("1.0", [(b"Host", b"a b")], "bad-host"),
+        ("1.1", [(b"Host", b"web"), (b"Content-Length", b"1")], "bad-framing"),
+        ("1.1", [(b"Host", b"web"), (b"Content-Length", b"0"), (b"Content-Length", b"0")], "bad-framing"),
+        ("1.1", [(b"Host", b"web"), (b"Transfer-Encoding", b"chunked")], "bad-framing"),
+        ("1.2", [(b"Host", b"web")], "bad-version"),
+        ("1.1", [(b"Host", b"web"), *[(b"A", b"b")] * 100], "many-fields"),
+    ],
+)
+def test_a_connect_is_judged_by_its_framing_and_host(version: str, fields: Fields, reason: str) -> None:
+    refusal = check_connect(b"web:80", version, fields)
+    assert (refusal.reason if refusal is not None else "") == reason
