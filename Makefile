@@ -61,7 +61,7 @@ compiled: $(VENV)/.stamp-dev ## The sidecar's hot path as machine code in build/
 	@$(BIN)/python bootstrap/images/compile.py
 
 test-compiled: compiled ## Conformance and the engine's tests on that machine code.
-	PYTHONPATH=build/compiled $(BIN)/python -m pytest tests/conformance/http tests/conformance/traffic tests/conformance/security tests/e2e/engine tests/e2e/redirect $(ARGS)
+	PYTHONPATH=build/compiled $(BIN)/python -m pytest tests/conformance/http tests/conformance/traffic tests/conformance/security tests/e2e/engine tests/e2e/sidecar tests/e2e/redirect $(ARGS)
 
 soak: $(VENV)/.stamp-dev ## Half an hour of traffic, attacks and reloads: memory, descriptors, tasks. SHORT=1: two minutes; MINUTES=5.
 	@SHORT="$(SHORT)" MINUTES="$(MINUTES)" $(BIN)/python tests/bench/soak.py
