@@ -156,6 +156,10 @@ class Sidecar:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [entry for entry in map(json.loads, lines) if entry["what"] == what]
 
+    def said(self) -> str:
+        """Its log."""
+        return self._errors.read_text()
+
     async def until(self, happened: Callable[[], Any], within: float = 15.0) -> Any:
         """Poll files and pages of another process; there is nothing to be woken by."""
         async with asyncio.timeout(within):

@@ -32,7 +32,7 @@ from backstay.config.standalone import ConfigFile
 from backstay.config.wire import Ack, Endpoint, Live, Nack, Report, WentBack
 from backstay.core.ports import Joined, Left
 from backstay.sidecar.store import read_live, read_state
-from support.control_world import IDENTITY, World, assignment, config, free_port
+from support.control_world import IDENTITY, Operator, Sidecar, World, assignment, config, free_port
 
 
 def endpoints(*names: str) -> dict[str, list[Endpoint]]:
@@ -183,35 +183,60 @@ async def test_a_second_restart_within_a_minute_leaves_the_candidate(world: Worl
     assert sidecar.recorded("apply")[-1]["candidate"] == ""
 
 
+def answering(status: int) -> tuple[Manifest, dict[str, bytes]]:
+    """A config that answers everything itself."""
+    answers = HostRoutes(host="here.shop", port=80, rules=(Rule(name="all", direct=DirectResponse(status=status)),))
+    own = Listeners(namespace="shop", identity=IDENTITY, trust_domain="backstay.local")
+    encoded = {part.key: encode_part(part) for part in (own, answers)}
+    manifest = Manifest(workload="shop/logic", parts={key: digest_of(data) for key, data in encoded.items()})
+    return manifest, {digest_of(data): data for data in encoded.values()}
+
+
+def ask(port: int) -> int:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": "here.shop"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return int(answer.status)
+
+
+def workers_of(sidecar: Sidecar) -> int:
+    return len(psutil.Process(sidecar.process.pid).children()) if sidecar.process is not None else 0
+
+
+def counted(operator: Operator) -> int:
+    return sum(row.total for report in operator.said(Report) for row in report.rows)
+
+
 async def test_several_processes_are_one_proxy_with_one_stream_and_one_set_of_counters(world: World) -> None:
     operator = await world.operator()
     port = free_port()
     sidecar = await world.sidecar("logic-1", *("--engine", "python", "--concurrency", "2", "--outbound", str(port)))
-    answers = HostRoutes(host="here.shop", port=80, rules=(Rule(name="all", direct=DirectResponse(status=200)),))
-    own = Listeners(namespace="shop", identity=IDENTITY, trust_domain="backstay.local")
-    encoded = {part.key: encode_part(part) for part in (own, answers)}
-    manifest = Manifest(workload="shop/logic", parts={key: digest_of(data) for key, data in encoded.items()})
-    operator.server.assign("logic-1", *assignment((manifest, {digest_of(data): data for data in encoded.values()})))
+    operator.server.assign("logic-1", *assignment(answering(200)))
     await operator.until(lambda: operator.said(Ack), within=60)
-
-    def ask() -> int:
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": "here.shop"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return int(answer.status)
-
-    def working() -> int:
-        return len(psutil.Process(sidecar.process.pid).children()) if sidecar.process is not None else 0
-
-    await sidecar.until(lambda: working() >= 2, within=60)
-    assert [await asyncio.to_thread(ask) for _ in range(40)] == [200] * 40
-
-    def counted() -> int:
-        return sum(row.total for report in operator.said(Report) for row in report.rows)
-
-    await operator.until(lambda: counted() >= 40, within=30)
-    assert counted() == 40
+    await sidecar.until(lambda: workers_of(sidecar) >= 2, within=60)
+    assert [await asyncio.to_thread(ask, port) for _ in range(40)] == [200] * 40
+    await operator.until(lambda: counted(operator) >= 40, within=30)
+    assert counted(operator) == 40
     assert [event.proxy for event in operator.events if isinstance(event, Joined)] == ["logic-1"]
     assert [ack.serial for ack in operator.said(Ack)] == [1]
+
+
+async def test_a_proxy_whose_process_is_replaced_keeps_its_stream_its_config_and_its_counts(world: World) -> None:
+    operator = await world.operator()
+    port = free_port()
+    sidecar = await world.sidecar("logic-1", *("--engine", "python", "--outbound", str(port)))
+    operator.server.assign("logic-1", *assignment(answering(200)))
+    await operator.until(lambda: operator.said(Ack), within=60)
+    assert await asyncio.to_thread(ask, port) == 200
+    assert sidecar.process is not None
+    sidecar.process.send_signal(signal.SIGUSR2)
+    await sidecar.until(lambda: sidecar.said().count("engine.replaced"), within=60)
+    assert [await asyncio.to_thread(ask, port) for _ in range(10)] == [200] * 10
+    operator.server.assign("logic-1", *assignment(answering(204)))
+    await operator.until(lambda: len(operator.said(Ack)) == 2, within=60)
+    assert await asyncio.to_thread(ask, port) == 204
+    await operator.until(lambda: counted(operator) >= 12, within=30)
+    assert counted(operator) == 12
+    assert [event.proxy for event in operator.events if isinstance(event, Joined)] == ["logic-1"]
 
 
 async def test_a_candidate_under_which_the_engines_process_dies_twice_is_left(world: World) -> None:
