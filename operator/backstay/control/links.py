@@ -3,11 +3,12 @@
 A link never makes its sender wait: what does not fit, or is not taken within a stated time, cuts the link; the proxy
 comes back and is told everything anew. Records outlive links, so that a proxy that is away gets its assignment later.
 
-Times are looked after by whoever keeps the links (`overdue`): a timer for each message that a thousand proxies send and get
-every second cost a seventh of the operator's processor.
+Times are looked after by whoever keeps the links (`overdue`), and what can leave at once leaves without waking a task: for a
+thousand proxies that send and get a message a second, timers and wake-ups were a third of the operator's processor.
 """
 
 import asyncio
+import struct
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ SEND_WITHIN: Final = 10.0  # seconds for one message to leave; the same as aioht
 SILENT_AFTER: Final = 20.0  # seconds without any frame; a live proxy reports every second, so this is a dead peer
 REMEMBERED_CONFIGS: Final = 4  # a proxy keeps at least eight, see sidecar/store.py
 CLOSE_POLICY: Final = 1008  # RFC 6455 7.4.1, "policy violation"
+_FINAL_TEXT: Final = 0x81
+_SIZE_16, _SIZE_64 = struct.Struct("!BBH"), struct.Struct("!BBQ")
 
 
 @dataclass(slots=True, eq=False)
@@ -116,8 +119,12 @@ class Link:
         self._writer = spawn(self._write(), name=f"control-writer-{self.record.proxy}")
 
     def send(self, frame: bytes) -> None:
-        """Queue one message; a full queue cuts the link."""
+        """One message, at once if nothing waits before it; a full queue cuts the link."""
         if self._goodbye:
+            return
+        if self.transport is not None and self._is_free(self.transport):
+            self.transport.write(framed(frame))
+            self.record.sent_bytes += len(frame) + frame_overhead(len(frame))
             return
         if self._queued_bytes + len(frame) > MAX_QUEUED_BYTES:
             self.cut(
@@ -127,6 +134,11 @@ class Link:
         self._queue.append(frame)
         self._queued_bytes += len(frame)
         self._more.set()
+
+    def _is_free(self, transport: asyncio.Transport) -> bool:
+        """Neither here nor in the transport something waits to leave, and the stream is open."""
+        waits = self._queue or self._sending_since or transport.get_write_buffer_size()
+        return not (waits or self.socket.closed or transport.is_closing())
 
     def cut(self, reason: str, message: str) -> None:
         """End the link; the reason is sent if it can still be, and nothing else any more."""
@@ -183,6 +195,16 @@ class Link:
             await self.socket.send_frame(encode(goodbye), WSMsgType.TEXT)
             self._was_said = True
             await self.socket.close(code=CLOSE_POLICY, message=goodbye.reason.encode())
+
+
+def framed(text: bytes) -> bytes:
+    """A whole text message as one unmasked frame (RFC 6455 5.2)."""
+    size = len(text)
+    if size < 126:
+        return bytes((_FINAL_TEXT, size)) + text
+    if size < 65536:
+        return _SIZE_16.pack(_FINAL_TEXT, 126, size) + text
+    return _SIZE_64.pack(_FINAL_TEXT, 127, size) + text
 
 
 def frame_overhead(size: int) -> int:

@@ -2,7 +2,7 @@ import pytest
 
 from backstay.config.model import Manifest
 from backstay.config.wire import RefusalExpected
-from backstay.control.links import ProxyRecord, frame_overhead, refusals
+from backstay.control.links import ProxyRecord, frame_overhead, framed, refusals
 from backstay.core.ports import Assignment
 
 STABLE, CANDIDATE = Manifest(workload="w", parts={}), Manifest(workload="w", parts={"a": "1"})
@@ -43,4 +43,7 @@ def test_expected_refusals_travel_with_the_assignment() -> None:
 
 @pytest.mark.parametrize(("size", "header"), [(125, 2), (126, 4), (65535, 4), (65536, 10)])
 def test_frame_headers_are_counted(size: int, header: int) -> None:
-    assert frame_overhead(size) == header
+    frame = framed(b"x" * size)
+    assert frame_overhead(size) == header == len(frame) - size
+    length = frame[1] if size < 126 else int.from_bytes(frame[2:header])
+    assert (frame[0], length, frame[header:]) == (0x81, size, b"x" * size)  # final, text, not masked
