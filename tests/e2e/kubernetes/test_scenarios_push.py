@@ -100,4 +100,5 @@ async def test_orders_by_annotation_steer_a_rollout(mesh: Shop) -> None:
 async def test_the_gateway_lets_people_in_by_the_routes_of_git(mesh: Shop) -> None:
     status, text = mesh.ask_gateway("/sentiment", '{"sentence": "I love sailing."}')
     assert (status, "polarity" in text) == (200, True)
+    assert mesh.ask_gateway("/sentiments/all", "{}")[0] == 404, "the expression takes the whole path"
     assert mesh.ask_gateway("/sentiment", "{}", host="elsewhere.example.com")[0] == 404
