@@ -226,6 +226,7 @@ class Story:
         self._until(lambda: self._desired(sha), "the operator to see the first commit")
         self._wait("Ready")
         self.kubectl.show(f"-n {SHOP} get meshrepositories")
+        self._until(self._programmed, "every proxy to have every document")
         self.kubectl.show(f"-n {SHOP} get meshintents")
         self._until(lambda: self.visitors.settled, "the last requests of before to end")
         self._done("every document is live, and says where in git it stands")
@@ -332,6 +333,12 @@ class Story:
     def _status(self) -> dict[str, Any]:
         found: dict[str, Any] = self.kubectl.object(f"-n {SHOP} get meshrepository shop").get("status", {})
         return {"held": [], "problems": [], **found}
+
+    def _programmed(self) -> bool:
+        items = self.kubectl.object(f"-n {SHOP} get meshintents")["items"]
+        told = [each for item in items for each in item.get("status", {}).get("conditions", ())]
+        standing = [each for each in told if each["type"] == "Programmed"]
+        return len(standing) == len(items) > 0 and all(each["status"] == "True" for each in standing)
 
     def _desired(self, sha: str) -> bool:
         return sha in str(self._status().get("desiredRevision", ""))
