@@ -142,6 +142,16 @@ def endpoint(port: int, identity: str = "", id: str = "", **labels: str) -> Endp
     return Endpoint(id=id or f"ep-{port}", address=LOCALHOST, port=port, identity=identity, labels=labels)
 
 
+PATIENCE = 60.0  # seconds, on a machine that is busy with other tests
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """For what no event tells of."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 Application = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -184,6 +194,12 @@ async def proxy(
         yield running
     finally:
         await engine.drain(0)
+
+
+def serve_web(client: Proxy, app: int) -> None:
+    """`web.shop` is this application, for whoever asks through that proxy."""
+    client.engine.apply(config(listeners(), routes(to("web.shop:80")), backend()), None, 0)
+    client.engine.endpoints({"web.shop:80": [endpoint(app)]}, full=True)
 
 
 @contextlib.asynccontextmanager

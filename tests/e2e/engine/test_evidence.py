@@ -47,6 +47,7 @@ from .mesh import (
     send,
     spiffe,
     to,
+    until,
 )
 
 WITHIN = 20.0
@@ -56,12 +57,6 @@ AUDIT = Authorization(
     policies=(Policy(name="shop/watch", action="audit", rules=(PolicyRule(operations=(Operation(paths=("/x*",)),)),)),)
 )
 AUDIT_PORT = Authorization(policies=(Policy(name="shop/watch", action="audit", rules=(PolicyRule(),)),))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WITHIN):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def lines(running: Proxy) -> list[dict[str, Any]]:

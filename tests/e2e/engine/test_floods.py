@@ -7,6 +7,7 @@ from backstay.sidecar.engines.python.downstream import MAX_PIPELINED
 
 from .mesh import (
     LOCALHOST,
+    PATIENCE,
     application,
     backend,
     config,
@@ -20,7 +21,6 @@ from .mesh import (
     to,
 )
 
-PATIENCE: Final = 60.0  # seconds, on a machine that is busy with other tests
 AT_A_TIME: Final = 100
 MOST_SENT: Final = 200_000  # requests: far more than socket buffers of both ends hold
 MOST_BUFFERED: Final = 1024 * 1024

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
 
 from backstay.sidecar.engines.python.downstream import STALL_SECONDS, Downstream
 from backstay.sidecar.engines.python.framing import MAX_CHUNK_OVERHEAD, MAX_HEAD_BYTES
@@ -12,6 +11,7 @@ from backstay.sidecar.engines.python.tunnel import QUIET_SECONDS, Tunnel
 
 from .mesh import (
     LOCALHOST,
+    PATIENCE,
     Application,
     Proxy,
     application,
@@ -25,20 +25,16 @@ from .mesh import (
     receive,
     routes,
     send,
+    serve_web,
     to,
+    until,
 )
 
-PATIENCE = 60.0  # seconds, on a machine that is busy with other tests
 REST = 50_000
 """Bytes of an answer that stay in the proxy: more than the small buffers below, less than makes it hold its writers back."""
 SMALL = 2048
 UPGRADE = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x"]
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
-
-
-def serve(client: Proxy, app: int) -> None:
-    client.engine.apply(config(listeners("client"), routes(to("web.shop:80")), backend()), None, 0)
-    client.engine.endpoints({"web.shop:80": [endpoint(app)]}, full=True)
 
 
 async def open_small(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -48,12 +44,6 @@ async def open_small(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWri
     sock.setblocking(False)
     await asyncio.get_running_loop().sock_connect(sock, (LOCALHOST, port))
     return await asyncio.open_connection(sock=sock, limit=SMALL)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not true():
-            await asyncio.sleep(0)
 
 
 def shrink(transport: asyncio.BaseTransport | None) -> None:
@@ -74,7 +64,7 @@ def answering(first: bytes, then: bytes) -> Application:
 
 async def test_who_never_takes_the_last_bytes_of_an_answer_is_cut_off() -> None:
     async with application(answering(b"ok", bytes(REST))) as app, proxy() as client, asyncio.timeout(PATIENCE):
-        serve(client, app)
+        serve_web(client, app)
         reader, writer = await open_small(client.outbound)
         writer.write(get())
         assert (await receive(reader)).body == b"ok"
@@ -113,7 +103,7 @@ async def test_who_never_takes_the_last_bytes_of_a_tunnel_is_cut_off() -> None:
         writer.transport.abort()
 
     async with application(app_that_leaves) as app, proxy() as client, asyncio.timeout(PATIENCE):
-        serve(client, app)
+        serve_web(client, app)
         reader, writer = await open_small(client.outbound)
         writer.write(get(headers=UPGRADE))
         assert (await read_head(reader)).startswith(b"HTTP/1.1 101 ")
@@ -141,7 +131,7 @@ async def test_the_kernel_asks_whether_both_ends_of_a_quiet_tunnel_are_still_the
         await reader.read()
 
     async with application(switching) as app, proxy() as client:
-        serve(client, app)
+        serve_web(client, app)
         reader, writer = await asyncio.open_connection(LOCALHOST, client.outbound)
         writer.write(get(headers=UPGRADE))
         assert (await read_head(reader)).startswith(b"HTTP/1.1 101 ")
@@ -180,7 +170,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 async def test_trailers_without_end_cut_an_answer_off_and_are_not_kept() -> None:
     first = CHUNKED + b"30000\r\n" + bytes(0x30000) + b"\r\n0\r\n"  # the body saves nothing up for what follows
     async with application(endless(first, b"A: b\r\n" * 2000)) as app, proxy() as client, asyncio.timeout(PATIENCE):
-        serve(client, app)
+        serve_web(client, app)
         reader, writer = await asyncio.open_connection(LOCALHOST, client.outbound)
         writer.write(get())
         answer = b""
@@ -198,7 +188,7 @@ async def test_trailers_without_end_cut_an_answer_off_and_are_not_kept() -> None
 async def test_one_endless_trailer_or_chunk_extension_cuts_an_answer_off() -> None:
     for begin in (CHUNKED + b"0\r\nA: ", CHUNKED + b"3;"):
         async with application(endless(begin, b"a" * 16_000)) as app, proxy() as client, asyncio.timeout(PATIENCE):
-            serve(client, app)
+            serve_web(client, app)
             reader, writer = await asyncio.open_connection(LOCALHOST, client.outbound)
             writer.write(get(headers=["Connection: close"]))
             answer = await reader.read()
@@ -211,7 +201,7 @@ async def test_trailers_of_a_request_without_end_are_not_paid_for_by_its_body() 
         await reader.read()
 
     async with application(patient) as app, proxy() as client, asyncio.timeout(PATIENCE):
-        serve(client, app)
+        serve_web(client, app)
         reader, writer = await asyncio.open_connection(LOCALHOST, client.outbound)
         head = b"POST / HTTP/1.1\r\nHost: web.shop\r\nTransfer-Encoding: chunked\r\n\r\n"
         writer.write(head + b"30000\r\n" + bytes(0x30000) + b"\r\n0\r\n")
@@ -236,7 +226,7 @@ async def test_an_answer_of_many_small_chunks_is_no_flood() -> None:
         writer.write(b"0\r\n\r\n")
 
     async with application(answer) as app, proxy() as client, asyncio.timeout(PATIENCE):
-        serve(client, app)
+        serve_web(client, app)
         assert (await send(client.outbound, get())).body == b"a" * 60_000
 
 
@@ -261,7 +251,6 @@ async def test_an_open_request_keeps_the_time_limit_of_a_config_that_is_gone() -
 
     async with application(silent) as app, proxy() as client, asyncio.timeout(PATIENCE):
         parts = (listeners("client"), backend())
-        client.engine.endpoints({"web.shop:80": [endpoint(app)]}, full=True)
         client.engine.apply(config(*parts, routes(to("web.shop:80", timeout_ms=500))), None, 0)
         client.engine.endpoints({"web.shop:80": [endpoint(app)]}, full=True)
         answer = asyncio.ensure_future(send(client.outbound, get()))

@@ -3,13 +3,27 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from backstay.config.model import HashOn, HealthCheck, Outlier, Retry
 from backstay.config.wire import Endpoint
 from backstay.sidecar.engines.python.pool import Group, Pool, PoolKey
 
-from .mesh import LOCALHOST, Proxy, application, backend, config, get, listeners, proxy, read_message, routes, send, to
+from .mesh import (
+    LOCALHOST,
+    Proxy,
+    application,
+    backend,
+    config,
+    get,
+    listeners,
+    proxy,
+    read_message,
+    routes,
+    send,
+    to,
+    until,
+)
 
 CLIENT = listeners()
 
@@ -57,12 +71,6 @@ async def servers(*names: str) -> AsyncIterator[Servers]:
 async def ask(client: Proxy, count: int = 1, path: str = "/", *headers: str) -> Counter[tuple[int, bytes]]:
     answers = [await send(client.outbound, get(path, headers=headers)) for _ in range(count)]
     return Counter((answer.status, answer.body) for answer in answers)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not true():
-            await asyncio.sleep(0.02)
 
 
 def out(client: Proxy) -> int:

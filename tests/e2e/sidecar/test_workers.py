@@ -34,15 +34,10 @@ from e2e.engine.mesh import (
     routes,
     send,
     to,
+    until,
 )
 
 WITHIN = 60.0  # seconds; processes start in half of one, on a busy machine in ten
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WITHIN):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @dataclass
