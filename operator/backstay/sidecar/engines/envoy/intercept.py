@@ -224,9 +224,11 @@ def _by_name(port: int, tables: Sequence[RouteTable]) -> Iterator[tuple[RouteTab
         for table in here:
             for name in pick(table):
                 taken.setdefault(name.decode().partition(":")[0], table)
+    names: dict[int, list[str]] = {}
+    for name, owner in taken.items():
+        names.setdefault(id(owner), []).append(name)
     for table in here:
-        names = [name for name, owner in taken.items() if owner is table]
-        yield table, [each for name in names for each in routes.spellings(name)]
+        yield table, [each for name in names.get(id(table), ()) for each in routes.spellings(name)]
 
 
 def _names_at(port: int, let_out: Sequence[str]) -> Iterator[str]:

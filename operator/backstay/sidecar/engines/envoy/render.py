@@ -361,7 +361,7 @@ def _to_application(world: World, parts: Parts) -> Iterator[Json]:
     yield from (intercept.application(port) for port in sorted(ports))
     yield intercept.onward()
     for key in _asked_directly(world, parts):
-        shown = clusters.identities(world.endpoints, key)
+        shown = [each for each in clusters.identities(world.endpoints, key) if each not in world.revoked]
         yield intercept.direct(_direct_cluster(key), tls.to_any(shown, world.folder))
 
 

@@ -98,10 +98,12 @@ def to_peer(identity: str, folder: Folder) -> Json:
 
 
 def to_any(identities: Sequence[str], folder: Folder) -> Json:
-    """mTLS with one of these peers, where only an address was asked for."""
+    """mTLS with one of these peers, where only an address was asked for; with none of them nobody is believed."""
     found = to_peer(_NOBODY, folder)
     context = found["typed_config"]["common_tls_context"]["combined_validation_context"]["default_validation_context"]
-    context["match_typed_subject_alt_names"] = [{"san_type": "URI", "matcher": exactly(each)} for each in identities]
+    context["match_typed_subject_alt_names"] = [
+        {"san_type": "URI", "matcher": exactly(each)} for each in identities or [_NOBODY]
+    ]
     return found
 
 
