@@ -51,8 +51,14 @@ def stop(process: Process, grace: float) -> None:
         return
     _signal_group(process, signal.SIGTERM)
     if not _waited(lambda: not is_alive(process), grace):
-        _signal_group(process, signal.SIGKILL)
-        _waited(lambda: not is_alive(process), 10.0)
+        kill(process)
+    _reap(process)
+
+
+def kill(process: Process) -> None:
+    """End its group without a word, so that it tells nobody. Returns when it is gone."""
+    _signal_group(process, signal.SIGKILL)
+    _waited(lambda: not is_alive(process), 10.0)
     _reap(process)
 
 

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.long
 AWAY_S: Final = float(os.environ.get("BACKSTAY_TEST_AWAY_S", "45"))
 """How long the API server is away: longer than every timeout on the way to it."""
 CATCH_UP_S: Final = 30.0
+EXPIRED: Final = "kubernetes.expired path="
+"""What an operator logs of a watch that was told 410."""
 LEASE_S: Final = 30.0
 """`confirmWithin` of the stage's mesh."""
 BUSY: Final = 0.3
@@ -72,16 +74,19 @@ async def test_without_any_operator_stable_serves_and_nothing_starts_outside_the
 # --- the API server ---------------------------------------------------------------------------------------------------
 
 
-async def test_an_api_server_that_was_away_is_caught_up_with(mesh: Shop) -> None:
+async def test_an_api_server_that_was_away_and_has_forgotten_is_caught_up_with(mesh: Shop) -> None:
+    """What watches would go on from is compacted away: they are told 410 and list again."""
     ours = mesh.stage.reach.ours
     if ours is None:
         pytest.skip("the API server of this cluster is not ours to stop")
     mark, pods = mesh.mark(), await mesh.operators()
     used = {pod: mesh.processor_seconds(pod) for pod in pods}
+    expired = {pod: mesh.said_of(pod, EXPIRED) for pod in pods}
     began = time.monotonic()
     ours.stop_part("kube-apiserver")
     try:
         await asyncio.sleep(AWAY_S)
+        await asyncio.to_thread(ours.compact)
     finally:
         ours.start_part("kube-apiserver")
         await asyncio.to_thread(ours.wait_api)
@@ -91,6 +96,11 @@ async def test_an_api_server_that_was_away_is_caught_up_with(mesh: Shop) -> None
     await mesh.until_repository(lambda _, status: status.get("lastHandledReconcileAt") == "after-the-outage")
     took = time.monotonic() - back
     assert took < CATCH_UP_S, f"a request to look was heard only after {took:.0f} s"
+
+    async def were_told() -> bool:
+        return all(mesh.said_of(pod, EXPIRED) > before for pod, before in expired.items())
+
+    await until(were_told, lambda: "an operator was not told 410", CATCH_UP_S)
     await mesh.until_steady()
     assert await mesh.operators() == pods, "an operator was restarted"
     assert {pod: share for pod, share in busy.items() if share > BUSY} == {}
