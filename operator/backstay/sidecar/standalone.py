@@ -6,13 +6,15 @@ A file that cannot be served changes nothing; the log says why.
 import asyncio
 import logging
 import re
-from collections.abc import Iterable, Mapping
+import ssl
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final, get_args
 
 import msgspec
 
-from backstay.config.model import Part
+from backstay.config.model import Config, Listeners, Part
 from backstay.config.standalone import ConfigFile
 from backstay.redact import clean
 from backstay.sidecar.engine import ContentRefused, Engine, IdentityFiles, settled
@@ -96,10 +98,8 @@ class Served:
 
     async def _serve(self, found: ConfigFile) -> None:
         engine = self._engine
+        self._check(found)
         bundles = {domain: self._place(path).read_text() for domain, path in found.trust.items()}
-        for name, path in found.files.items():
-            if not self._place(path).is_file():
-                raise ValueError(f"{self._path}: {name}: {path!r} is not a file")
         try:
             engine.secrets({name: self._place(path) for name, path in found.secrets.items()})
             engine.apply(found.served(), None, 0.0)
@@ -112,6 +112,49 @@ class Served:
             paths = found.identity
             engine.identity(IdentityFiles(certificate=self._place(paths.certificate), key=self._place(paths.key)))
         engine.trust(bundles, found.revoked)
+
+    def _check(self, found: ConfigFile) -> None:
+        """All that the file names can be used, before any of it is. Raises ValueError."""
+        for where, path in found.files.items():
+            if not self._place(path).is_file():
+                raise ValueError(f"{self._path}: {where}: {path!r} is not a file")
+        for where, path, load in self._loads(found):
+            try:
+                load()
+            except (
+                OSError,
+                ValueError,
+                TypeError,
+            ) as error:  # ssl.SSLError is an OSError; TypeError: roots that are not ASCII
+                raise ValueError(f"{self._path}: {where}: {path!r} cannot be used: {error}") from error
+        for name, secret in _secrets_named(found.served()):
+            if secret not in found.secrets:
+                raise ValueError(f"{self._path}: gateway {name} shows secret {secret!r}, which is not among `secrets`")
+
+    def _loads(self, found: ConfigFile) -> Iterator[tuple[str, str, Callable[[], None]]]:
+        """Where a file is named, its path, and a try to use it."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        pair = partial(context.load_cert_chain, password="")  # a locked key is an error; nobody is there to be asked
+        for name, path in found.secrets.items():
+            yield f"secrets.{name}", path, partial(pair, self._place(path))
+        for domain, path in found.trust.items():
+            yield f"trust.{domain}", path, partial(_load_roots, context, self._place(path))
+        own = found.identity
+        if own is not None:
+            certificate, key = self._place(own.certificate), self._place(own.key)
+            yield "identity", own.certificate, partial(pair, certificate, key)
+
+
+def _load_roots(context: ssl.SSLContext, path: Path) -> None:
+    context.load_verify_locations(cadata=path.read_text())
+
+
+def _secrets_named(config: Config) -> Iterator[tuple[str, str]]:
+    """Listeners that end TLS, and the secrets they show."""
+    part = config.parts.get("listeners")
+    for entry in part.gateway if isinstance(part, Listeners) else ():
+        if entry.protocol == "https":
+            yield entry.name, entry.secret
 
 
 def stamp(paths: Iterable[Path]) -> Stamp:

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import json
 import os
+import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -713,6 +715,22 @@ async def test_identity_and_trust_rotate_without_a_failed_request(tmp_path: Path
                 if step == 2:
                     running.engine.trust({DOMAIN: new.pem}, [])
                 assert (await send(client.outbound, get())).status == 200
+
+
+async def test_roots_and_certificates_that_cannot_be_used_are_not_kept(tmp_path: Path) -> None:
+    ca = Authority(tmp_path)
+    async with proxy() as client:
+        engine, good = client.engine, ca.issue(spiffe("client"))
+        engine.trust({DOMAIN: ca.pem}, [])
+        engine.identity(good)
+        served = engine.server.contexts
+        with pytest.raises(ssl.SSLError):
+            engine.trust({DOMAIN: "no roots"}, [])
+        with pytest.raises(ssl.SSLError):
+            engine.identity(replace(good, key=ca.issue(spiffe("client")).key))
+        assert engine.server.contexts is served
+        engine.trust({DOMAIN: ca.pem}, [])
+        engine.identity(good)
 
 
 async def test_a_revoked_identity_is_cut_off_at_once(tmp_path: Path) -> None:

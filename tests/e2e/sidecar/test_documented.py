@@ -194,3 +194,52 @@ async def test_mtls_between_two(example: Example) -> None:
         assert (answer.status, answer.body) == (200, b"hello")
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):  # plaintext is refused
             await send(example.port(15106), get("/"))
+
+
+async def test_roots_that_cannot_be_used_change_nothing_and_good_ones_heal(example: Example) -> None:
+    authority = Authority(example.folder)
+    roots, log = example.folder / "roots.pem", example.log("server.json")
+    roots.write_text(authority.pem)
+    files = authority.issue(spiffe("web"))
+    files.certificate.rename(example.folder / "web.crt")
+    files.key.rename(example.folder / "web.key")
+
+    async def says(what: str) -> None:
+        async with asyncio.timeout(WITHIN):
+            while what not in log.read_text():
+                await asyncio.sleep(0.05)
+
+    async with example.running("server.json"):
+        roots.write_text("no roots")
+        await says("server.json: trust.test.mesh: 'roots.pem' cannot be used: ")
+        roots.write_text(authority.pem)
+        await says("config.reloaded")
+
+
+@pytest.mark.parametrize(
+    ("pem", "secret", "said"),
+    [
+        ("", "edge/shop", "tls.json: secrets.edge/shop: 'shop.pem' cannot be used: "),
+        (
+            None,
+            "edge/other",
+            "tls.json: gateway edge/web/https shows secret 'edge/other', which is not among `secrets`",
+        ),
+    ],
+)
+async def test_a_certificate_that_cannot_be_shown_keeps_the_sidecar_from_starting(
+    tmp_path: Path, pem: str | None, secret: str, said: str
+) -> None:
+    certificate = self_signed(tmp_path, "shop.example.com", "shop")
+    if pem is not None:
+        certificate.write_text(pem)
+    (tmp_path / "tls.json").write_text(FILES["tls.json"].replace('"secret": "edge/shop"', f'"secret": "{secret}"'))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "backstay.sidecar", "--config", "tls.json", "--outbound", "0", "--admin-port", "0"),
+        *("--health-port", "0", "--prometheus-port", "0"),
+        cwd=tmp_path,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(WITHIN):
+        _, error = await process.communicate()
+    assert (process.returncode, error.decode().partition(said)[:2]) == (1, ("backstay sidecar: ", said))

@@ -252,19 +252,19 @@ class PythonEngine:
         self.server.services = {address: service for service, found in services.items() for address in found}
 
     def trust(self, bundles: Mapping[str, str], revoked: Sequence[str]) -> None:
-        self._bundles = dict(bundles)
-        self._revoked = frozenset(revoked)
-        self._renew_contexts()
-        self._cut_off(self._revoked)
+        wanted, refused = dict(bundles), frozenset(revoked)
+        self._renew_contexts(self._files, wanted, refused)  # what cannot be used is not kept either
+        self._bundles, self._revoked = wanted, refused
+        self._cut_off(refused)
 
     def identity(self, files: IdentityFiles) -> None:
+        self._renew_contexts(files, self._bundles, self._revoked)
         self._files = files
-        self._renew_contexts()
 
-    def _renew_contexts(self) -> None:
-        if self._files is None or not self._bundles:
-            return
-        self.server.contexts = make_contexts(self._files, self._bundles, self._revoked)
+    def _renew_contexts(self, files: IdentityFiles | None, bundles: dict[str, str], revoked: frozenset[str]) -> None:
+        """Raises OSError for what cannot be used."""
+        if files is not None and bundles:
+            self.server.contexts = make_contexts(files, bundles, revoked)
 
     def _cut_off(self, revoked: frozenset[str]) -> None:
         """Close every connection to or from a revoked identity, and from domains that are not trusted any more."""
