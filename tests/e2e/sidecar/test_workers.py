@@ -174,6 +174,7 @@ async def test_a_gateways_port_is_opened_in_all_and_closed_again() -> None:
             await send(port, get(host="any.example"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="ports are shared on Linux only")
 async def test_another_engine_and_workers_take_over_from_each_other_under_traffic() -> None:
     def make(name: str, beside: bool) -> Engine:
         return Workers(2, beside=beside) if name == "python" else PythonEngine(log=len, beside=beside)
