@@ -85,11 +85,14 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pag
             head = await reader.readuntil(b"\r\n\r\n")
         found = answer(head, pages)
         shown = found if isinstance(found, tuple) else await found
+        writer.transport.set_write_buffer_limits(0)  # so that `drain` waits until all of it is taken
         writer.write(encode(shown, head_only=head.startswith(b"HEAD ")))
         async with asyncio.timeout(REQUEST_WITHIN):
             await writer.drain()
-    except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        pass  # a prober that went away or never asked
+    except TimeoutError:
+        writer.transport.abort()  # it never asked, or takes nothing: `close` would wait for it
+    except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        pass  # a prober that went away
     finally:
         writer.close()
 
