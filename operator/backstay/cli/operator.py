@@ -15,9 +15,13 @@ from backstay.cli.exits import Exit, Failed
 from backstay.settings import MOST_SAMPLES
 
 LEVELS: Final = ("debug", "info", "warning", "error")
+LEAVE_WITHIN: Final = 1.0
+"""Seconds for tasks to end by themselves, and once more after they were told to: all that matters has ended before."""
 YOUNG_OBJECTS: Final = 10_000
 """New containers before a look for reference cycles (Python's own: 700). What a thousand proxies say is no cycle, and a cluster's
 objects are there to stay: looking through them was an eighth of what streams cost."""
+
+_log: Final = logging.getLogger("backstay.cli")
 
 
 def _default_pod() -> str:
@@ -56,16 +60,36 @@ def operator(log_level: str, **options: Any) -> None:
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-    _run(serve(KubernetesSettings(**options)))
+    main = serve(KubernetesSettings(**options))
+    gc.freeze()  # what is imported stays until the end
+    gc.set_threshold(YOUNG_OBJECTS)
+    _run(main)
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
     """On uvloop: asyncio's own TLS keeps 256 KiB of buffer for each of a thousand proxies, and all of it resident."""
     import uvloop
 
-    gc.freeze()  # what is imported stays until the end
-    gc.set_threshold(YOUNG_OBJECTS)
-    uvloop.run(main)
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(main)
+    finally:
+        loop.run_until_complete(_leave())
+        loop.close()
+
+
+async def _leave() -> None:
+    """End what still runs, and do not wait for what does not: kopf's schedulers wait for ever for tasks that were cancelled
+    with them, and a pod would be killed after its grace period instead of ending."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    if left:
+        _, left = await asyncio.wait(left, timeout=LEAVE_WITHIN)
+    for task in left:
+        task.cancel()
+    if left:
+        _, left = await asyncio.wait(left, timeout=LEAVE_WITHIN)
+    if left:
+        _log.info("operator.left tasks=%s", sorted(task.get_name() for task in left))
 
 
 async def serve(settings: "Any") -> None:
