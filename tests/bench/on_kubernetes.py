@@ -20,6 +20,7 @@ inject_p50_ms             likewise, the median
 
 sidecar_start_s           from the start of a proxy's process to its first 200 on its health port; one pod, median of ten
 pod_start_added_s         how much later a pod is Ready for it: median of ten, over the median of ten without
+pod_start_least_s         likewise for an init container and a native sidecar that do nothing: what is the kubelet's of it
 push_to_ready_s           from the end of `git push` to Ready=True with 20 injected pods, no soak; median of ten
 push_to_ready_most_s      the slowest of them; git is looked at once a second
 

@@ -9,7 +9,7 @@ import json
 import secrets
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,18 @@ PUSHES: Final = 3 if QUICK else 10
 READY_S: Final = 180.0
 REST_S: Final = 1.0  # between two pods: the one before is gone from the processor
 APPLICATION: Final = {"name": "app", "image": PAUSE_IMAGE, "imagePullPolicy": "Never"}
+_NOTHING: Final = {"image": "backstay-sidecar:dev", "imagePullPolicy": "Never"}
+DO_NOTHING: Final = (
+    {"name": "ends", **_NOTHING, "command": ["true"]},
+    {
+        "name": "stays",
+        **_NOTHING,
+        "restartPolicy": "Always",
+        "command": ["python", "-S", "-m", "http.server", str(HEALTH_PORT)],
+        "startupProbe": {"httpGet": {"path": "/", "port": HEALTH_PORT}, "periodSeconds": 1, "failureThreshold": 600},
+    },
+)
+"""An init container and a native sidecar as injection adds them, with nothing to do: what they cost is the kubelet's."""
 PROBE: Final = """
 import http.client, os, pathlib, sys, time
 address, port, pod = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -100,10 +112,10 @@ class Field:
                 self.reach.kubectl, "delete", "-k", str(BOOTSTRAP), "--ignore-not-found", timeout=300
             )
 
-    async def pod(self, namespace: str, name: str) -> tuple[float, float]:
+    async def pod(self, namespace: str, name: str, before: Sequence[object] = ()) -> tuple[float, float]:
         """Start one and remove it: (seconds until it was Ready, seconds its proxy took to say so; 0 without one)."""
         path = f"/api/v1/namespaces/{namespace}/pods"
-        spec = {"containers": [APPLICATION], "terminationGracePeriodSeconds": 1}
+        spec = {"initContainers": before, "containers": [APPLICATION], "terminationGracePeriodSeconds": 1}
         began = time.monotonic()
         await self.client.create(path, {"metadata": {"name": name}, "spec": spec})
         probe = asyncio.create_task(self._proxy_start(path, name)) if namespace == self.meshed else None
@@ -195,14 +207,22 @@ class Field:
 
 
 async def starts(field: Field) -> dict[str, float]:
-    plain, meshed = [], []
+    plain, idle, meshed = [], [], []
     for number in range(STARTS):
         plain.append((await field.pod(field.plain, f"plain-{number}"))[0])
+        idle.append((await field.pod(field.plain, f"idle-{number}", DO_NOTHING))[0])
         meshed.append(await field.pod(field.meshed, f"meshed-{number}"))
-    bare, ready = statistics.median(plain), statistics.median(pod for pod, _ in meshed)
+    bare, least, ready = (statistics.median(each) for each in (plain, idle, [pod for pod, _ in meshed]))
     proxy = statistics.median(proxy for _, proxy in meshed)
-    say(f"{STARTS} pods: Ready after {bare:.2f} s, with a proxy after {ready:.2f} s, which took {proxy:.2f} s of it")
-    return {"sidecar_start_s": round(proxy, 2), "pod_start_added_s": round(ready - bare, 2)}
+    say(
+        f"{STARTS} pods: Ready after {bare:.2f} s, with containers that do nothing after {least:.2f} s, with a proxy after "
+        f"{ready:.2f} s, which took {proxy:.2f} s of it"
+    )
+    return {
+        "sidecar_start_s": round(proxy, 2),
+        "pod_start_added_s": round(ready - bare, 2),
+        "pod_start_least_s": round(least - bare, 2),
+    }
 
 
 async def pushes(field: Field) -> dict[str, float]:
