@@ -121,7 +121,7 @@ class Served:
         for where, path, load in self._loads(found):
             try:
                 load()
-            except (OSError, ValueError, TypeError) as error:  # an SSLError is an OSError; TypeError: roots not in ASCII
+            except (OSError, ValueError, TypeError) as error:  # TypeError: roots that are not ASCII
                 raise ValueError(f"{self._path}: {where}: {path!r} cannot be used: {error}") from error
         for name, secret in _secrets_named(found.served()):
             if secret not in found.secrets:
